@@ -1,0 +1,157 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+)
+
+// app is what every verb shares: the streams and the persistent flags. state
+// is absolute and output is "table" or "json" once a verb's RunE is called.
+type app struct {
+	stdin          io.Reader
+	stdout, stderr io.Writer
+	state          string
+	output         string
+	quiet          bool
+}
+
+// path joins names below the state directory.
+func (a *app) path(names ...string) string {
+	return filepath.Join(append([]string{a.state}, names...)...)
+}
+
+// run executes one command line and returns the exit code.
+func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	a := &app{stdin: stdin, stdout: stdout, stderr: stderr}
+	root := newRootCommand(a)
+	root.SetArgs(args)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return codeDone
+	}
+	var coded *exitError
+	if !errors.As(err, &coded) && isUsage(err) {
+		err = exit(codeUsage, err)
+	}
+	reportError(stderr, err, a.output)
+	return exitCode(err)
+}
+
+func newRootCommand(a *app) *cobra.Command {
+	root := &cobra.Command{
+		Use:   "clawfs",
+		Short: "Open only those model files that a rebuild of their signed recipe produced",
+		Long: `clawfs mounts a directory of model files. A file opens only if its bytes are
+the bytes that an independent rebuild of a publisher's signed recipe produced.
+Where the file was downloaded from does not matter, and who is asking neither.`,
+		Example: `  clawfs init
+  clawfs publisher trust acme.pub --name acme --models 'acme/*'
+  clawfs mount /srv/downloads /models
+  clawfs grant langid.sba --wait
+  clawfs why /models/langid.bin`,
+		SilenceErrors:              true,
+		SilenceUsage:               true,
+		SuggestionsMinimumDistance: 2,
+		Args:                       unknownVerb,
+		RunE:                       func(c *cobra.Command, _ []string) error { return c.Help() },
+		PersistentPreRunE:          func(*cobra.Command, []string) error { return a.resolve() },
+	}
+	root.SetIn(a.stdin)
+	root.SetOut(a.stdout)
+	root.SetErr(a.stderr)
+	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
+		return exitf(codeUsage, "%w; see `%s --help`", err, c.CommandPath())
+	})
+	f := root.PersistentFlags()
+	f.StringVar(&a.state, "state", "", "state `directory` (default $CLAWFS_STATE, else /var/lib/clawfs for root, else $XDG_STATE_HOME/clawfs)")
+	f.StringVarP(&a.output, "output", "o", "table", "output `format`: table or json")
+	f.BoolVarP(&a.quiet, "quiet", "q", false, "no progress on standard error")
+	for _, verb := range verbs {
+		root.AddCommand(verb(a))
+	}
+	return root
+}
+
+// resolve settles the persistent flags.
+func (a *app) resolve() error {
+	if a.output != "table" && a.output != "json" {
+		got := a.output
+		a.output = "table"
+		return exitf(codeUsage, "--output %q: want table or json", got)
+	}
+	if a.state == "" {
+		dir, err := defaultState(os.Getenv, os.Geteuid())
+		if err != nil {
+			return exit(codeUsage, err)
+		}
+		a.state = dir
+	}
+	abs, err := filepath.Abs(a.state)
+	if err != nil {
+		return err
+	}
+	a.state = abs
+	return nil
+}
+
+// defaultState is the state directory of a process whose effective user is uid.
+func defaultState(getenv func(string) string, uid int) (string, error) {
+	if dir := getenv("CLAWFS_STATE"); dir != "" {
+		return dir, nil
+	}
+	if uid == 0 {
+		return "/var/lib/clawfs", nil
+	}
+	if dir := getenv("XDG_STATE_HOME"); filepath.IsAbs(dir) {
+		return filepath.Join(dir, "clawfs"), nil
+	}
+	if home := getenv("HOME"); filepath.IsAbs(home) {
+		return filepath.Join(home, ".local", "state", "clawfs"), nil
+	}
+	return "", errors.New("no state directory: HOME is not set; give --state DIR")
+}
+
+// unknownVerb refuses a verb that does not exist and names the nearest ones.
+func unknownVerb(c *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	msg := fmt.Sprintf("no verb %q in `%s`", args[0], c.CommandPath())
+	if near := c.SuggestionsFor(args[0]); len(near) > 0 {
+		msg += "; did you mean " + strings.Join(near, ", ") + "?"
+	}
+	return exitf(codeUsage, "%s; see `%s --help`", msg, c.CommandPath())
+}
+
+// group is a verb that only holds other verbs.
+func group(use, short, long string, verbs ...*cobra.Command) *cobra.Command {
+	c := &cobra.Command{
+		Use: use, Short: short, Long: long,
+		Args:                       unknownVerb,
+		SuggestionsMinimumDistance: 2,
+		RunE: func(c *cobra.Command, _ []string) error {
+			return exitf(codeUsage, "`%s` needs a verb; see `%s --help`", c.CommandPath(), c.CommandPath())
+		},
+	}
+	c.AddCommand(verbs...)
+	return c
+}
+
+// isUsage recognises the errors that cobra makes itself for a wrong number of
+// arguments or a missing required flag; it gives them no type.
+func isUsage(err error) bool {
+	s := err.Error()
+	for _, p := range []string{"accepts ", "requires at least ", "required flag(s) ", "unknown command ", "if any flags in the group ", "at least one of the flags "} {
+		if strings.HasPrefix(s, p) {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,9 @@
+package main
+
+import "github.com/spf13/cobra"
+
+// verbs are the constructors of all verbs, one file each. Cobra sorts them
+// for --help.
+var verbs = []func(*app) *cobra.Command{
+	newVersionCommand,
+}
