@@ -1,0 +1,112 @@
+package config
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/BurntSushi/toml"
+)
+
+// Settings is clawfs.toml. Nothing in it weakens a check: it says where
+// programs are and how much of the machine to use.
+type Settings struct {
+	Build      Build      `toml:"build"`
+	Capability Capability `toml:"capability"`
+	Mount      Mount      `toml:"mount"`
+}
+
+// Build is the table [build].
+type Build struct {
+	// Runtime is the absolute path of the OCI runtime; empty: found on PATH.
+	Runtime string `toml:"runtime"`
+	// Concurrency is how many rebuilds run at once, 1 to 64.
+	Concurrency int `toml:"concurrency"`
+}
+
+// Capability is the table [capability].
+type Capability struct {
+	// Lifetime is how long a minted capability opens files, from 1h to 8784h
+	// (366 days).
+	Lifetime Duration `toml:"lifetime"`
+}
+
+// Mount is the table [mount].
+type Mount struct {
+	// AllowOther lets other users than the one that mounted read the files.
+	AllowOther bool `toml:"allow_other"`
+	// HashWorkers is the number of hashing threads; 0: one for each core.
+	HashWorkers int `toml:"hash_workers"`
+}
+
+// Duration is a time.Duration written as "2160h".
+type Duration time.Duration
+
+func (d *Duration) UnmarshalText(text []byte) error {
+	v, err := time.ParseDuration(string(text))
+	if err != nil {
+		return fmt.Errorf("%q is not a duration such as \"2160h\"", text)
+	}
+	*d = Duration(v)
+	return nil
+}
+
+// Defaults are the settings of a state directory without clawfs.toml. A mount
+// made by root is for everybody on the machine: that is what it is for.
+func Defaults(uid int) Settings {
+	return Settings{
+		Build:      Build{Concurrency: 1},
+		Capability: Capability{Lifetime: Duration(90 * 24 * time.Hour)},
+		Mount:      Mount{AllowOther: uid == 0},
+	}
+}
+
+// LoadSettings reads clawfs.toml over Defaults(uid). A missing file is the
+// defaults; an unknown key, a wrong type or a value out of range is an error.
+func (s State) LoadSettings(uid int) (Settings, error) {
+	b, err := ReadPublic(s.Settings())
+	if errors.Is(err, fs.ErrNotExist) {
+		return Defaults(uid), nil
+	}
+	if err != nil {
+		return Settings{}, err
+	}
+	v, err := ParseSettings(b, uid)
+	if err != nil {
+		return Settings{}, fmt.Errorf("%s: %w", s.Settings(), err)
+	}
+	return v, nil
+}
+
+// ParseSettings is LoadSettings on the text of a file.
+func ParseSettings(text []byte, uid int) (Settings, error) {
+	v := Defaults(uid)
+	meta, err := toml.NewDecoder(bytes.NewReader(text)).Decode(&v)
+	if err != nil {
+		return Settings{}, err
+	}
+	if unknown := meta.Undecoded(); len(unknown) > 0 {
+		names := make([]string, len(unknown))
+		for i, k := range unknown {
+			names[i] = k.String()
+		}
+		return Settings{}, fmt.Errorf("unknown setting %s", strings.Join(names, ", "))
+	}
+	if v.Build.Runtime != "" && !filepath.IsAbs(v.Build.Runtime) {
+		return Settings{}, fmt.Errorf("build.runtime %q: not an absolute path", v.Build.Runtime)
+	}
+	if n := v.Build.Concurrency; n < 1 || n > 64 {
+		return Settings{}, fmt.Errorf("build.concurrency %d: want 1 to 64", n)
+	}
+	if d := time.Duration(v.Capability.Lifetime); d < time.Hour || d > 366*24*time.Hour {
+		return Settings{}, fmt.Errorf("capability.lifetime %s: want 1h to 8784h", d)
+	}
+	if n := v.Mount.HashWorkers; n < 0 || n > 1024 {
+		return Settings{}, fmt.Errorf("mount.hash_workers %d: want 0 to 1024", n)
+	}
+	return v, nil
+}

@@ -1,0 +1,85 @@
+// Package control is how the verbs and the mount processes talk to the daemon:
+// HTTP and JSON on a Unix socket in the state directory.
+//
+// Three things keep strangers out, each sufficient alone: the directory of the
+// socket is 0700, the socket is 0600, and the kernel's SO_PEERCRED of every
+// connection must name root or the daemon's own user. Nothing in a request
+// says who is asking.
+//
+// The socket belongs to whoever holds the lock file beside it, for as long as
+// the process lives: a stale socket is replaced only under that lock.
+package control
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+)
+
+// Lock is the right to be the daemon of a state directory. The kernel drops
+// it with the process, so it is never stale.
+type Lock struct{ f *os.File }
+
+// LockedError says that another process is the daemon.
+type LockedError struct {
+	Path string
+	PID  int // 0 when the other process has not written it yet
+}
+
+func (e *LockedError) Error() string {
+	if e.PID == 0 {
+		return fmt.Sprintf("another daemon holds %s", e.Path)
+	}
+	return fmt.Sprintf("another daemon, pid %d, holds %s", e.PID, e.Path)
+}
+
+// TakeLock takes the lock file, which it makes if needed, without waiting. A
+// lock that another process holds is a *LockedError.
+func TakeLock(path string) (*Lock, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("daemon lock: %w", err)
+	}
+	if fi, err := f.Stat(); err != nil || !fi.Mode().IsRegular() {
+		f.Close()
+		return nil, fmt.Errorf("daemon lock %s: not a regular file", path)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		defer f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, &LockedError{Path: path, PID: readPID(f)}
+		}
+		return nil, fmt.Errorf("daemon lock %s: %w", path, err)
+	}
+	if err := writePID(f); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("daemon lock %s: %w", path, err)
+	}
+	return &Lock{f: f}, nil
+}
+
+// Release gives the lock back. The file stays: removing it would let two
+// processes lock two files of one name.
+func (l *Lock) Release() error { return l.f.Close() }
+
+func writePID(f *os.File) error {
+	if err := f.Truncate(0); err != nil {
+		return err
+	}
+	_, err := f.WriteAt(strconv.AppendInt(nil, int64(os.Getpid()), 10), 0)
+	return err
+}
+
+func readPID(f *os.File) int {
+	b := make([]byte, 16)
+	n, _ := f.ReadAt(b, 0)
+	pid, err := strconv.Atoi(string(bytes.TrimSpace(b[:n])))
+	if err != nil || pid < 1 {
+		return 0
+	}
+	return pid
+}
