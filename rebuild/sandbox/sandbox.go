@@ -1,0 +1,163 @@
+// Package sandbox runs the stages of a build recipe in OCI containers and
+// hands back what they wrote.
+//
+// A recipe is hostile input to a machine that signs. Each stage therefore gets
+// a fresh container with its own user, pid, mount, network, ipc, uts, cgroup
+// and (where the kernel has them) time namespaces: no network but its own
+// loopback, the image and the inputs read-only, no capability, no new
+// privilege, a system-call filter, and limits on memory, processes, CPU, time,
+// disk and log. A limit that this host cannot enforce is an error of Find,
+// never a build without it.
+//
+// What the build sees:
+//
+//	/                   the image, read-only
+//	/in/<input>         the inputs, read-only
+//	/in/stages/<stage>  what earlier stages left in their /out, read-only
+//	/out                the only writable disk: an own ext4 file system of
+//	                    limited size and inode count, fresh for each stage
+//	/tmp, /dev/shm and  tmpfs, counted into the memory limit, fresh for each
+//	the work directory  stage
+//
+// Everything a run makes on the host outside Spec.Dir (containers, cgroups,
+// mounts, loop devices, a directory below StateDir) is gone when Run returns.
+// Where the worker died before that, the next Run or Sweep removes it.
+package sandbox
+
+import (
+	"io"
+	"os"
+	"time"
+
+	"github.com/openclaw/clawfs/hashpipe"
+)
+
+// Limits bounds one Run. Every field is required: a zero refuses.
+type Limits struct {
+	// MemoryBytes bounds memory of all processes of a stage together, tmpfs
+	// and page cache included. Swap does not add to it.
+	MemoryBytes int64
+	// OutputBytes bounds what all stages together may leave in their /out.
+	OutputBytes int64
+	// LogBytes bounds standard output and standard error of all stages.
+	LogBytes int64
+	// Processes bounds processes and threads alive at the same time.
+	Processes int64
+	// CPUs is CPU time for each second of wall clock.
+	CPUs float64
+	// Wall bounds all stages together.
+	Wall time.Duration
+}
+
+// Spec is one run of one recipe.
+type Spec struct {
+	// Recipe is the digest of the ledger payload; Outputs carry it.
+	Recipe hashpipe.Digest
+	// Rootfs is the directory of the unpacked environment image. Builds run as
+	// an unprivileged user, so its files need read permission for others.
+	Rootfs string
+	Inputs []Input
+	Stages []Stage
+	// Outputs are looked up in the /out of the last stage. All are required.
+	Outputs []Wanted
+	Limits  Limits
+	// Env is for every stage; a Stage's own Env wins. PATH, HOME and TMPDIR
+	// have defaults. Nothing of the worker's environment is passed on.
+	Env       map[string]string
+	Variation Variation
+	// Dir is a directory for the files of this run; the caller removes it when
+	// the outputs are no longer needed.
+	Dir string
+	// Log gets what the build prints, at most Limits.LogBytes bytes, in lines
+	// of at most MaxLine bytes. It is the build's text: escape it before
+	// showing it. nil drops it. Writes come from one goroutine at a time.
+	Log io.Writer
+	// Progress, if not nil, is told the name of each stage before it starts.
+	Progress func(stage string)
+}
+
+// Input is a file tree, or one file, that the build finds at /in/<Name>.
+type Input struct{ Name, Path string }
+
+// Stage is one command. Argv[0] is looked up in the image's PATH.
+type Stage struct {
+	Name string
+	Argv []string
+	Env  map[string]string
+	// WorkDir is an absolute path in the container; empty means the work
+	// directory of the Variation.
+	WorkDir string
+	// Wall bounds this stage; zero means what is left of Limits.Wall.
+	Wall time.Duration
+}
+
+// Wanted names one output and where the last stage leaves it, relative to /out.
+type Wanted struct{ Name, Path string }
+
+// Variation is what may differ between two runs of one recipe without
+// changing what a deterministic build writes. Zero fields take defaults.
+type Variation struct {
+	// Hostname defaults to "build".
+	Hostname string
+	// WorkDir defaults to "/work".
+	WorkDir string
+	// UID is the first of 65536 host ids that the container's ids map to;
+	// the default is 1<<30. Ids below 1<<20 are refused: they may belong to
+	// people of this host.
+	UID uint32
+	// CPUs are the processors the build may run on; empty means all.
+	CPUs []int
+	// ReverseEnv hands the environment over in descending order.
+	ReverseEnv bool
+	// Uptime shifts the monotonic and boot-time clocks forward.
+	Uptime time.Duration
+}
+
+// Result is a run whose every stage exited with status 0 within the limits and
+// whose every wanted output was found.
+type Result struct {
+	// Run identifies this run; no other run has it.
+	Run     string
+	Outputs []Output
+	Stages  []StageRecord
+	Wall    time.Duration
+	// Varied lists what this host really varied of Spec.Variation, each with
+	// its value.
+	Varied []string
+}
+
+// StageRecord is what one stage used.
+type StageRecord struct {
+	Name       string
+	Wall       time.Duration
+	PeakMemory int64 // bytes; 0 where the kernel does not tell
+	OutBytes   int64 // bytes allocated in /out at the end
+	LogBytes   int64
+}
+
+// Output is a file that a run of a recipe wrote, measured after every process
+// of that run was dead. Only Run makes one; the zero Output belongs to no
+// recipe and no run.
+type Output struct {
+	name        string
+	recipe      hashpipe.Digest
+	run         string
+	measurement hashpipe.Measurement
+	path        string
+}
+
+// Name is the name the recipe gives the output.
+func (o Output) Name() string { return o.name }
+
+// Recipe is the digest of the ledger payload that was run.
+func (o Output) Recipe() hashpipe.Digest { return o.recipe }
+
+// Run identifies the run that wrote the output.
+func (o Output) Run() string { return o.run }
+
+// Measurement is of the bytes that Open's file had when the run ended.
+func (o Output) Measurement() hashpipe.Measurement { return o.measurement }
+
+// Open opens the kept file below Spec.Dir. Its bytes may have been changed
+// since they were measured: whoever passes them on measures again.
+func (o Output) Open() (*os.File, error) { return os.Open(o.path) }
