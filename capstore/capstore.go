@@ -1,0 +1,171 @@
+// Package capstore holds capabilities: signed statements of a mint that a file
+// of this SHA-256 is what an independent rebuild of one publisher's recipe
+// produced. docs/capability.md is the format.
+//
+// Nothing here believes a row. A Capability or a Revocation exists only where a
+// pinned key's signature over its exact bytes was checked by this process: by a
+// View in memory (what a mount process holds) or by a Store, which keeps the
+// same signed bytes in Badger and checks them again each time it is opened.
+// Badger is a cache of signed texts; whoever can write into it can lose grants,
+// but cannot make one.
+//
+// A revocation is a signed record too. It outranks every capability that it
+// names, whichever of the two arrived first, and nothing deletes it. Expiry is
+// a field of the signed statement and is judged by whoever asks, at the time of
+// asking; this package has no clock.
+package capstore
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/openclaw/clawfs/hashpipe"
+	"github.com/openclaw/clawfs/verifier/dsse"
+)
+
+// MaxRecord bounds one signed envelope and one job row, in bytes. Two of them
+// fit into one Badger transaction of the profile used here (15 % of an 8 MiB
+// memtable), so that a job's end and its capability are one commit, and both
+// stay below the 1 MiB above which Badger would put a value into its value log,
+// where a damaged value reads as an empty one without an error.
+const MaxRecord = 512 << 10
+
+// maxInteger is the largest integer that every JSON implementation keeps exact.
+const maxInteger = 1<<53 - 1
+
+var (
+	// ErrNotFound: the store has no such job.
+	ErrNotFound = errors.New("not found")
+	// ErrLocked: another process has the store open.
+	ErrLocked = errors.New("store is open in another process")
+	// ErrNoSpace: the file system is too full to write safely. Badger writes
+	// through memory maps, and a full disk kills the process (SIGBUS), so the
+	// store refuses before that.
+	ErrNoSpace = errors.New("not enough free space")
+	// ErrDamaged: the store is older than, shorter than or different from what
+	// it acknowledged. Granting from it could revive a revoked capability.
+	ErrDamaged = errors.New("store is damaged or older than its head")
+	// ErrClosed: the store was closed, or an earlier write had an unknown outcome.
+	ErrClosed = errors.New("store is closed")
+	// ErrFinished: the job has ended, and a job ends once.
+	ErrFinished = errors.New("job has already ended")
+)
+
+// Signer is a public key pinned by the operator, and whose it is.
+type Signer struct {
+	Operator string
+	Key      dsse.PublicKey
+}
+
+// Trust names who may grant and who may take back. Both lists are required: a
+// store that nobody may revoke from is a mistake.
+type Trust struct {
+	Mints, Revokers []Signer
+}
+
+// role is one list of a Trust, checked.
+type role struct {
+	name     string
+	keys     []dsse.PublicKey
+	operator map[dsse.KeyID]string
+}
+
+func newRole(name string, signers []Signer) (role, error) {
+	r := role{name: name, operator: make(map[dsse.KeyID]string, len(signers))}
+	if len(signers) == 0 {
+		return role{}, fmt.Errorf("trust: no %s key is pinned", name)
+	}
+	for i, s := range signers {
+		if s.Key.IsZero() {
+			return role{}, fmt.Errorf("trust: %s %d (operator %q) has no key", name, i+1, s.Operator)
+		}
+		if err := checkText("operator", s.Operator, 256); err != nil {
+			return role{}, fmt.Errorf("trust: %s %d: %w", name, i+1, err)
+		}
+		if _, twice := r.operator[s.Key.ID()]; twice {
+			return role{}, fmt.Errorf("trust: %s key %s is pinned twice", name, s.Key.ID())
+		}
+		r.keys = append(r.keys, s.Key)
+		r.operator[s.Key.ID()] = s.Operator
+	}
+	return r, nil
+}
+
+// open returns the payload of an envelope signed by at least one key of the
+// role, and those keys.
+func (r role) open(envelope []byte) (payload []byte, signers []dsse.PublicKey, err error) {
+	if len(envelope) > MaxRecord {
+		return nil, nil, fmt.Errorf("envelope of %d bytes: at most %d are stored", len(envelope), MaxRecord)
+	}
+	e, err := dsse.Parse(envelope)
+	if err != nil {
+		return nil, nil, err
+	}
+	payload, signers, err = e.Verify(dsse.PayloadType, r.keys, 1)
+	if err != nil {
+		return nil, nil, fmt.Errorf("not signed by a trusted %s: %w", r.name, err)
+	}
+	return payload, signers, nil
+}
+
+// signed says whether the key that a statement names as its author is one of
+// those whose signature was checked.
+func signed(author dsse.KeyID, signers []dsse.PublicKey) bool {
+	return slices.ContainsFunc(signers, func(k dsse.PublicKey) bool { return k.ID() == author })
+}
+
+// checkText refuses what cannot be shown to a person on one line.
+func checkText(what, s string, max int) error {
+	switch {
+	case s == "":
+		return fmt.Errorf("%s is missing", what)
+	case len(s) > max:
+		return fmt.Errorf("%s of %d bytes: at most %d", what, len(s), max)
+	case !utf8.ValidString(s):
+		return fmt.Errorf("%s is not UTF-8", what)
+	case strings.TrimSpace(s) != s:
+		return fmt.Errorf("%s %q begins or ends with a space", what, s)
+	}
+	for _, r := range s {
+		if !unicode.IsPrint(r) {
+			return fmt.Errorf("%s %q has a character that cannot be printed", what, s)
+		}
+	}
+	return nil
+}
+
+// checkPath refuses every name that is not one clean relative path.
+func checkPath(what, p string, max int) error {
+	if err := checkText(what, p, max); err != nil {
+		return err
+	}
+	if strings.ContainsRune(p, '\\') {
+		return fmt.Errorf("%s %q has a backslash", what, p)
+	}
+	for part := range strings.SplitSeq(p, "/") {
+		if part == "" || part == "." || part == ".." {
+			return fmt.Errorf("%s %q is not a clean relative path", what, p)
+		}
+	}
+	return nil
+}
+
+func checkKeyID(what string, id dsse.KeyID) error {
+	if _, err := hashpipe.ParseDigest(string(id)); err != nil {
+		return fmt.Errorf("%s %q is not the hex SHA-256 of a public key", what, id)
+	}
+	return nil
+}
+
+// keyDigest is a key id as the digest it is. Ids in a checked statement parse.
+func keyDigest(id dsse.KeyID) hashpipe.Digest {
+	d, err := hashpipe.ParseDigest(string(id))
+	if err != nil {
+		return hashpipe.Digest{}
+	}
+	return d
+}

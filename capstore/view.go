@@ -1,0 +1,256 @@
+package capstore
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"path"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"github.com/openclaw/clawfs/hashpipe"
+)
+
+// View is the verified set of capabilities and revocations in memory. A mount
+// process holds one and no database; it feeds it the envelopes that the daemon
+// sends and checks every signature itself. Safe for concurrent use.
+type View struct {
+	mints, revokers role
+	stored          bool // belongs to a Store: records arrive through it alone
+
+	generation atomic.Uint64
+
+	// mu guards the maps. The records that they point to are immutable.
+	mu       sync.RWMutex
+	byID     map[hashpipe.Digest]Capability
+	byDigest map[hashpipe.Digest][]Capability
+	byName   map[string][]Capability // last component of a subject's name
+	revoked  map[target]Revocation   // the earliest of each target
+	revByID  map[hashpipe.Digest]Revocation
+}
+
+// target is one thing that can be taken back.
+type target struct {
+	kind   Kind
+	digest hashpipe.Digest
+}
+
+// Grant is a capability together with what is known against it.
+type Grant struct {
+	Capability
+	revocation Revocation
+}
+
+// Revoked returns the revocation that outranks the grant, if there is one.
+func (g Grant) Revoked() (Revocation, bool) { return g.revocation, !g.revocation.IsZero() }
+
+// NewView returns an empty view: until something is admitted it grants nothing.
+func NewView(t Trust) (*View, error) {
+	mints, err := newRole("mint", t.Mints)
+	if err != nil {
+		return nil, err
+	}
+	revokers, err := newRole("revoker", t.Revokers)
+	if err != nil {
+		return nil, err
+	}
+	return &View{
+		mints: mints, revokers: revokers,
+		byID:     make(map[hashpipe.Digest]Capability),
+		byDigest: make(map[hashpipe.Digest][]Capability),
+		byName:   make(map[string][]Capability),
+		revoked:  make(map[target]Revocation),
+		revByID:  make(map[hashpipe.Digest]Revocation),
+	}, nil
+}
+
+var errStored = errors.New("view belongs to a store: admit and revoke through the store, so that the record is kept")
+
+// Admit checks the envelope against the pinned mints and adds its capability.
+// The same payload twice is the same capability, and changes nothing.
+func (v *View) Admit(envelope []byte) (Capability, error) {
+	if v.stored {
+		return Capability{}, errStored
+	}
+	c, err := readCapability(v.mints, envelope)
+	if err != nil {
+		return Capability{}, fmt.Errorf("admitting capability: %w", err)
+	}
+	c, _ = v.addCapability(c)
+	return c, nil
+}
+
+// Revoke checks the envelope against the pinned revokers. When it returns, no
+// later Lookup shows the target as granted. What the target names need not be
+// known: a capability that arrives afterwards is revoked on arrival.
+func (v *View) Revoke(envelope []byte) (Revocation, error) {
+	if v.stored {
+		return Revocation{}, errStored
+	}
+	r, err := readRevocation(v.revokers, envelope)
+	if err != nil {
+		return Revocation{}, fmt.Errorf("admitting revocation: %w", err)
+	}
+	r, _ = v.addRevocation(r)
+	return r, nil
+}
+
+// Apply takes one record of a Store's snapshot or updates.
+func (v *View) Apply(r Record) error {
+	switch r.Kind {
+	case RecordCapability:
+		_, err := v.Admit(r.Envelope)
+		return err
+	case RecordRevocation:
+		_, err := v.Revoke(r.Envelope)
+		return err
+	}
+	return fmt.Errorf("record of kind %q: want %q or %q", r.Kind, RecordCapability, RecordRevocation)
+}
+
+func (v *View) addCapability(c Capability) (_ Capability, added bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if have, ok := v.byID[c.ID()]; ok {
+		return have, false
+	}
+	v.byID[c.ID()] = c
+	for _, s := range c.rec.subjects {
+		v.byDigest[s.Digest] = appendOnce(v.byDigest[s.Digest], c)
+		base := path.Base(s.Name)
+		v.byName[base] = appendOnce(v.byName[base], c)
+	}
+	v.generation.Add(1)
+	return c, true
+}
+
+// appendOnce keeps a capability with two outputs of one content, or of one base
+// name, from being listed twice. It never writes into an array that a reader holds.
+func appendOnce(list []Capability, c Capability) []Capability {
+	if len(list) > 0 && list[len(list)-1] == c {
+		return list
+	}
+	return append(list[:len(list):len(list)], c)
+}
+
+func (v *View) addRevocation(r Revocation) (_ Revocation, added bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if have, ok := v.revByID[r.ID()]; ok {
+		return have, false
+	}
+	v.revByID[r.ID()] = r
+	t := target{r.Kind(), r.target()}
+	if have, ok := v.revoked[t]; !ok || r.earlier(have) {
+		v.revoked[t] = r
+	}
+	v.generation.Add(1)
+	return r, true
+}
+
+// against returns what revokes the whole capability. Callers hold v.mu.
+func (v *View) against(c Capability) Revocation {
+	p := c.predicate()
+	for _, t := range [...]target{
+		{KindCapability, c.ID()},
+		{KindClaim, p.Claim},
+		{KindSBA, p.SBA.Digest.SHA256},
+		{KindPublisher, keyDigest(p.Publisher.KeyID)},
+		{KindMint, keyDigest(p.Minter.KeyID)},
+	} {
+		if r, ok := v.revoked[t]; ok {
+			return r
+		}
+	}
+	return Revocation{}
+}
+
+// Lookup returns every capability with an output of this SHA-256, revoked ones
+// too, so that a refusal can say why; the newest sequence first. A revocation of
+// the file itself stands against each of them. A zero digest has no grant.
+func (v *View) Lookup(d hashpipe.Digest) []Grant {
+	if d.IsZero() {
+		return nil
+	}
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	file := v.revoked[target{KindFile, d}]
+	return v.grants(v.byDigest[d], func(Capability) Revocation { return file })
+}
+
+// ByName returns every capability with an output whose last name component is
+// base, to tell a stranger from a changed file. It is for messages: what a grant
+// allows is decided by Lookup of the measured digest.
+func (v *View) ByName(base string) []Grant {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return v.grants(v.byName[base], func(c Capability) Revocation {
+		for _, s := range c.rec.subjects {
+			if r, ok := v.revoked[target{KindFile, s.Digest}]; ok && path.Base(s.Name) == base {
+				return r
+			}
+		}
+		return Revocation{}
+	})
+}
+
+// All returns every capability. A revocation of one of its files alone is not
+// shown here, because the other files stay granted; see Revocations.
+func (v *View) All() []Grant {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	list := make([]Capability, 0, len(v.byID))
+	for _, c := range v.byID {
+		list = append(list, c)
+	}
+	return v.grants(list, func(Capability) Revocation { return Revocation{} })
+}
+
+// grants orders a list and joins each with what stands against it. Callers hold v.mu.
+func (v *View) grants(list []Capability, also func(Capability) Revocation) []Grant {
+	if len(list) == 0 {
+		return nil
+	}
+	out := make([]Grant, 0, len(list))
+	for _, c := range list {
+		r := v.against(c)
+		if r.IsZero() {
+			r = also(c)
+		}
+		out = append(out, Grant{c, r})
+	}
+	slices.SortFunc(out, func(a, b Grant) int {
+		return cmp.Or(
+			cmp.Compare(a.Model(), b.Model()),
+			cmp.Compare(b.Sequence(), a.Sequence()),
+			b.NotAfter().Compare(a.NotAfter()),
+			cmp.Compare(a.ID().String(), b.ID().String()),
+		)
+	})
+	return out
+}
+
+// Revocations returns every revocation, oldest first.
+func (v *View) Revocations() []Revocation {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	out := make([]Revocation, 0, len(v.revByID))
+	for _, r := range v.revByID {
+		out = append(out, r)
+	}
+	slices.SortFunc(out, func(a, b Revocation) int {
+		switch {
+		case a.earlier(b):
+			return -1
+		case b.earlier(a):
+			return 1
+		}
+		return 0
+	})
+	return out
+}
+
+// Generation rises with every record that is added, before the call that added
+// it returns. An unchanged number means an unchanged answer of Lookup.
+func (v *View) Generation() uint64 { return v.generation.Load() }
