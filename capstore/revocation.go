@@ -226,5 +226,5 @@ func (r Revocation) earlier(o Revocation) bool {
 	if c := r.IssuedAt().Compare(o.IssuedAt()); c != 0 {
 		return c < 0
 	}
-	return r.Target()+r.ID().String() < o.Target()+o.ID().String()
+	return r.ID().String() < o.ID().String()
 }

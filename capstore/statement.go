@@ -172,8 +172,8 @@ func (st Statement) check() error {
 	if err := checkText("version", p.Version, 128); err != nil {
 		return err
 	}
-	if p.Sequence < 0 || p.Sequence > maxInteger {
-		return fmt.Errorf("sequence %d is outside 0 to %d", p.Sequence, int64(maxInteger))
+	if p.Sequence < 1 || p.Sequence > maxInteger {
+		return fmt.Errorf("sequence %d is outside 1 to %d", p.Sequence, int64(maxInteger))
 	}
 	if p.SBA.Digest.SHA256.IsZero() {
 		return fmt.Errorf("sba digest is missing")

@@ -126,12 +126,12 @@ func (v *View) addCapability(c Capability) (_ Capability, added bool) {
 }
 
 // appendOnce keeps a capability with two outputs of one content, or of one base
-// name, from being listed twice. It never writes into an array that a reader holds.
+// name, from being listed twice.
 func appendOnce(list []Capability, c Capability) []Capability {
 	if len(list) > 0 && list[len(list)-1] == c {
 		return list
 	}
-	return append(list[:len(list):len(list)], c)
+	return append(list, c)
 }
 
 func (v *View) addRevocation(r Revocation) (_ Revocation, added bool) {

@@ -1,0 +1,155 @@
+package capstore
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/openclaw/clawfs/hashpipe"
+)
+
+// Bounds of a job's texts in bytes. Longer ones are cut, not refused: a build
+// that prints nonsense must not keep its job from ending.
+const (
+	maxReason    = 4 << 10
+	maxDiagnosis = 128 << 10
+	maxLog       = 64 << 10
+)
+
+// JobState is where a job stands.
+type JobState string
+
+const (
+	JobPending   JobState = "pending"
+	JobRunning   JobState = "running"
+	JobDone      JobState = "done"
+	JobCancelled JobState = "cancelled"
+)
+
+// HasEnded reports whether the job's row is final.
+func (s JobState) HasEnded() bool { return s == JobDone || s == JobCancelled }
+
+// Verdict is how a job ended: one enum from the queue to the page.
+type Verdict string
+
+const (
+	FetchFailed      Verdict = "FETCH_FAILED"     // an input could not be had, or was not what the ledger names
+	PolicyRefused    Verdict = "POLICY_REFUSED"   // the operator's policy does not allow this build
+	BuildFailed      Verdict = "BUILD_FAILED"     // a stage ended with an error
+	Timeout          Verdict = "TIMEOUT"          // a stage or the build took too long
+	LimitExceeded    Verdict = "LIMIT_EXCEEDED"   // memory, processes, disk or log
+	OutputMissing    Verdict = "OUTPUT_MISSING"   // a promised output is not there
+	CopiedInput      Verdict = "COPIED_INPUT"     // an output is byte for byte an input, or named in the ledger
+	NotComparable    Verdict = "NOT_COMPARABLE"   // this machine is of another platform class
+	Nondeterministic Verdict = "NONDETERMINISTIC" // the two builds differ
+	Disputed         Verdict = "DISPUTED"         // another operator got other bytes
+	Minted           Verdict = "MINTED"           // a capability was granted
+)
+
+var verdicts = []Verdict{FetchFailed, PolicyRefused, BuildFailed, Timeout, LimitExceeded, OutputMissing,
+	CopiedInput, NotComparable, Nondeterministic, Disputed, Minted}
+
+// Valid reports whether v is one of the enum; "" is not.
+func (v Verdict) Valid() bool { return slices.Contains(verdicts, v) }
+
+// Granted reports whether v is the one verdict that grants.
+func (v Verdict) Granted() bool { return v == Minted }
+
+// IsFinal reports whether the verdict is about the recipe on this machine, so
+// that the same submission can be expected to end the same way. Fetching, the
+// time that a build takes and a dispute depend on things outside it, and
+// submitting again can help. "" and unknown verdicts are not final.
+func (v Verdict) IsFinal() bool {
+	switch v {
+	case FetchFailed, Timeout, Disputed:
+		return false
+	}
+	return v.Valid()
+}
+
+// Locations are hints where the inputs may be found. They are never trusted:
+// every input is checked against the digest in the ledger.
+type Locations struct {
+	Source   string            `json:"source,omitzero"`
+	Datasets map[string]string `json:"datasets,omitzero"`
+	Image    string            `json:"image,omitzero"`
+	Lockfile string            `json:"lockfile,omitzero"`
+}
+
+// Job is one request to rebuild an attestation, and its answer. A job grants
+// nothing: the capability that it names has to be in the store by itself.
+type Job struct {
+	ID         string          `json:"id"` // assigned by AddJob: 10 characters of a-z and 2-7
+	SBA        hashpipe.Digest `json:"sba"`
+	Model      string          `json:"model"`
+	Version    string          `json:"version"`
+	State      JobState        `json:"state"`
+	Verdict    Verdict         `json:"verdict,omitzero"`    // of a job that is done
+	Reason     string          `json:"reason,omitzero"`     // one sentence
+	Diagnosis  string          `json:"diagnosis,omitzero"`  // several lines
+	Locations  Locations       `json:"locations"`           // hints
+	CreatedAt  time.Time       `json:"createdAt"`           // AddJob sets it if it is zero
+	StartedAt  time.Time       `json:"startedAt,omitzero"`  // of the last attempt
+	FinishedAt time.Time       `json:"finishedAt,omitzero"` // of a job that has ended
+	Attempts   int             `json:"attempts"`
+	Capability hashpipe.Digest `json:"capability,omitzero"` // of a minted job
+	Log        string          `json:"log,omitzero"`        // the log's last lines, or its path
+}
+
+// printable makes the texts of a job storable: valid UTF-8 of bounded length.
+func (j Job) printable() Job {
+	j.Reason = clip(j.Reason, maxReason)
+	j.Diagnosis = clip(j.Diagnosis, maxDiagnosis)
+	j.Log = clip(j.Log, maxLog)
+	j.Locations.Datasets = maps.Clone(j.Locations.Datasets)
+	return j
+}
+
+func clip(s string, max int) string {
+	s = strings.ToValidUTF8(s, "\uFFFD")
+	if len(s) <= max {
+		return s
+	}
+	const mark = "\n… (cut)"
+	return strings.ToValidUTF8(s[:max-len(mark)], "") + mark
+}
+
+// check refuses a job whose parts contradict each other.
+func (j Job) check() error {
+	if !isJobID(j.ID) {
+		return fmt.Errorf("id %q is not 10 characters of a-z and 2-7", j.ID)
+	}
+	if j.SBA.IsZero() {
+		return fmt.Errorf("sba digest is missing")
+	}
+	if err := checkPath("model", j.Model, 256); err != nil {
+		return err
+	}
+	if err := checkText("version", j.Version, 128); err != nil {
+		return err
+	}
+	if j.CreatedAt.IsZero() {
+		return fmt.Errorf("createdAt is missing")
+	}
+	if j.Attempts < 0 {
+		return fmt.Errorf("%d attempts", j.Attempts)
+	}
+	switch j.State {
+	case JobPending, JobRunning, JobCancelled:
+		if j.Verdict != "" {
+			return fmt.Errorf("verdict %s on a job that is %s", j.Verdict, j.State)
+		}
+	case JobDone:
+		if !j.Verdict.Valid() {
+			return fmt.Errorf("verdict is %q, want one of %q", j.Verdict, verdicts)
+		}
+	default:
+		return fmt.Errorf("state is %q, want pending, running, done or cancelled", j.State)
+	}
+	if j.Verdict.Granted() == j.Capability.IsZero() {
+		return fmt.Errorf("verdict %q with capability %s: a minted job has one and no other has", j.Verdict, j.Capability)
+	}
+	return nil
+}
