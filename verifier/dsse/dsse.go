@@ -8,10 +8,10 @@
 // is over PAE(payloadType, payload), so that type and bytes are bound together
 // and nothing is ever made canonical. Base64 is the standard or the url-safe
 // alphabet of RFC 4648, padded, without line breaks, with zero trailing bits.
-// Unknown, duplicate or differently cased fields, null, bytes after the object
-// and an empty payload are errors. One thing is lenient: a signature that
-// cannot be decoded counts as a signature that does not verify, because anybody
-// can add one to an envelope.
+// Unknown, duplicate or differently cased fields, bytes after the object, a
+// missing sig and an empty payload are errors. One thing is lenient: a
+// signature that cannot be decoded counts as one that does not verify, because
+// anybody can add one to an envelope.
 //
 // The field keyid is an unauthenticated hint that this package never uses and
 // never writes; which algorithm is used is a property of the key.
