@@ -1,0 +1,157 @@
+package rebuild
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"encoding/hex"
+	"fmt"
+	"strings"
+
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/openclaw/clawfs/capstore"
+	"github.com/openclaw/clawfs/hashpipe"
+	"github.com/openclaw/clawfs/rebuild/compare"
+	"github.com/openclaw/clawfs/rebuild/oci"
+	"github.com/openclaw/clawfs/rebuild/sandbox"
+	"github.com/openclaw/clawfs/verifier"
+)
+
+// maxDiagnosed bounds the differing outputs that are compared in depth; all
+// are named.
+const maxDiagnosed = 20
+
+// agree compares every output of two builds and names all that differ.
+func agree(ctx context.Context, first, second sandbox.Result, st verifier.Statement, p *progress) error {
+	if len(first.Outputs) != len(second.Outputs) || len(first.Outputs) == 0 {
+		return fmt.Errorf("comparing builds: %d outputs and %d", len(first.Outputs), len(second.Outputs))
+	}
+	if first.Run == second.Run {
+		return fmt.Errorf("comparing builds: both are run %s", first.Run)
+	}
+	var names, lines, hints []string
+	for i, a := range first.Outputs {
+		b := second.Outputs[i]
+		if a.Name() != b.Name() {
+			return fmt.Errorf("comparing builds: output %d is %q and %q", i, a.Name(), b.Name())
+		}
+		if same(a.Measurement(), b.Measurement()) {
+			continue
+		}
+		names = append(names, a.Name())
+		if len(names) > maxDiagnosed {
+			continue
+		}
+		p.say(PhaseCompare, escape(a.Name()), a.Measurement().Size())
+		d, err := difference(ctx, a, b)
+		if err != nil {
+			return fmt.Errorf("comparing builds: %w", err)
+		}
+		lines = append(lines, d.String())
+		for _, h := range d.Hints(buildOf(st)) {
+			if !strings.Contains(strings.Join(hints, "\n"), h) {
+				hints = append(hints, "hint: "+h)
+			}
+		}
+	}
+	if len(names) == 0 {
+		return nil
+	}
+	f := fail(capstore.Nondeterministic, "two builds of the same recipe differ in %d of %d outputs: %s", len(names), len(first.Outputs), strings.Join(names, ", "))
+	if len(hints) == 0 {
+		hints = []string{"hint: the second build had another host name, user id, working directory, order of the environment and set of processors: " + strings.Join(second.Varied, ", ")}
+	}
+	f.Diagnosis = escape(strings.Join(append(lines, hints...), "\n"))
+	return f
+}
+
+func same(a, b hashpipe.Measurement) bool {
+	return a.Size() == b.Size() && a.Sum().Is(b.Sum().Claim()) && a.Tree().Is(b.Tree().Claim())
+}
+
+func difference(ctx context.Context, a, b sandbox.Output) (compare.Difference, error) {
+	fa, err := a.Open()
+	if err != nil {
+		return compare.Difference{}, err
+	}
+	defer fa.Close()
+	fb, err := b.Open()
+	if err != nil {
+		return compare.Difference{}, err
+	}
+	defer fb.Close()
+	return compare.Files(ctx, fa, fb, a.Measurement().Size(), b.Measurement().Size(), a.Name())
+}
+
+func buildOf(st verifier.Statement) compare.Build {
+	params := st.Predicate.BuildDefinition.ExternalParameters
+	b := compare.Build{Env: params.Env}
+	for _, g := range params.Stages {
+		b.Stages = append(b.Stages, compare.Stage{Name: g.Name, Argv: g.Argv, Env: g.Env})
+	}
+	return b
+}
+
+// notCopied refuses outputs that the ledger already determined: those whose
+// digest stands in it, and those that are byte for byte one of its inputs.
+// A build that only copies has reproduced nothing.
+func notCopied(ctx context.Context, in inputs, l verifier.Ledger, outputs []sandbox.Output) error {
+	for _, o := range outputs {
+		if form := mentions(l.Payload(), o.Measurement()); form != "" {
+			return fail(capstore.CopiedInput, "output %q: its digest stands in the ledger (%s), which promises a process and no result", o.Name(), form)
+		}
+	}
+	wanted := make([]hashpipe.Measurement, len(outputs))
+	for i, o := range outputs {
+		wanted[i] = o.Measurement()
+	}
+	for _, place := range []struct{ dir, name string }{{in.dir, "/in/"}, {in.rootfs, "/"}} {
+		copies, err := oci.Copies(ctx, place.dir, wanted)
+		if err != nil {
+			return fmt.Errorf("looking for outputs among the inputs: %w", err)
+		}
+		for _, c := range copies {
+			for _, o := range outputs {
+				if c.Sum.Is(o.Measurement().Sum().Claim()) {
+					return fail(capstore.CopiedInput, "output %q has the very bytes of the input %s%s: a build that only copies has reproduced nothing", o.Name(), place.name, c.Path)
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// mentions looks for a digest of an output in a ledger's bytes and, because
+// JSON can spell a character in several ways, in each of its strings.
+func mentions(payload []byte, m hashpipe.Measurement) (form string) {
+	texts := [][]byte{payload}
+	dec := jsontext.NewDecoder(bytes.NewReader(payload))
+	for {
+		t, err := dec.ReadToken()
+		if err != nil {
+			break // the end; the payload was parsed before
+		}
+		if t.Kind() == '"' {
+			texts = append(texts, []byte(t.String()))
+		}
+	}
+	for _, d := range []struct{ name, hex string }{
+		{"SHA-256", m.Sum().String()}, {"fs-verity", m.Tree().Claim().String()},
+	} {
+		raw, err := hex.DecodeString(d.hex)
+		if err != nil || len(raw) != 32 {
+			return "unknown form" // a measurement that measured nothing
+		}
+		for _, text := range texts {
+			switch {
+			case bytes.Contains(bytes.ToLower(text), []byte(d.hex)):
+				return d.name + " in hex"
+			case bytes.Contains(text, []byte(base64.RawStdEncoding.EncodeToString(raw))),
+				bytes.Contains(text, []byte(base64.RawURLEncoding.EncodeToString(raw))):
+				return d.name + " in base64"
+			}
+		}
+	}
+	return ""
+}

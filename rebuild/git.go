@@ -1,0 +1,264 @@
+package rebuild
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/openclaw/clawfs/verifier"
+	"github.com/openclaw/clawfs/verifier/tree"
+)
+
+const (
+	// maxSource bounds in bytes what one fetch may bring and what the files of
+	// one commit may add up to. Large data belongs into a dataset.
+	maxSource = 4 << 30
+	// maxSourceFiles bounds the entries of one commit.
+	maxSourceFiles = 1_000_000
+	// maxFetch bounds the time of one fetch.
+	maxFetch = 30 * time.Minute
+)
+
+var commitForm = regexp.MustCompile(`^([0-9a-f]{40}|[0-9a-f]{64})$`)
+
+// Source is where git finds a commit.
+type Source struct {
+	// Location is the absolute path of a repository or of a bundle file, or a
+	// URL with the scheme file, https or ssh, with or without "git+" before it.
+	Location string
+	// Trusted says that the operator named Location. Then git's refusal to
+	// read a local repository of another owner is lifted for this one path;
+	// git-upload-pack(1) promises to run nothing that such a repository says.
+	Trusted bool
+	// Commit is the full name of the commit in lower-case hex.
+	Commit verifier.GitCommit
+}
+
+// CheckOut fetches one commit through git's own program and writes its files,
+// as git stores them and without filters, into dest, which must not exist. It
+// returns the clawfs-tree/v1 root of what it wrote; the caller compares it
+// with a claim. scratch is a directory for the repository; CheckOut removes
+// what it puts there. Files are read-only; their times are all the same.
+//
+// The fetch goes into a fresh repository with every object checked and hashed
+// by git (transfer.fsckObjects), with no configuration but its own, no hooks,
+// no submodules, no prompts, and one allowed transport. Submodules are
+// refused: their commits are not in the ledger.
+func CheckOut(ctx context.Context, s Source, scratch, dest string, seen func(bytes int64)) (tree.Root, error) {
+	if !commitForm.MatchString(string(s.Commit)) {
+		return tree.Root{}, fmt.Errorf("source commit %.80q: expected 40 or 64 lower-case hex digits", string(s.Commit))
+	}
+	remote, err := parseRemote(s.Location)
+	if err != nil {
+		return tree.Root{}, err
+	}
+	dir, err := os.MkdirTemp(scratch, "git-")
+	if err != nil {
+		return tree.Root{}, fmt.Errorf("fetching source: %w", err)
+	}
+	defer os.RemoveAll(dir)
+	g := &gitProgram{dir: dir, repository: filepath.Join(dir, "repo.git"), protocol: remote.protocol}
+	if err := g.prepare(ctx, s, remote); err != nil {
+		return tree.Root{}, err
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, maxFetch, fmt.Errorf("source not fetched within %v", maxFetch))
+	defer cancel()
+	if err := g.fetch(ctx, remote, string(s.Commit), seen); err != nil {
+		return tree.Root{}, fmt.Errorf("fetching commit %s from %s: %w", s.Commit, s.Location, err)
+	}
+	if err := g.write(ctx, string(s.Commit), dest); err != nil {
+		return tree.Root{}, fmt.Errorf("writing the files of commit %s: %w", s.Commit, err)
+	}
+	if err := freeze(dest); err != nil {
+		return tree.Root{}, err
+	}
+	root, err := tree.Walk(ctx, dest, tree.Source, nil)
+	if err != nil {
+		return tree.Root{}, fmt.Errorf("source of commit %s: %w", s.Commit, err)
+	}
+	return root, nil
+}
+
+// remote is a location in the form that git gets.
+type remote struct {
+	url      string
+	protocol string // the one transport that git may use
+	local    string // path of a local repository or bundle, else empty
+}
+
+// parseRemote accepts what Source.Location allows. Whatever git would take for
+// an option, a remote helper ("ext::sh -c …") or another transport is refused
+// here, before git sees it.
+func parseRemote(location string) (remote, error) {
+	if location == "" {
+		return remote{}, errors.New("source: no location is known; name one with --source PATH or URL")
+	}
+	raw := strings.TrimPrefix(location, "git+")
+	if filepath.IsAbs(raw) {
+		return localRemote(filepath.Clean(raw))
+	}
+	u, err := url.Parse(raw)
+	if err != nil || strings.Contains(raw, "::") || strings.ContainsFunc(raw, isControl) {
+		return remote{}, fmt.Errorf("source location %.200q: expected an absolute path or a file, https or ssh URL", location)
+	}
+	switch {
+	case u.Scheme == "file" && u.Host == "" && filepath.IsAbs(u.Path):
+		return localRemote(filepath.Clean(u.Path))
+	case (u.Scheme == "https" || u.Scheme == "ssh") && u.Host != "" && !strings.HasPrefix(u.Host, "-") && u.Fragment == "":
+		return remote{url: u.String(), protocol: u.Scheme}, nil
+	}
+	return remote{}, fmt.Errorf("source location %.200q: expected an absolute path or a file, https or ssh URL", location)
+}
+
+func localRemote(path string) (remote, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return remote{}, fmt.Errorf("source location: %w; name another with --source PATH or URL", err)
+	}
+	if info.Mode().IsRegular() {
+		return remote{url: path, protocol: "file", local: path}, nil // a bundle; git knows it by its content
+	}
+	if !info.IsDir() {
+		return remote{}, fmt.Errorf("source location %s: neither a repository nor a bundle", path)
+	}
+	// file:// makes git send and hash every object; a plain path would copy
+	// forged objects unread.
+	return remote{url: (&url.URL{Scheme: "file", Path: path}).String(), protocol: "file", local: path}, nil
+}
+
+func isControl(r rune) bool { return r < ' ' || r == 0x7f }
+
+// gitProgram runs git in an empty home, for one repository.
+type gitProgram struct {
+	dir        string // holds home, configuration and repository
+	repository string
+	protocol   string
+}
+
+func (g *gitProgram) prepare(ctx context.Context, s Source, r remote) error {
+	config := "[core]\n\thooksPath = /dev/null\n\tsymlinks = false\n[gc]\n\tauto = 0\n[maintenance]\n\tauto = false\n[protocol]\n\tversion = 2\n" +
+		"[transfer]\n\tfsckObjects = true\n[fetch]\n\tfsckObjects = true\n\trecurseSubmodules = false\n[submodule]\n\trecurse = false\n"
+	if s.Trusted && r.local != "" {
+		quoted := strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(r.local)
+		config += "[safe]\n\tdirectory = \"" + quoted + "\"\n\tdirectory = \"" + quoted + "/.git\"\n"
+	}
+	if err := os.WriteFile(filepath.Join(g.dir, "gitconfig"), []byte(config), 0o600); err != nil {
+		return fmt.Errorf("fetching source: %w", err)
+	}
+	if err := os.Mkdir(filepath.Join(g.dir, "home"), 0o700); err != nil {
+		return fmt.Errorf("fetching source: %w", err)
+	}
+	format := "sha1"
+	if len(s.Commit) == 64 {
+		format = "sha256"
+	}
+	cmd := g.command(ctx, "init", "--quiet", "--bare", "--template=", "--object-format="+format, g.repository)
+	if err := runGit(cmd); err != nil {
+		return fmt.Errorf("creating a git repository: %w", err)
+	}
+	return nil
+}
+
+// command builds a git command whose process group dies with ctx and with the
+// thread that starts it.
+func (g *gitProgram) command(ctx context.Context, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, "git", args...)
+	cmd.Dir = g.dir
+	cmd.Env = []string{
+		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+		"HOME=" + filepath.Join(g.dir, "home"),
+		"GIT_CONFIG_NOSYSTEM=1",
+		"GIT_CONFIG_GLOBAL=" + filepath.Join(g.dir, "gitconfig"),
+		"GIT_ATTR_NOSYSTEM=1",
+		"GIT_NO_REPLACE_OBJECTS=1",
+		"GIT_NO_LAZY_FETCH=1",
+		"GIT_ALLOW_PROTOCOL=" + g.protocol,
+		"GIT_TERMINAL_PROMPT=0",
+		"GIT_ASKPASS=/bin/false",
+		"GIT_SSH_COMMAND=ssh -oBatchMode=yes",
+		"LC_ALL=C",
+	}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	cmd.WaitDelay = 5 * time.Second
+	return cmd
+}
+
+// fetch asks for the very commit, which most servers allow, and else for all
+// branches and tags, which a bundle needs.
+func (g *gitProgram) fetch(ctx context.Context, r remote, commit string, seen func(int64)) error {
+	exact := []string{"--depth=1", "--end-of-options", r.url, commit + ":refs/clawfs/source"}
+	all := []string{"--end-of-options", r.url, "+refs/heads/*:refs/clawfs/heads/*", "+refs/tags/*:refs/clawfs/tags/*"}
+	err := g.fetchRefs(ctx, exact, seen)
+	if err != nil && ctx.Err() == nil && !errors.Is(err, errSourceTooLarge) {
+		err = g.fetchRefs(ctx, all, seen)
+	}
+	if err != nil {
+		return err
+	}
+	out, err := outputGit(g.command(ctx, "--git-dir="+g.repository, "rev-parse", "--verify", "--quiet", "--end-of-options", commit+"^{commit}"))
+	if err != nil || strings.TrimSpace(out) != commit {
+		return errors.New("the repository does not have this commit on any branch or tag")
+	}
+	return nil
+}
+
+var errSourceTooLarge = fmt.Errorf("the repository sends more than %d bytes", int64(maxSource))
+
+// fetchRefs runs git fetch and stops it when the repository outgrows maxSource.
+func (g *gitProgram) fetchRefs(ctx context.Context, args []string, seen func(int64)) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	argv := append([]string{"--git-dir=" + g.repository, "fetch", "--quiet", "--no-tags", "--no-recurse-submodules", "--no-write-fetch-head", "--no-auto-maintenance"}, args...)
+	done := make(chan struct{})
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		var before int64
+		for {
+			select {
+			case <-done:
+				return
+			case <-time.After(200 * time.Millisecond):
+			}
+			size := sizeBelow(g.repository)
+			if size > maxSource {
+				cancel(errSourceTooLarge)
+				return
+			}
+			if seen != nil && size > before {
+				seen(size - before)
+				before = size
+			}
+		}
+	}()
+	err := runGit(g.command(ctx, argv...))
+	close(done)
+	<-watched
+	if cause := context.Cause(ctx); cause != nil {
+		return cause
+	}
+	return err
+}
+
+// sizeBelow sums what it can see; files come and go while git works.
+func sizeBelow(dir string) int64 {
+	var sum int64
+	filepath.WalkDir(dir, func(_ string, e os.DirEntry, err error) error {
+		if err == nil && e.Type().IsRegular() {
+			if info, err := e.Info(); err == nil {
+				sum += info.Size()
+			}
+		}
+		return nil
+	})
+	return sum
+}

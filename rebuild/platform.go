@@ -1,0 +1,78 @@
+package rebuild
+
+import (
+	"bufio"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+
+	"github.com/openclaw/clawfs/capstore"
+	"github.com/openclaw/clawfs/verifier"
+)
+
+// dispatched are the processor features, as /proc/cpuinfo spells them, by
+// which the numeric libraries that were measured choose their code, so that
+// results differ in the last bits (docs/rebuild.md).
+var dispatched = []string{
+	"sse4_2", "avx", "f16c", "fma", "avx2", "avx_vnni",
+	"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16",
+	"asimd", "asimdhp", "asimddp", "sve", "sve2", "i8mm", "bf16",
+}
+
+// HostPlatform describes this machine as a ledger does. CPUFeatures are those
+// by which numeric libraries choose their code; the accelerator is "none",
+// because a build gets no device.
+func HostPlatform() verifier.Platform {
+	p := verifier.Platform{OS: runtime.GOOS, Arch: runtime.GOARCH, Accelerator: "none"}
+	has := hostFeatures()
+	for _, f := range dispatched {
+		if slices.Contains(has, f) {
+			p.CPUFeatures = append(p.CPUFeatures, f)
+		}
+	}
+	slices.Sort(p.CPUFeatures)
+	return p
+}
+
+// hostFeatures lists all features of the first processor; none if the kernel
+// does not tell, which makes every ledger that asks for one NOT_COMPARABLE.
+func hostFeatures() []string {
+	f, err := os.Open("/proc/cpuinfo")
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	lines := bufio.NewScanner(f)
+	for lines.Scan() {
+		name, value, _ := strings.Cut(lines.Text(), ":")
+		if name = strings.TrimSpace(name); name == "flags" || name == "Features" {
+			return strings.Fields(value)
+		}
+	}
+	return nil
+}
+
+// sameClass says whether bytes built here may be expected to be the
+// ledger's: the same system and processor family, every feature that the
+// ledger names, and no accelerator. More features than named are no
+// difference: the ledger's author names those that matter.
+func sameClass(host verifier.Platform, has []string, want verifier.Platform) error {
+	switch {
+	case want.OS != host.OS || want.Arch != host.Arch:
+		return fail(capstore.NotComparable, "the ledger's bytes are promised on %s/%s, this machine is %s/%s", want.OS, want.Arch, host.OS, host.Arch)
+	case want.Accelerator != host.Accelerator:
+		return fail(capstore.NotComparable, "the ledger's bytes are promised with accelerator %q, a build here has %q", want.Accelerator, host.Accelerator)
+	}
+	var missing []string
+	for _, f := range want.CPUFeatures {
+		if !slices.Contains(has, f) {
+			missing = append(missing, f)
+		}
+	}
+	if len(missing) > 0 {
+		return fail(capstore.NotComparable, "the ledger's bytes are promised on processors with %s, this one lacks %s",
+			strings.Join(want.CPUFeatures, ", "), strings.Join(missing, ", "))
+	}
+	return nil
+}
