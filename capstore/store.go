@@ -1,18 +1,26 @@
 package capstore
 
-import "github.com/openclaw/clawfs/hashpipe"
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
 
-// Kinds of Record.
-const (
-	RecordCapability = "capability"
-	RecordRevocation = "revocation"
+	"github.com/dgraph-io/badger/v4"
+	"github.com/dgraph-io/badger/v4/options"
+	"github.com/openclaw/clawfs/hashpipe"
 )
 
-// Record is one signed text on its way from a Store to a View elsewhere.
-type Record struct {
-	Kind     string `json:"kind"`
-	Envelope []byte `json:"envelope"`
-}
+// Free bytes of the file system below which a write is refused. One commit and
+// the flush and compaction that it can set off stay below the first; a
+// revocation, being one small row that narrows access, may use most of that.
+const (
+	reserveWrite  = 64 << 20
+	reserveOpen   = 32 << 20
+	reserveRevoke = 16 << 20
+)
 
 // RejectedRow is a row on disk that did not verify. It is reported and never
 // granted, and the store does not delete it.
@@ -22,26 +30,200 @@ type RejectedRow struct {
 }
 
 // Store keeps signed records and jobs in Badger, and the verified View of them.
-type Store struct{ view *View }
+// One process has it open. Safe for concurrent use.
+//
+// In its directory, db/ is Badger's, head names the last fact that was
+// acknowledged (see head.go), and lock is held while the store is open.
+//
+// BUG: the check of free space and the write after it are two steps, and
+// Badger's own goroutines are not behind it: another program that fills the
+// disk in between still kills this process with SIGBUS. Nothing acknowledged is
+// lost then, and mounts live in other processes.
+//
+// BUG: Badger can panic in a goroutine of its own over a damaged table file,
+// which no caller can recover.
+type Store struct {
+	dir      string
+	view     *View
+	rejected []RejectedRow // set by Open alone
 
-func Open(dir string, t Trust) (*Store, error)              { panic("unwritten") }
-func (s *Store) Close() error                               { panic("unwritten") }
-func (s *Store) View() *View                                { return s.view }
-func (s *Store) Admit(envelope []byte) (Capability, error)  { panic("unwritten") }
-func (s *Store) Revoke(envelope []byte) (Revocation, error) { panic("unwritten") }
-func (s *Store) Rejected() []RejectedRow                    { panic("unwritten") }
-func (s *Store) Subscribe(buffer int) (snap []Record, up <-chan Record, cancel func()) {
-	panic("unwritten")
+	// mu guards what follows. It is held across the Badger write, so that
+	// records reach the disk, the view and the subscribers in one order.
+	mu     sync.Mutex
+	db     *badger.DB
+	lock   *os.File
+	head   head
+	subs   map[chan Record]struct{}
+	failed error // why nothing can be written any more
+	// unsaved are revocations in force here that are not yet on disk.
+	unsaved map[hashpipe.Digest]bool
 }
-func (s *Store) AddJob(j Job) (Job, error)                              { panic("unwritten") }
-func (s *Store) PutJob(j Job) error                                     { panic("unwritten") }
-func (s *Store) Job(id string) (Job, error)                             { panic("unwritten") }
-func (s *Store) Jobs() ([]Job, error)                                   { panic("unwritten") }
-func (s *Store) FinishJob(j Job, capability []byte) (Capability, error) { panic("unwritten") }
-func isJobID(id string) bool                                            { panic("unwritten") }
+
+// Open opens the store in dir, which is made with mode 0700 if it is missing,
+// and verifies every row against t. Rows that do not verify are in Rejected.
+//
+// It fails with ErrLocked if another process has the store open, with
+// ErrNoSpace if opening could kill this process, and with ErrDamaged if the
+// rows are fewer or older than what was acknowledged, or if a recorded
+// revocation cannot be read: granting without it could revive what was revoked.
+func Open(dir string, t Trust) (*Store, error) {
+	s, err := open(dir, t)
+	if err != nil {
+		return nil, fmt.Errorf("opening store %s: %w", dir, err)
+	}
+	return s, nil
+}
+
+func open(dir string, t Trust) (_ *Store, err error) {
+	view, err := NewView(t)
+	if err != nil {
+		return nil, err
+	}
+	view.stored = true
+	if err := privateDir(dir); err != nil {
+		return nil, err
+	}
+	s := &Store{dir: dir, view: view, subs: make(map[chan Record]struct{}), unsaved: make(map[hashpipe.Digest]bool)}
+	if s.lock, err = lockFile(filepath.Join(dir, "lock")); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			s.shut()
+		}
+	}()
+	if err := checkSpace(dir, reserveOpen); err != nil {
+		return nil, err
+	}
+	if s.db, err = openBadger(filepath.Join(dir, "db")); err != nil {
+		return nil, err
+	}
+	if err := s.load(); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// openBadger turns a panic of badger.Open into an error. The profile is small:
+// a store of some thousand rows needs 12 MB of memory instead of Badger's
+// default of 2 GiB of sparse files. Values stay in the tables, because a damaged
+// value log reads as empty values. Checksums of blocks stay off: *with* them a
+// damaged table panics in a goroutine of Badger's, and every row here is
+// signed or checksummed anyway.
+func openBadger(dir string) (db *badger.DB, err error) {
+	if err := privateDir(dir); err != nil {
+		return nil, err
+	}
+	if err := removeEmptyLogs(dir); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if p := recover(); p != nil {
+			db, err = nil, fmt.Errorf("%w: badger: %v", ErrDamaged, p)
+		}
+	}()
+	return badger.Open(badger.DefaultOptions(dir).
+		WithLogger(nil).
+		WithMetricsEnabled(false).
+		WithSyncWrites(true).
+		WithMemTableSize(8 << 20).
+		WithNumMemtables(2).
+		WithValueLogFileSize(16 << 20).
+		WithValueThreshold(1 << 20).
+		WithCompression(options.None).
+		WithBlockCacheSize(0).
+		WithNumCompactors(2).
+		WithCompactL0OnClose(true))
+}
+
+// Close waits for the last write, ends every subscription and lets go of the
+// directory. A second Close does nothing.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.shut(); err != nil {
+		return fmt.Errorf("closing store %s: %w", s.dir, err)
+	}
+	return nil
+}
+
+func (s *Store) shut() (err error) {
+	for ch := range s.subs {
+		close(ch)
+	}
+	clear(s.subs)
+	if s.db != nil {
+		err = s.db.Close()
+		s.db = nil
+	}
+	if s.lock != nil {
+		err = errors.Join(err, s.lock.Close())
+		s.lock = nil
+	}
+	return err
+}
+
+// View is the verified set in memory. It takes records through the Store alone.
+func (s *Store) View() *View { return s.view }
 
 // Lookup is View().Lookup.
 func (s *Store) Lookup(d hashpipe.Digest) []Grant { return s.view.Lookup(d) }
 
 // All is View().All.
 func (s *Store) All() []Grant { return s.view.All() }
+
+// Rejected lists the rows that did not verify when the store was opened.
+func (s *Store) Rejected() []RejectedRow { return slices.Clone(s.rejected) }
+
+// Admit checks the envelope, and returns after its capability is on stable
+// storage and in the view. A capability that is already there is returned and
+// nothing is written. If Admit returns an error the capability grants nothing
+// here, and may or may not be found by the next Open; call it again.
+func (s *Store) Admit(envelope []byte) (Capability, error) {
+	c, err := readCapability(s.view.mints, envelope)
+	if err != nil {
+		return Capability{}, fmt.Errorf("admitting capability: %w", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if have, ok := s.view.capability(c.ID()); ok {
+		return have, nil
+	}
+	if err := s.record(reserveWrite, RecordCapability, c.ID(), c.rec.envelope); err != nil {
+		return Capability{}, fmt.Errorf("admitting capability %s: %w", c.ID(), err)
+	}
+	s.grant(c)
+	return c, nil
+}
+
+// grant puts a recorded capability into the view and tells the subscribers.
+func (s *Store) grant(c Capability) {
+	if _, added := s.view.addCapability(c); added {
+		s.publish(Record{RecordCapability, c.Envelope()})
+	}
+}
+
+// Revoke checks the envelope, and returns after the revocation is in force in
+// the view and on stable storage. If the write fails it is in force all the
+// same, until this process ends, and the error says so; call it again.
+func (s *Store) Revoke(envelope []byte) (Revocation, error) {
+	r, err := readRevocation(s.view.revokers, envelope)
+	if err != nil {
+		return Revocation{}, fmt.Errorf("admitting revocation: %w", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	have, added := s.view.addRevocation(r)
+	if !added && !s.unsaved[r.ID()] {
+		return have, nil
+	}
+	if added {
+		s.publish(Record{RecordRevocation, r.Envelope()})
+	}
+	if err := s.record(reserveRevoke, RecordRevocation, r.ID(), have.rec.envelope); err != nil {
+		s.unsaved[r.ID()] = true
+		return have, fmt.Errorf("revocation %s is in force until this process ends, and is not recorded: %w", r.ID(), err)
+	}
+	delete(s.unsaved, r.ID())
+	return have, nil
+}

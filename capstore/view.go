@@ -254,3 +254,16 @@ func (v *View) Revocations() []Revocation {
 // Generation rises with every record that is added, before the call that added
 // it returns. An unchanged number means an unchanged answer of Lookup.
 func (v *View) Generation() uint64 { return v.generation.Load() }
+
+func (v *View) capability(id hashpipe.Digest) (Capability, bool) {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	c, ok := v.byID[id]
+	return c, ok
+}
+
+func (v *View) revocation(id hashpipe.Digest) Revocation {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return v.revByID[id]
+}
