@@ -4,9 +4,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/openclaw/clawfs/capstore"
+	"github.com/openclaw/clawfs/rebuild"
+	"github.com/openclaw/clawfs/verifier"
 )
 
 // The exit codes are part of the command line: scripts branch on them, so a
@@ -50,6 +55,10 @@ func exitCode(err error) int {
 	if err == nil {
 		return codeDone
 	}
+	var quiet *quietExit
+	if errors.As(err, &quiet) {
+		return quiet.code
+	}
 	var e *exitError
 	if errors.As(err, &e) {
 		return e.code
@@ -57,17 +66,61 @@ func exitCode(err error) int {
 	return codeError
 }
 
-// reportError writes err to w, as the sentence "clawfs: …" or, for -o json,
-// as one document {"error","code"}. Errors never go to standard output, so
-// that a pipe carries results only.
+// refusal gives the error of ParseSBA or Verify its exit code.
+func refusal(what string, err error) error {
+	code := codeError
+	var r *verifier.Refusal
+	if errors.As(err, &r) {
+		code = codeRefused
+		if r.Reason == verifier.ReasonSignature || r.Reason == verifier.ReasonSigner {
+			code = codeSignature
+		}
+	}
+	return exitf(code, "%s: %w", what, err)
+}
+
+// verdictCode is the exit code for a rebuild that ended with v.
+func verdictCode(v capstore.Verdict) int {
+	switch v {
+	case capstore.Minted:
+		return codeDone
+	case capstore.Nondeterministic, capstore.Disputed:
+		return codeDiffers
+	}
+	return codeRefused
+}
+
+// quietExit ends the program with a code after the verb has printed its whole
+// answer to standard output: a refusal that was asked about is no error.
+type quietExit struct{ code int }
+
+func (e *quietExit) Error() string { return fmt.Sprintf("exit %d", e.code) }
+
+// reportError writes err to w, as the sentence "clawfs: …" after a rebuild's
+// diagnosis, or for -o json as one document. Errors never go to standard
+// output, so that a pipe carries results only.
 func reportError(w io.Writer, err error, format string) {
+	var quiet *quietExit
+	if errors.As(err, &quiet) {
+		return
+	}
+	doc := struct {
+		Error     string           `json:"error"`
+		Code      int              `json:"code"`
+		Verdict   capstore.Verdict `json:"verdict,omitzero"`
+		Diagnosis string           `json:"diagnosis,omitzero"`
+	}{Error: err.Error(), Code: exitCode(err)}
+	var f *rebuild.Failure
+	if errors.As(err, &f) {
+		doc.Verdict, doc.Diagnosis = f.Verdict, strings.TrimRight(f.Diagnosis, "\n")
+	}
 	if format == "json" {
-		b, _ := json.Marshal(struct {
-			Error string `json:"error"`
-			Code  int    `json:"code"`
-		}{err.Error(), exitCode(err)}, jsontext.Multiline(true))
+		b, _ := json.Marshal(doc, jsontext.Multiline(true), jsontext.WithIndent("  ")) // strings and a number: cannot fail
 		fmt.Fprintf(w, "%s\n", b)
 		return
+	}
+	if doc.Diagnosis != "" {
+		fmt.Fprintln(w, doc.Diagnosis)
 	}
 	fmt.Fprintf(w, "clawfs: %v\n", err)
 }

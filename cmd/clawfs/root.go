@@ -71,7 +71,7 @@ Where the file was downloaded from does not matter, and who is asking neither.`,
 	})
 	f := root.PersistentFlags()
 	f.StringVar(&a.state, "state", "", "state `directory` (default $CLAWFS_STATE, else /var/lib/clawfs for root, else $XDG_STATE_HOME/clawfs)")
-	f.StringVarP(&a.output, "output", "o", "table", "output `format`: table or json")
+	f.StringVarP(&a.output, "format", "o", "table", "output `format`: table or json")
 	f.BoolVarP(&a.quiet, "quiet", "q", false, "no progress on standard error")
 	for _, verb := range verbs {
 		root.AddCommand(verb(a))
@@ -84,7 +84,7 @@ func (a *app) resolve() error {
 	if a.output != "table" && a.output != "json" {
 		got := a.output
 		a.output = "table"
-		return exitf(codeUsage, "--output %q: want table or json", got)
+		return exitf(codeUsage, "--format %q: want table or json", got)
 	}
 	if a.state == "" {
 		dir, err := defaultState(os.Getenv, os.Geteuid())

@@ -1,0 +1,52 @@
+package main
+
+import (
+	"fmt"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/openclaw/clawfs/verifier"
+	"github.com/openclaw/clawfs/verifier/dsse"
+)
+
+func newLedgerCommand(a *app) *cobra.Command {
+	return group("ledger", "Write down, try, sign and read build ledgers",
+		`A build ledger is the publisher's promise of process: source commit, datasets,
+environment image, stages, and the names of the outputs. It never holds a hash
+of the weights: whoever receives it rebuilds them.
+
+  new      computes the digests and writes the ledger
+  check    builds it twice here, before anybody signs it
+  sign     makes the signed build attestation (SBA) to publish
+  inspect  shows a ledger or an SBA`,
+		newLedgerNewCommand(a), newLedgerCheckCommand(a), newLedgerSignCommand(a), newLedgerInspectCommand(a))
+}
+
+// readLedger reads an unsigned ledger file.
+func readLedger(path string) (verifier.Ledger, error) {
+	data, err := readBounded(path, dsse.MaxEnvelope)
+	if err != nil {
+		return verifier.Ledger{}, err
+	}
+	l, err := verifier.ParseLedger(data)
+	if err != nil {
+		if _, sba := verifier.ParseSBA(data); sba == nil {
+			return verifier.Ledger{}, exitf(codeRefused, "%s is signed already; this verb takes the ledger that `clawfs ledger new` wrote", path)
+		}
+		return verifier.Ledger{}, exitf(codeRefused, "%s: %w", path, err)
+	}
+	return l, nil
+}
+
+// writeResult writes data to path, or to standard output when path is "-".
+func (a *app) writeResult(path string, data []byte) error {
+	if path == "-" {
+		_, err := a.stdout.Write(data)
+		return err
+	}
+	if fi, err := os.Stat(path); err == nil && !fi.Mode().IsRegular() {
+		return fmt.Errorf("%s is not a regular file", path)
+	}
+	return replaceFile(path, data, 0o644)
+}

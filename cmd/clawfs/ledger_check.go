@@ -1,0 +1,118 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"github.com/openclaw/clawfs/hashpipe"
+	"github.com/openclaw/clawfs/rebuild/sandbox"
+)
+
+// builtOutput is one output of a rebuild as the verbs report it.
+type builtOutput struct {
+	Name   string `json:"name"`
+	SHA256 string `json:"sha256"`
+	Size   int64  `json:"size"`
+	File   string `json:"file,omitempty"`
+}
+
+func newLedgerCheckCommand(a *app) *cobra.Command {
+	var v rebuildFlags
+	var outputDir string
+	c := &cobra.Command{
+		Use:   "check LEDGER",
+		Short: "Build a ledger twice here, before anybody signs it",
+		Long: `Fetches the inputs, checks their digests, runs the build twice in the sandbox in
+varied surroundings, and compares every output byte for byte. That is what each
+consumer's worker will do. A ledger that passes may still differ on another kind
+of processor: see --cpu-features of ledger new.
+
+Exit code 0: both builds gave the same bytes. 5: they differ; the diagnosis says
+where and hints why. 3: the build does not run, or what it does is not allowed.`,
+		Example: `  clawfs ledger check langid.json
+  clawfs ledger check langid.json --output-dir ./built --log -`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			l, err := readLedger(args[0])
+			if err != nil {
+				return err
+			}
+			r, closeAll, err := a.reproduce(c.Context(), l, v)
+			if err != nil {
+				return err
+			}
+			defer closeAll()
+			built, err := keepOutputs(r.Outputs(), outputDir)
+			if err != nil {
+				return err
+			}
+			p := l.Statement().Predicate
+			result := struct {
+				Ledger  string          `json:"ledger"`
+				Digest  hashpipe.Digest `json:"digest"`
+				Model   string          `json:"model"`
+				Version string          `json:"version"`
+				Outputs []builtOutput   `json:"outputs"`
+			}{args[0], l.Digest(), p.Model, p.Version, built}
+			return a.print(result, func() {
+				a.printf("two builds of %s %s gave the same bytes\n", printable(p.Model), printable(p.Version))
+				for _, o := range built {
+					a.printf("  %s  %s  %s\n", o.SHA256, sizeText(o.Size), printable(o.Name))
+				}
+				a.printf("next: clawfs ledger sign %s --key KEYFILE --out FILE.sba\n", args[0])
+			})
+		},
+	}
+	v.register(c)
+	c.Flags().StringVar(&outputDir, "output-dir", "", "keep the built outputs in this `directory`")
+	return c
+}
+
+// keepOutputs describes outputs and, with a directory, copies them there: all,
+// or on an error none.
+func keepOutputs(outputs []sandbox.Output, dir string) ([]builtOutput, error) {
+	var built []builtOutput
+	var kept []string
+	undo := func(err error) ([]builtOutput, error) {
+		for _, path := range kept {
+			os.Remove(path)
+		}
+		return nil, err
+	}
+	for _, o := range outputs {
+		m := o.Measurement()
+		b := builtOutput{Name: o.Name(), SHA256: m.Sum().String(), Size: m.Size()}
+		if dir != "" {
+			b.File = filepath.Join(dir, filepath.FromSlash(o.Name()))
+			if err := copyOutput(o, b.File); err != nil {
+				return undo(err)
+			}
+			kept = append(kept, b.File)
+		}
+		built = append(built, b)
+	}
+	return built, nil
+}
+
+// copyOutput copies one output to path, whole or not at all. An existing file
+// is not overwritten.
+func copyOutput(o sandbox.Output, path string) error {
+	in, err := o.Open()
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	return placeFrom(path, 0o644, renameNew, func(f *os.File) error {
+		if _, err := io.Copy(f, in); err != nil {
+			return fmt.Errorf("copying output %s: %w", o.Name(), err)
+		}
+		return nil
+	})
+}

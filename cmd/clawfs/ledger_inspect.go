@@ -1,0 +1,162 @@
+package main
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/go-json-experiment/json/jsontext"
+	"github.com/spf13/cobra"
+
+	"github.com/openclaw/clawfs/hashpipe"
+	"github.com/openclaw/clawfs/verifier"
+	"github.com/openclaw/clawfs/verifier/dsse"
+)
+
+// inspection is what `ledger inspect` reports. Signature is "valid", "none"
+// (an unsigned ledger) or "not checked".
+type inspection struct {
+	File      string          `json:"file"`
+	Digest    hashpipe.Digest `json:"digest"`
+	Signature string          `json:"signature"`
+	Signer    dsse.KeyID      `json:"signer,omitempty"`
+	Ledger    jsontext.Value  `json:"ledger"`
+}
+
+func newLedgerInspectCommand(a *app) *cobra.Command {
+	var keyFile string
+	c := &cobra.Command{
+		Use:   "inspect FILE",
+		Short: "Show a ledger or an SBA",
+		Long: `Shows what a ledger or a signed attestation says. Without --publisher-key
+nothing is verified, and the output says so: do not act on it.`,
+		Example: `  clawfs ledger inspect langid.sba --publisher-key acme.pub
+  clawfs ledger inspect langid.sba -o json | jq .ledger.predicate.buildDefinition`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			in, l, err := inspect(args[0], keyFile)
+			if err != nil {
+				return err
+			}
+			return a.print(in, func() { a.showLedger(in, l) })
+		},
+	}
+	c.Flags().StringVar(&keyFile, "publisher-key", "", "public `keyfile` that must have signed")
+	return c
+}
+
+func inspect(path, keyFile string) (inspection, verifier.Ledger, error) {
+	none := verifier.Ledger{}
+	data, err := readBounded(path, dsse.MaxEnvelope)
+	if err != nil {
+		return inspection{}, none, err
+	}
+	in := inspection{File: path, Signature: "none"}
+	payload := data
+	envelope, envelopeErr := dsse.Parse(data)
+	if envelopeErr == nil {
+		in.Signature = "not checked"
+		payload = envelope.UnverifiedPayload()
+	}
+	if keyFile != "" {
+		if envelopeErr != nil {
+			return inspection{}, none, exitf(codeSignature, "%s carries no signature: %w", path, envelopeErr)
+		}
+		key, err := readPublicKey(keyFile)
+		if err != nil {
+			return inspection{}, none, err
+		}
+		payload, _, err = envelope.Verify(dsse.PayloadType, []dsse.PublicKey{key}, 1)
+		if err != nil {
+			return inspection{}, none, exitf(codeSignature, "%s: not signed by %s (key id %s): %w", path, keyFile, key.ID(), err)
+		}
+		in.Signature, in.Signer = "valid", key.ID()
+	}
+	l, err := verifier.ParseLedger(payload)
+	if err != nil {
+		return inspection{}, none, exitf(codeRefused, "%s: %w", path, err)
+	}
+	if named := l.Statement().Predicate.Publisher.KeyID; in.Signer != "" && named != in.Signer {
+		return inspection{}, none, exitf(codeSignature, "%s: the ledger names publisher key %s, but the signature is by %s", path, named, in.Signer)
+	}
+	in.Digest, in.Ledger = l.Digest(), l.Payload()
+	return in, l, nil
+}
+
+// showLedger prints a ledger for people. Every text of it was chosen by
+// somebody else and is escaped.
+func (a *app) showLedger(in inspection, l verifier.Ledger) {
+	st := l.Statement()
+	p := st.Predicate
+	line := func(label, format string, args ...any) {
+		a.printf("%-12s %s\n", label, printable(fmt.Sprintf(format, args...)))
+	}
+	line("model", "%s %s (sequence %d)", p.Model, p.Version, p.Sequence)
+	line("publisher", "%s", p.Publisher.KeyID)
+	switch in.Signature {
+	case "valid":
+		line("signature", "valid, by %s", in.Signer)
+	case "none":
+		line("signature", "none; next: clawfs ledger sign")
+	default:
+		line("signature", "NOT CHECKED; next: clawfs ledger inspect %s --publisher-key KEYFILE", in.File)
+	}
+	line("issued", "%s", p.IssuedAt)
+	line("sba digest", "%s", l.Digest())
+	line("platform", "%s", platformText(p.Platform))
+	for _, d := range p.BuildDefinition.ResolvedDependencies {
+		line(d.Name, "%s", dependencyText(d))
+	}
+	params := p.BuildDefinition.ExternalParameters
+	for _, name := range slices.Sorted(maps.Keys(params.Env)) {
+		line("env", "%s=%s", name, params.Env[name])
+	}
+	for _, s := range params.Stages {
+		line("stage", "%s: %s", s.Name, quoteWords(s.Argv))
+	}
+	for _, o := range params.Outputs {
+		line("output", "%s from /out/%s", o.Name, o.Path)
+	}
+}
+
+func platformText(p verifier.Platform) string {
+	s := p.OS + "/" + p.Arch
+	if len(p.CPUFeatures) > 0 {
+		s += " with " + strings.Join(p.CPUFeatures, ",")
+	}
+	return s + ", accelerator " + p.Accelerator
+}
+
+func dependencyText(d verifier.Dependency) string {
+	var s []string
+	if d.Digest.GitCommit != "" {
+		s = append(s, "commit "+string(d.Digest.GitCommit))
+	}
+	if !d.Digest.ClawfsTree1.IsZero() {
+		s = append(s, "tree "+d.Digest.ClawfsTree1.String())
+	}
+	if !d.Digest.SHA256.IsZero() {
+		s = append(s, "sha256:"+d.Digest.SHA256.String())
+	}
+	if d.Annotations != nil {
+		s = append(s, fmt.Sprintf("%d files of %d bytes", d.Annotations.Files, d.Annotations.Bytes))
+	}
+	if d.URI != "" {
+		s = append(s, "at "+d.URI)
+	}
+	return strings.Join(s, ", ")
+}
+
+// quoteWords shows an argv so that its words can be told apart.
+func quoteWords(argv []string) string {
+	words := make([]string, len(argv))
+	for i, w := range argv {
+		if w == "" || strings.ContainsAny(w, " \t\n\"'\\|&;<>()$`*?") {
+			w = strconv.Quote(w)
+		}
+		words[i] = w
+	}
+	return strings.Join(words, " ")
+}

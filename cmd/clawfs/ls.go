@@ -1,0 +1,164 @@
+package main
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+)
+
+// listed is one name of `clawfs ls`.
+type listed struct {
+	Name   string `json:"name"`
+	Kind   string `json:"kind"` // file, directory, symlink
+	Size   int64  `json:"size"`
+	State  string `json:"state,omitempty"` // granted, refused, unknown: never looked at
+	Tier   string `json:"tier,omitempty"`
+	SHA256 string `json:"sha256,omitempty"`
+	Reason string `json:"reason,omitempty"`
+	Target string `json:"target,omitempty"`
+}
+
+func newLsCommand(a *app) *cobra.Command {
+	var long bool
+	c := &cobra.Command{
+		Use:   "ls [DIR]",
+		Short: "List a directory of a mount with the state of each file",
+		Long: `Lists DIR with what the mount knows of each file already: granted, refused, or
+unknown when nobody has looked at its present bytes. It never reads a file; to
+have one looked at, open it or ask clawfs why.`,
+		Example: "  clawfs ls -l /models\n  clawfs ls /models -o json | jq '.[] | select(.state==\"refused\") | .name'",
+		Args:    cobra.MaximumNArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			dir := "."
+			if len(args) == 1 {
+				dir = args[0]
+			}
+			rows, err := list(dir)
+			if err != nil {
+				return err
+			}
+			return a.print(rows, func() { a.showListed(rows, long) })
+		},
+	}
+	c.Flags().BoolVarP(&long, "long", "l", false, "size, tier, digest and reason too")
+	return c
+}
+
+// list reads the names of dir, or the one file that dir is, with the
+// attributes that cost the mount nothing.
+func list(dir string) ([]listed, error) {
+	fi, err := os.Lstat(dir)
+	if err != nil {
+		return nil, mountError(dir, err)
+	}
+	if !fi.IsDir() {
+		row, err := listOne(dir, fi)
+		return []listed{row}, err
+	}
+	if _, err := lreadXattr(dir, statusXattr); err != nil {
+		return nil, mountError(dir, err)
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, mountError(dir, err)
+	}
+	rows := []listed{}
+	for _, e := range entries {
+		fi, err := e.Info()
+		if errors.Is(err, os.ErrNotExist) {
+			continue // gone since the directory was read
+		}
+		if err != nil {
+			return nil, mountError(filepath.Join(dir, e.Name()), err)
+		}
+		row, err := listOne(filepath.Join(dir, e.Name()), fi)
+		if err != nil {
+			return nil, err
+		}
+		rows = append(rows, row)
+	}
+	return rows, nil
+}
+
+func listOne(path string, fi os.FileInfo) (listed, error) {
+	row := listed{Name: fi.Name(), Kind: "file", Size: fi.Size()}
+	switch {
+	case fi.IsDir():
+		row.Kind = "directory"
+		return row, nil
+	case fi.Mode()&os.ModeSymlink != 0:
+		row.Kind = "symlink"
+		row.Target, _ = os.Readlink(path) // refused when it leaves the mount
+		return row, nil
+	}
+	state, err := lreadXattr(path, statusXattr)
+	if err != nil {
+		return row, mountError(path, err)
+	}
+	row.State = state
+	for name, field := range map[string]*string{tierXattr: &row.Tier, digestXattr: &row.SHA256, reasonXattr: &row.Reason} {
+		value, err := lreadXattr(path, name)
+		if err != nil && !errors.Is(err, unix.ENODATA) {
+			return row, mountError(path, err)
+		}
+		*field = value
+	}
+	return row, nil
+}
+
+// lreadXattr reads a short attribute without following a link.
+func lreadXattr(path, name string) (string, error) {
+	buf := make([]byte, 4<<10)
+	for {
+		n, err := unix.Lgetxattr(path, name, buf)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return "", err
+		}
+		return string(buf[:n]), nil
+	}
+}
+
+func (a *app) showListed(rows []listed, long bool) {
+	var cells [][]string
+	for _, r := range rows {
+		name := r.Name
+		switch r.Kind {
+		case "directory":
+			name += "/"
+		case "symlink":
+			name += " -> " + r.Target
+		}
+		state := r.State
+		if state == "" {
+			state = "-"
+		}
+		if !long {
+			cells = append(cells, []string{state, name})
+			continue
+		}
+		digest := strings.TrimPrefix(r.SHA256, "sha256:")
+		if len(digest) > 16 {
+			digest = digest[:16]
+		}
+		cells = append(cells, []string{state, sizeText(r.Size), dash(r.Tier), dash(digest), name, r.Reason})
+	}
+	header := []string{"STATE", "NAME"}
+	if long {
+		header = []string{"STATE", "SIZE", "TIER", "SHA256", "NAME", "REASON"}
+	}
+	a.table(header, cells)
+}
+
+func dash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}

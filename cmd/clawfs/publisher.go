@@ -1,0 +1,210 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/openclaw/clawfs/cmd/clawfs/internal/config"
+	"github.com/openclaw/clawfs/verifier"
+	"github.com/openclaw/clawfs/verifier/dsse"
+)
+
+func newPublisherCommand(a *app) *cobra.Command {
+	return group("publisher", "Say whose ledgers may be rebuilt here",
+		`A ledger is rebuilt only if its signer is listed in policy.json for its model.
+Nobody is listed after init, so everything is refused. The most specific rule
+for a model wins; a model that no rule names is refused.`,
+		newPublisherTrustCommand(a), newPublisherListCommand(a), newPublisherRemoveCommand(a))
+}
+
+func newPublisherTrustCommand(a *app) *cobra.Command {
+	rule := verifier.PublisherRule{}
+	var minimum []string
+	c := &cobra.Command{
+		Use:   "trust KEYFILE... --name NAME --models PATTERN",
+		Short: "Trust a publisher's key for some models",
+		Long: `Adds a rule to policy.json: ledgers of the models PATTERN count when the keys
+in KEYFILE signed them. PATTERN is a model such as acme/langid, or a prefix
+such as 'acme/*'. The key must reach you on a way that you trust; compare the
+key id that is printed with the publisher's.`,
+		Example: `  clawfs publisher trust acme.pub --name acme --models 'acme/*'
+  clawfs publisher trust a.pub b.pub --name acme --models acme/langid --threshold 2
+  clawfs publisher trust acme.pub --name acme --models 'acme/*' --minimum-sequence acme/langid=12`,
+		Args: cobra.MinimumNArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			for _, path := range args {
+				key, err := readPublicKey(path)
+				if err != nil {
+					return err
+				}
+				rule.Keys = append(rule.Keys, key)
+			}
+			pins, err := parseSequences(minimum)
+			if err != nil {
+				return err
+			}
+			rule.MinimumSequence = pins
+			if err := a.editPolicy(func(p *verifier.Policy) (*verifier.Policy, error) { return p.AddPublisher(rule) }); err != nil {
+				return err
+			}
+			return a.print(rule, func() {
+				a.printf("trusted %s for %s\n", rule.Name, strings.Join(rule.Models, ", "))
+				for _, key := range rule.Keys {
+					a.printf("key id  %s\n", key.ID())
+				}
+				a.printf("next    clawfs grant LEDGER.sba --wait\n")
+			})
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&rule.Name, "name", "", "`name` of the rule, shown in refusals and capabilities")
+	f.StringSliceVar(&rule.Models, "models", nil, "models the keys may speak for: owner/model or 'owner/*' (repeat or separate by commas)")
+	f.Int64Var(&rule.Threshold, "threshold", 1, "how many of the keys must have signed")
+	f.StringSliceVar(&rule.Images, "image", []string{"*"}, "environment images its builds may use: sha256:<hex>, or * for any that the signed ledger names")
+	f.StringArrayVar(&minimum, "minimum-sequence", nil, "refuse older ledgers: `MODEL=N` (repeat)")
+	c.MarkFlagRequired("name")
+	c.MarkFlagRequired("models")
+	return c
+}
+
+// parseSequences reads MODEL=N words.
+func parseSequences(words []string) (map[string]int64, error) {
+	if len(words) == 0 {
+		return nil, nil
+	}
+	pins := make(map[string]int64)
+	for _, w := range words {
+		model, number, ok := strings.Cut(w, "=")
+		n, err := strconv.ParseInt(number, 10, 64)
+		if !ok || err != nil || n < 1 {
+			return nil, exitf(codeUsage, "--minimum-sequence %q: want MODEL=N with N from 1", w)
+		}
+		pins[model] = n
+	}
+	return pins, nil
+}
+
+// publisherRow is a rule as `publisher list` shows it.
+type publisherRow struct {
+	Name            string           `json:"name"`
+	Models          []string         `json:"models"`
+	KeyIDs          []dsse.KeyID     `json:"keyids"`
+	Threshold       int64            `json:"threshold"`
+	Images          []string         `json:"images"`
+	MinimumSequence map[string]int64 `json:"minimumSequence,omitempty"`
+}
+
+func newPublisherListCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:     "list",
+		Short:   "List the trusted publishers",
+		Example: "  clawfs publisher list\n  clawfs publisher list -o json | jq '.[].keyids'",
+		Args:    cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			p, err := a.readPolicy()
+			if err != nil {
+				return err
+			}
+			rows := []publisherRow{}
+			for _, r := range p.Publishers {
+				row := publisherRow{Name: r.Name, Models: r.Models, Threshold: r.Threshold, Images: r.Images, MinimumSequence: r.MinimumSequence}
+				for _, k := range r.Keys {
+					row.KeyIDs = append(row.KeyIDs, k.ID())
+				}
+				rows = append(rows, row)
+			}
+			return a.print(rows, func() { a.publisherTable(rows) })
+		},
+	}
+}
+
+func (a *app) publisherTable(rows []publisherRow) {
+	if len(rows) == 0 {
+		a.printf("no publisher is trusted, so every ledger is refused\nnext: clawfs publisher trust KEYFILE --name NAME --models 'owner/*'\n")
+		return
+	}
+	var cells [][]string
+	for _, r := range rows {
+		for i, id := range r.KeyIDs {
+			if i == 0 {
+				cells = append(cells, []string{r.Name, strings.Join(r.Models, ","), strconv.FormatInt(r.Threshold, 10), string(id)})
+			} else {
+				cells = append(cells, []string{"", "", "", string(id)})
+			}
+		}
+	}
+	a.table([]string{"NAME", "MODELS", "THRESHOLD", "KEY IDS"}, cells)
+}
+
+func newPublisherRemoveCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "remove NAME",
+		Short: "Stop trusting a publisher for new ledgers",
+		Long: `Removes the rule NAME from policy.json. Ledgers of that publisher are refused
+from now on. Capabilities that were minted before stay valid until they expire;
+to take them back, revoke them.`,
+		Example: "  clawfs publisher remove acme\n  clawfs revoke --publisher KEYID --reason 'key lost'",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			err := a.editPolicy(func(p *verifier.Policy) (*verifier.Policy, error) { return p.RemovePublisher(args[0]) })
+			if err != nil {
+				return err
+			}
+			return a.print(map[string]string{"removed": args[0]}, func() {
+				a.printf("removed %s; capabilities that were minted before stay valid, see `clawfs caps`\n", args[0])
+			})
+		},
+	}
+}
+
+func (a *app) readPolicy() (*verifier.Policy, error) {
+	path := config.State(a.state).Policy()
+	data, err := config.ReadPublic(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("no policy in %s; next: clawfs init --state %s", a.state, a.state)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("policy: %w", err)
+	}
+	p, err := verifier.ParsePolicy(data)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return p, nil
+}
+
+// editPolicy replaces policy.json by what edit makes of it. The lock on the
+// state directory keeps two edits from losing one.
+func (a *app) editPolicy(edit func(*verifier.Policy) (*verifier.Policy, error)) error {
+	dir, err := os.Open(a.state)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("no state directory %s; next: clawfs init --state %s", a.state, a.state)
+	}
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX); err != nil {
+		return fmt.Errorf("locking %s: %w", a.state, err)
+	}
+	old, err := a.readPolicy()
+	if err != nil {
+		return err
+	}
+	edited, err := edit(old)
+	if err != nil {
+		return fmt.Errorf("policy is unchanged: %w", err)
+	}
+	text, err := edited.Encode()
+	if err != nil {
+		return fmt.Errorf("policy is unchanged: %w", err)
+	}
+	return replaceFile(config.State(a.state).Policy(), text, 0o600)
+}

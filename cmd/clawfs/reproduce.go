@@ -1,0 +1,155 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/openclaw/clawfs/capstore"
+	"github.com/openclaw/clawfs/cmd/clawfs/internal/config"
+	"github.com/openclaw/clawfs/rebuild"
+	"github.com/openclaw/clawfs/rebuild/sandbox"
+	"github.com/openclaw/clawfs/verifier"
+)
+
+// rebuildFlags are what `ledger check` and `validate` share: where the inputs
+// are and where the build's own output goes.
+type rebuildFlags struct {
+	source, image, lockfile, log, work string
+	datasets                           []string
+}
+
+func (v *rebuildFlags) register(c *cobra.Command) {
+	f := c.Flags()
+	f.StringVar(&v.source, "source", "", "git repository or bundle to fetch the commit from (default the ledger's URI)")
+	f.StringArrayVar(&v.datasets, "dataset", nil, "`NAME=DIR` where a dataset is (repeat; default the ledger's URI)")
+	f.StringVar(&v.image, "image", "", "OCI image layout `DIR` that holds the environment (default the ledger's URI)")
+	f.StringVar(&v.lockfile, "lockfile", "", "the lockfile (default the ledger's URI)")
+	f.StringVar(&v.log, "log", "", "`file` for what the builds print, - for standard error")
+	f.StringVar(&v.work, "work", "", "scratch `directory` for inputs and outputs (default below $TMPDIR)")
+}
+
+// locations are the flags as the worker wants them: absolute paths, or URLs.
+func (v *rebuildFlags) locations() (capstore.Locations, error) {
+	loc := capstore.Locations{Datasets: map[string]string{}}
+	dirs, err := parsePairs("--dataset", v.datasets)
+	if err != nil {
+		return loc, err
+	}
+	for name, dir := range dirs {
+		if loc.Datasets[name], err = absolute(dir); err != nil {
+			return loc, err
+		}
+	}
+	for _, f := range []struct {
+		value string
+		field *string
+	}{{v.source, &loc.Source}, {v.image, &loc.Image}, {v.lockfile, &loc.Lockfile}} {
+		if *f.field, err = absolute(f.value); err != nil {
+			return loc, err
+		}
+	}
+	return loc, nil
+}
+
+// absolute makes a path absolute and leaves URLs and "" alone.
+func absolute(where string) (string, error) {
+	if where == "" || strings.Contains(where, "://") {
+		return where, nil
+	}
+	return filepath.Abs(where)
+}
+
+// builds are the limits for builds started by hand: the policy's, where there
+// is a state directory, else the ones that init writes.
+func (a *app) builds() (verifier.Builds, error) {
+	if _, err := os.Lstat(config.State(a.state).Policy()); errors.Is(err, fs.ErrNotExist) {
+		return defaultBuilds(), nil
+	}
+	p, err := a.readPolicy()
+	if err != nil {
+		return verifier.Builds{}, err
+	}
+	return p.Builds, nil
+}
+
+// reproduce rebuilds l twice in this process, without daemon, store or key.
+// The caller calls the function that it returns when it needs the outputs no
+// more. An error carries its exit code.
+func (a *app) reproduce(ctx context.Context, l verifier.Ledger, v rebuildFlags) (*rebuild.Reproduction, func(), error) {
+	loc, err := v.locations()
+	if err != nil {
+		return nil, nil, err
+	}
+	builds, err := a.builds()
+	if err != nil {
+		return nil, nil, err
+	}
+	settings, err := config.State(a.state).LoadSettings(os.Geteuid())
+	if err != nil {
+		return nil, nil, err
+	}
+	path, err := runtimePath(settings)
+	if err != nil {
+		return nil, nil, err
+	}
+	runtime, err := sandbox.Find(path)
+	if err != nil {
+		return nil, nil, err
+	}
+	scratch, err := os.MkdirTemp(v.work, "clawfs-rebuild-")
+	if err != nil {
+		return nil, nil, err
+	}
+	if scratch, err = filepath.Abs(scratch); err != nil {
+		return nil, nil, err
+	}
+	log, closeLog, err := a.openLog(v.log)
+	if err != nil {
+		removeTree(scratch)
+		return nil, nil, err
+	}
+	bar := a.progress("")
+	r, err := rebuild.Reproduce(ctx, rebuild.Config{
+		Runtime: runtime, Dir: scratch, Limits: rebuild.SandboxLimits(builds.Limits),
+		AllowedEnv: builds.Env, Log: log, Observer: bar.observe,
+	}, l, loc)
+	bar.done()
+	err = errors.Join(err, closeLog())
+	if err != nil {
+		r.Close()
+		removeTree(scratch)
+		return nil, nil, rebuildError(err)
+	}
+	return r, func() { r.Close(); removeTree(scratch) }, nil
+}
+
+func (a *app) openLog(path string) (io.Writer, func() error, error) {
+	switch path {
+	case "":
+		return nil, func() error { return nil }, nil
+	case "-":
+		return a.stderr, func() error { return nil }, nil
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return nil, nil, fmt.Errorf("--log: %w", err)
+	}
+	return f, f.Close, nil
+}
+
+// rebuildError gives the error of a rebuild its exit code.
+func rebuildError(err error) error {
+	var f *rebuild.Failure
+	if errors.As(err, &f) {
+		return exit(verdictCode(f.Verdict), err)
+	}
+	return fmt.Errorf("rebuilding: %w", err)
+}

@@ -1,0 +1,200 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/openclaw/clawfs/rebuild"
+	"github.com/openclaw/clawfs/rebuild/sandbox"
+	"github.com/openclaw/clawfs/verifier"
+	"github.com/openclaw/clawfs/verifier/dsse"
+)
+
+// validation is the result of `clawfs validate`.
+type validation struct {
+	File      string     `json:"file"`
+	Valid     bool       `json:"valid"`
+	Publisher dsse.KeyID `json:"publisher"`
+	SBA       string     `json:"sba"`
+	Model     string     `json:"model"`
+	Version   string     `json:"version"`
+	Output    string     `json:"output"`
+	Expected  string     `json:"expected"` // what the rebuild produced
+	Got       string     `json:"got"`      // what the file is
+	Size      int64      `json:"size"`
+}
+
+func newValidateCommand(a *app) *cobra.Command {
+	var v rebuildFlags
+	var sbaFile, keyFile, output string
+	c := &cobra.Command{
+		Use:   "validate FILE --sba FILE.sba --publisher-key KEYFILE",
+		Short: "Rebuild and compare one file, without mount or store",
+		Long: `Does the whole protocol once for one file and prints each step:
+
+  1 verify   the SBA is signed by the key in --publisher-key
+  2 rebuild  the build runs twice in the sandbox
+  3 agree    both builds gave the same bytes
+  4 derive   the digest of the output with FILE's name is taken from the rebuild
+  5 compare  FILE has that digest
+
+Nothing is granted and nothing is stored.
+
+Exit code 0: FILE is what the recipe produces. 4: the signature or the signer is
+not acceptable. 5: the builds differ from each other, or FILE differs from them.
+3: the ledger is refused, or its build does not run.`,
+		Example: `  clawfs validate langid.bin --sba langid.sba --publisher-key acme.pub
+  clawfs validate ~/downloads/model.bin --output langid.bin --sba langid.sba \
+      --publisher-key acme.pub --source ./recipe --dataset corpus=./corpus --image ./image`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			result, err := a.validate(c.Context(), args[0], sbaFile, keyFile, output, v)
+			if err != nil {
+				return err
+			}
+			return a.print(result, func() {
+				a.printf("%s is what the recipe of %s %s produces\n", printable(result.File), printable(result.Model), printable(result.Version))
+			})
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&sbaFile, "sba", "", "the publisher's signed attestation")
+	f.StringVar(&keyFile, "publisher-key", "", "the publisher's public `keyfile`")
+	f.StringVar(&output, "output", "", "`name` of the ledger's output that FILE should be (default FILE's own name)")
+	v.register(c)
+	c.MarkFlagRequired("sba")
+	c.MarkFlagRequired("publisher-key")
+	return c
+}
+
+// step reports one step of a validation on standard error.
+func (a *app) step(n int, name, format string, args ...any) {
+	a.notef("%d %-8s %s\n", n, name, printable(fmt.Sprintf(format, args...)))
+}
+
+func (a *app) validate(ctx context.Context, file, sbaFile, keyFile, output string, v rebuildFlags) (validation, error) {
+	if output == "" {
+		output = filepath.Base(file)
+	}
+	// Measured before the build, so that a wrong path does not cost one.
+	m, err := measurePath(ctx, file, nil)
+	if err != nil {
+		return validation{}, err
+	}
+	att, err := a.verifyWithKey(sbaFile, keyFile)
+	if err != nil {
+		return validation{}, err
+	}
+	st := att.Ledger().Statement()
+	r := validation{
+		File: file, Publisher: att.Publisher().ID(), SBA: att.Digest().String(), Model: st.Predicate.Model,
+		Version: st.Predicate.Version, Output: output, Got: m.Sum().String(), Size: m.Size(),
+	}
+	a.step(1, "verify", "%s %s is signed by %s", r.Model, r.Version, r.Publisher)
+	if !promises(st, output) {
+		return r, exitf(codeRefused, "the ledger promises no output named %q, but %s; next: --output NAME", output, outputNames(st))
+	}
+	a.step(2, "rebuild", "twice, from commit %.12s", st.Source().Digest.GitCommit)
+	built, closeAll, err := a.reproduce(ctx, att.Ledger(), v)
+	if err != nil {
+		return r, err
+	}
+	defer closeAll()
+	a.step(3, "agree", "both builds gave the same bytes")
+	made, err := outputOf(built, output)
+	if err != nil {
+		return r, err
+	}
+	r.Expected = made.Measurement().Sum().String()
+	a.step(4, "derive", "%s is %s", output, r.Expected)
+	if !m.Sum().Is(made.Measurement().Sum().Claim()) {
+		return r, exitf(codeDiffers, "step 5, compare: %s is not what the recipe produces: expected sha256 %s of %d bytes, got %s of %d bytes",
+			file, r.Expected, made.Measurement().Size(), r.Got, r.Size)
+	}
+	r.Valid = true
+	a.step(5, "compare", "%s is the same", file)
+	return r, nil
+}
+
+// verifyWithKey verifies an SBA with one key, which may speak for the model
+// that it signed: whoever runs validate has chosen both.
+func (a *app) verifyWithKey(sbaFile, keyFile string) (verifier.Attestation, error) {
+	none := verifier.Attestation{}
+	_, l, err := inspect(sbaFile, keyFile)
+	if err != nil {
+		return none, err
+	}
+	key, err := readPublicKey(keyFile)
+	if err != nil {
+		return none, err
+	}
+	// A policy needs a mint and a revoker. This one mints nothing: their key's
+	// private half is forgotten here.
+	unused, err := dsse.GenerateKey(dsse.Ed25519)
+	if err != nil {
+		return none, err
+	}
+	builds, err := a.builds()
+	if err != nil {
+		return none, err
+	}
+	policy, err := verifier.NewPolicy("validate", unused.Public(), unused.Public(), builds)
+	if err != nil {
+		return none, err
+	}
+	policy, err = policy.AddPublisher(verifier.PublisherRule{
+		Name: "command-line", Models: []string{l.Statement().Predicate.Model},
+		Keys: []dsse.PublicKey{key}, Threshold: 1, Images: []string{"*"},
+	})
+	if err != nil {
+		return none, err
+	}
+	vf, err := verifier.New(policy)
+	if err != nil {
+		return none, err
+	}
+	data, err := readBounded(sbaFile, dsse.MaxEnvelope)
+	if err != nil {
+		return none, err
+	}
+	sba, err := verifier.ParseSBA(data)
+	if err != nil {
+		return none, refusal(sbaFile, err)
+	}
+	att, err := vf.Verify(sba, time.Now())
+	if err != nil {
+		return none, refusal(sbaFile, err)
+	}
+	return att, nil
+}
+
+func promises(st verifier.Statement, name string) bool {
+	for _, o := range st.Predicate.BuildDefinition.ExternalParameters.Outputs {
+		if o.Name == name {
+			return true
+		}
+	}
+	return false
+}
+
+func outputNames(st verifier.Statement) string {
+	var names []string
+	for _, o := range st.Predicate.BuildDefinition.ExternalParameters.Outputs {
+		names = append(names, o.Name)
+	}
+	return strings.Join(names, ", ")
+}
+
+func outputOf(r *rebuild.Reproduction, name string) (sandbox.Output, error) {
+	for _, o := range r.Outputs() {
+		if o.Name() == name {
+			return o, nil
+		}
+	}
+	return sandbox.Output{}, fmt.Errorf("the rebuild has no output %q", name)
+}

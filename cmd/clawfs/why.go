@@ -1,0 +1,164 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/go-json-experiment/json"
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+)
+
+// The attributes of a file on a clawfs mount. whyXattr decides anew and may
+// read the whole file; the others are what the mount knows already.
+const (
+	whyXattr    = "user.clawfs.why"
+	statusXattr = "user.clawfs.status"
+	digestXattr = "user.clawfs.digest"
+	tierXattr   = "user.clawfs.tier"
+	reasonXattr = "user.clawfs.reason"
+)
+
+// explanation is the document in user.clawfs.why. Unknown members are left
+// alone: an older clawfs may look at a newer mount.
+type explanation struct {
+	Path       string `json:"path"`
+	Allowed    bool   `json:"allowed"`
+	Reason     string `json:"reason"`
+	Detail     string `json:"detail"`
+	Next       string `json:"next,omitempty"`
+	Size       int64  `json:"size"`
+	SHA256     string `json:"sha256,omitempty"`
+	Tier       string `json:"tier,omitempty"`
+	Capability string `json:"capability,omitempty"`
+	Claim      string `json:"claim,omitempty"`
+	Model      string `json:"model,omitempty"`
+	Version    string `json:"version,omitempty"`
+	SBA        string `json:"sba,omitempty"`
+	Publisher  string `json:"publisher,omitempty"`
+	NotAfter   string `json:"notAfter,omitempty"`
+}
+
+func newWhyCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "why PATH",
+		Short: "Say why a file on a mount opens, or why it is refused",
+		Long: `Asks the mount to decide about PATH now, and prints one sentence, the facts, and
+the command that would change the answer. Programs seldom show why they could
+not open a model; this does. A file that was not looked at before is read and
+hashed, which takes as long as reading it.
+
+Exit code 0: granted. 3: refused, or PATH is on no clawfs mount.`,
+		Example: "  clawfs why /models/langid.bin\n  clawfs why /models/langid.bin -o json | jq .reason",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			e, err := explain(args[0])
+			if err != nil {
+				return err
+			}
+			if err := a.print(e, func() { a.showExplanation(args[0], e) }); err != nil {
+				return err
+			}
+			if !e.Allowed {
+				return &quietExit{codeRefused}
+			}
+			return nil
+		},
+	}
+}
+
+// explain asks the mount about path.
+func explain(path string) (explanation, error) {
+	var e explanation
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return e, err
+	}
+	fi, err := os.Stat(abs)
+	if err != nil {
+		return e, mountError(abs, err)
+	}
+	doc, err := readXattr(abs, whyXattr)
+	if err != nil {
+		return e, mountError(abs, err)
+	}
+	if fi.IsDir() && len(doc) == 0 {
+		return e, exitf(codeRefused, "%s is a directory, and those need no capability; next: clawfs ls -l %s", abs, path)
+	}
+	if err := json.Unmarshal(doc, &e); err != nil {
+		return e, fmt.Errorf("%s: reading %s: %w", abs, whyXattr, err)
+	}
+	if e.Path == "" {
+		e.Path = abs
+	}
+	return e, nil
+}
+
+// mountError explains an error of a system call on path, with the exit code
+// and the next command that belong to it.
+func mountError(path string, err error) error {
+	switch {
+	case errors.Is(err, unix.ENOTCONN):
+		return exitf(codeMount, "%s: the process that served this mount is gone; next: clawfs umount the mount point, then clawfs mount again", path)
+	case errors.Is(err, unix.ENODATA), errors.Is(err, unix.ENOTSUP):
+		return exitf(codeRefused, "%s is not on a clawfs mount, so nothing checks what is read from it; next: clawfs status", path)
+	case errors.Is(err, os.ErrNotExist):
+		return fmt.Errorf("%s does not exist; next: clawfs ls %s", path, filepath.Dir(path))
+	case errors.Is(err, os.ErrPermission):
+		return fmt.Errorf("%s: this user may not look at it: %w", path, err)
+	}
+	return fmt.Errorf("%s: %w", path, err)
+}
+
+// readXattr reads an attribute of any size that Linux allows.
+func readXattr(path, name string) ([]byte, error) {
+	buf := make([]byte, 4<<10)
+	for {
+		n, err := unix.Getxattr(path, name, buf)
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case errors.Is(err, unix.ERANGE) && len(buf) < 64<<10:
+			buf = make([]byte, 64<<10) // XATTR_SIZE_MAX
+		case err != nil:
+			return nil, err
+		default:
+			return buf[:n], nil
+		}
+	}
+}
+
+func (a *app) showExplanation(path string, e explanation) {
+	verdict := "refused"
+	if e.Allowed {
+		verdict = "granted"
+	}
+	a.printf("%s: %s", printable(path), verdict)
+	if e.Detail != "" {
+		a.printf(": %s", printable(e.Detail))
+	}
+	a.printf("\n")
+	for _, f := range []struct{ label, value string }{
+		{"reason", e.Reason},
+		{"sha256", e.SHA256},
+		{"size", sizeText(e.Size)},
+		{"tier", e.Tier},
+		{"model", e.Model + " " + e.Version},
+		{"publisher", e.Publisher},
+		{"sba", e.SBA},
+		{"claim", e.Claim},
+		{"capability", e.Capability},
+		{"valid until", e.NotAfter},
+	} {
+		if f.value != "" && f.value != " " {
+			a.printf("  %-12s %s\n", f.label, printable(f.value))
+		}
+	}
+	if e.Allowed {
+		a.printf("This means: an independent rebuild of the publisher's signed recipe produced these very bytes.\nIt says nothing about whether the source or the data are good.\n")
+	}
+	if e.Next != "" {
+		a.printf("next: %s\n", printable(e.Next))
+	}
+}
