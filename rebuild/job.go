@@ -2,6 +2,12 @@ package rebuild
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/openclaw/clawfs/capstore"
@@ -57,4 +63,141 @@ type Result struct {
 // policy, rebuilds, mints, and writes ResultFile. An error means that there is
 // no answer and no ResultFile; the queue decides whether to try again. If the
 // directory already has an answer, RunJob returns it and does nothing.
-func RunJob(ctx context.Context, c JobConfig) (Result, error) { panic("unwritten") }
+func RunJob(ctx context.Context, c JobConfig) (Result, error) {
+	if c.Dir == "" || c.Policy == nil || c.Runtime == nil || c.MintKey == "" || c.Validity <= 0 {
+		return Result{}, errors.New("running a job: directory, policy, runtime, mint key and validity are required")
+	}
+	dir, err := filepath.Abs(c.Dir)
+	if err != nil {
+		return Result{}, fmt.Errorf("running a job: %w", err)
+	}
+	c.Dir = dir
+	unlock, err := lockJob(c.Dir)
+	if err != nil {
+		return Result{}, fmt.Errorf("running a job: %w", err)
+	}
+	defer unlock()
+	job, envelope, err := readJob(c.Dir)
+	if err != nil {
+		return Result{}, fmt.Errorf("running a job: %w", err)
+	}
+	if done, err := readResult(c.Dir, job.ID, job.SBA); err == nil {
+		return done, nil
+	} else if !errors.Is(err, os.ErrNotExist) {
+		return Result{}, fmt.Errorf("job %s: %w", job.ID, err)
+	}
+	r, err := c.run(ctx, job, envelope)
+	if err != nil {
+		return Result{}, fmt.Errorf("job %s: %w", job.ID, err)
+	}
+	return r, nil
+}
+
+// run clears what an earlier attempt left, works, and writes the answer last.
+func (c JobConfig) run(ctx context.Context, job jobFile, envelope []byte) (Result, error) {
+	log, err := openRecord(c, job)
+	if err != nil {
+		return Result{}, err
+	}
+	defer log.close()
+	if swept, err := c.Runtime.Sweep(ctx); err != nil {
+		return Result{}, log.trouble(err)
+	} else if len(swept) > 0 {
+		log.text.printf("removed what dead workers left: %s", strings.Join(swept, ", "))
+	}
+	work := filepath.Join(c.Dir, workDir)
+	if err := errors.Join(removeTree(work), os.Mkdir(work, 0o700)); err != nil {
+		return Result{}, log.trouble(err)
+	}
+	defer removeTree(work)
+	r := Result{Job: job.ID, SBA: job.SBA, StartedAt: time.Now().UTC()}
+	r.Capability, err = c.earn(ctx, job, envelope, work, log)
+	var f *Failure
+	switch {
+	case errors.As(err, &f):
+		r.Verdict, r.Reason, r.Diagnosis = f.Verdict, f.Detail, f.Diagnosis
+	case err != nil:
+		return Result{}, log.trouble(err)
+	default:
+		r.Verdict = capstore.Minted
+	}
+	r.FinishedAt = time.Now().UTC()
+	log.text.printf("%s %s", r.Verdict, r.Reason)
+	if r.Diagnosis != "" {
+		log.text.printf("%s", r.Diagnosis)
+	}
+	if err := writeJSON(filepath.Join(c.Dir, ResultFile), &r); err != nil {
+		return Result{}, log.trouble(err)
+	}
+	return r, nil
+}
+
+// earn verifies, rebuilds and mints. The mint key is read at the very end:
+// while a build runs, this process does not have it.
+func (c JobConfig) earn(ctx context.Context, job jobFile, envelope []byte, work string, log *record) ([]byte, error) {
+	log.event(Event{Time: time.Now().UTC(), Phase: PhaseVerify, Message: "attestation " + job.SBA.String()})
+	att, err := believe(c.Policy, envelope)
+	if err != nil {
+		return nil, err
+	}
+	if att.Digest() != job.SBA {
+		return nil, fmt.Errorf("%s holds attestation %s, the job is for %s", SBAFile, att.Digest(), job.SBA)
+	}
+	rep, err := Reproduce(ctx, Config{
+		Runtime: c.Runtime, Dir: work, Limits: SandboxLimits(c.Policy.Builds.Limits),
+		AllowedEnv: c.Policy.Builds.Env, Log: log.builds, Observer: log.event,
+	}, att.Ledger(), job.Locations)
+	if err != nil {
+		return nil, err
+	}
+	defer rep.Close()
+	if err := ctx.Err(); err != nil {
+		return nil, context.Cause(ctx)
+	}
+	log.event(Event{Time: time.Now().UTC(), Phase: PhaseMint})
+	return c.mint(att, rep, job.RevokedMints)
+}
+
+// believe verifies an envelope by a policy; a refusal is the job's answer.
+func believe(policy *verifier.Policy, envelope []byte) (verifier.Attestation, error) {
+	sba, err := verifier.ParseSBA(envelope)
+	if err != nil {
+		return verifier.Attestation{}, fail(capstore.PolicyRefused, "attestation: %v", err)
+	}
+	v, err := verifier.New(policy)
+	if err != nil {
+		return verifier.Attestation{}, err
+	}
+	att, err := v.Verify(sba, time.Now())
+	if err != nil {
+		return verifier.Attestation{}, fail(capstore.PolicyRefused, "attestation: %v", err)
+	}
+	return att, nil
+}
+
+func (c JobConfig) mint(att verifier.Attestation, rep *Reproduction, revoked []dsse.KeyID) ([]byte, error) {
+	key, err := mint.Open(c.MintKey)
+	if err != nil {
+		return nil, err
+	}
+	id := key.Public().ID()
+	if slices.Contains(revoked, id) {
+		return nil, fail(capstore.PolicyRefused, "this machine's mint key %s is revoked: make another and pin it in the policy", id)
+	}
+	pinned := slices.ContainsFunc(c.Policy.Mints, func(o verifier.Operator) bool {
+		return slices.ContainsFunc(o.Keys, func(k dsse.PublicKey) bool { return k.ID() == id })
+	})
+	if !pinned {
+		return nil, fail(capstore.PolicyRefused, "this machine's mint key %s is not one of the policy's mints: no mount would honour it", id)
+	}
+	now := time.Now()
+	first, second := rep.Builds()
+	envelope, err := key.Sign(att, first.Outputs, second.Outputs, mint.Terms{NotBefore: now, NotAfter: now.Add(c.Validity)})
+	switch {
+	case errors.Is(err, mint.ErrDiffers):
+		return nil, fail(capstore.Nondeterministic, "%v", err)
+	case errors.Is(err, mint.ErrNamed):
+		return nil, fail(capstore.CopiedInput, "%v", err)
+	}
+	return envelope, err
+}

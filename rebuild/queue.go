@@ -2,40 +2,217 @@ package rebuild
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
 
 	"github.com/openclaw/clawfs/capstore"
-	"github.com/openclaw/clawfs/verifier"
+)
+
+const (
+	// maxAttempts bounds how often one job is started. A worker that ends
+	// without an answer three times is the job's fault or this machine's, and
+	// both are for a person.
+	maxAttempts = 3
+	// retryDelay passes before a second attempt; twice as much before a third.
+	// It counts from the start of the attempt, which the store keeps.
+	retryDelay = 2 * time.Second
+	// lockPoll is how often a lock that a living worker holds is tried.
+	lockPoll = 200 * time.Millisecond
+	// fullDelay passes before a result is offered again to a full disk.
+	fullDelay = 5 * time.Second
 )
 
 // Spawn runs RunJob for a job directory in a process of its own and returns
-// when that process is dead, which it must be soon after ctx ends.
+// when that process is dead, which it must be soon after ctx ends. The process
+// should die with its parent (PR_SET_PDEATHSIG); the queue waits for it if it
+// does not.
 type Spawn func(ctx context.Context, jobDir string) error
 
 // Queue keeps rebuild jobs in a store and runs them, oldest first.
+//
+// What survives a kill at any point: a job is a row of the store from Submit
+// on. A row that is "running" at the start of Run belongs to a dead daemon; if
+// its directory has an answer, that is taken, else the job is run again, at
+// most maxAttempts times in all. A capability and the end of its job are one
+// transaction of the store, so a job mints once.
 type Queue struct {
 	// Parallel is the number of jobs that run at the same time; zero means
 	// one. Set it before Run.
 	Parallel int
+	// Sweep, if not nil, removes what dead workers left on this machine
+	// (sandbox.Runtime.Sweep). It is called when Run starts and after a worker
+	// ended without an answer. Set it before Run.
+	Sweep func(context.Context) error
+
+	store *capstore.Store
+	dir   string
+	spawn Spawn
+	wake  chan struct{} // holds one token when there may be work
+
+	mu      sync.Mutex                    // guards running, started, and each change of a job's row
+	running map[string]context.CancelFunc // workers by job
+	started bool
 }
 
 // NewQueue returns a queue over the jobs of store, with job directories below
 // dir, which only this queue may use. It starts nothing.
-func NewQueue(store *capstore.Store, dir string, spawn Spawn) (*Queue, error) { panic("unwritten") }
-
-// Run first ends what an earlier process left and then runs jobs until ctx
-// ends. It returns after every worker is dead.
-func (q *Queue) Run(ctx context.Context) error { panic("unwritten") }
-
-// Submit adds a job for an attestation, or returns the one that is pending,
-// running or minted and still good. sba is the envelope that att was verified
-// from. A *Failure means that a revocation forbids the job.
-func (q *Queue) Submit(sba []byte, att verifier.Attestation, loc capstore.Locations) (capstore.Job, error) {
-	panic("unwritten")
+func NewQueue(store *capstore.Store, dir string, spawn Spawn) (*Queue, error) {
+	if store == nil || spawn == nil || !filepath.IsAbs(dir) {
+		return nil, errors.New("queue: a store, a spawn function and an absolute directory are required")
+	}
+	for _, d := range []string{dir, filepath.Join(dir, sbaDir)} {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			return nil, fmt.Errorf("queue: %w", err)
+		}
+	}
+	return &Queue{
+		store: store, dir: dir, spawn: spawn,
+		wake: make(chan struct{}, 1), running: make(map[string]context.CancelFunc),
+	}, nil
 }
 
-// Cancel ends a job that has not ended, so that it never mints.
-// capstore.ErrFinished: it has ended. capstore.ErrNotFound: there is none.
-func (q *Queue) Cancel(id string) (capstore.Job, error) { panic("unwritten") }
-
 // JobDir is where a job's log and events are.
-func (q *Queue) JobDir(id string) string { panic("unwritten") }
+func (q *Queue) JobDir(id string) string { return filepath.Join(q.dir, id) }
+
+// Run first ends what an earlier process left and then runs jobs until ctx
+// ends, which is no error. It returns after every worker is dead. An error is
+// the store's or the disk's: nothing can be recorded any more.
+func (q *Queue) Run(ctx context.Context) error {
+	q.mu.Lock()
+	again := q.started
+	q.started = true
+	q.mu.Unlock()
+	if again {
+		return errors.New("queue: already run")
+	}
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	var workers sync.WaitGroup
+	defer workers.Wait()
+	slots := make(chan struct{}, max(q.Parallel, 1))
+	start := func(job capstore.Job, work func(context.Context, capstore.Job) error) {
+		workers.Go(func() {
+			defer q.nudge()
+			defer func() { <-slots }()
+			if err := work(ctx, job); err != nil && ctx.Err() == nil {
+				stop(fmt.Errorf("queue: %w", err))
+			}
+		})
+	}
+	orphans, err := q.recover(ctx)
+	if err != nil {
+		return fmt.Errorf("queue: %w", err)
+	}
+	for _, job := range orphans {
+		select {
+		case slots <- struct{}{}:
+			start(job, q.adopt)
+		case <-ctx.Done():
+		}
+	}
+	for ctx.Err() == nil {
+		select {
+		case slots <- struct{}{}:
+		case <-ctx.Done():
+			continue
+		}
+		job, wait, err := q.next(time.Now())
+		if err != nil {
+			return fmt.Errorf("queue: %w", err)
+		}
+		if job.ID != "" {
+			start(job, q.work)
+			continue
+		}
+		<-slots
+		timer := time.NewTimer(wait)
+		select {
+		case <-q.wake:
+		case <-timer.C:
+		case <-ctx.Done():
+		}
+		timer.Stop()
+	}
+	workers.Wait()
+	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) && !errors.Is(cause, context.DeadlineExceeded) {
+		return cause
+	}
+	return nil
+}
+
+// next claims the oldest job that may run now, with its attempt recorded, or
+// says how long there is nothing to do.
+func (q *Queue) next(now time.Time) (capstore.Job, time.Duration, error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	jobs, err := q.store.Jobs()
+	if err != nil {
+		return capstore.Job{}, 0, err
+	}
+	wait := time.Minute
+	for _, job := range jobs {
+		if job.State != capstore.JobPending {
+			continue
+		}
+		if job.Attempts > 0 {
+			due := job.StartedAt.Add(retryDelay << min(job.Attempts-1, maxAttempts))
+			if d := due.Sub(now); d > 0 {
+				wait = min(wait, d)
+				continue
+			}
+		}
+		job.State, job.StartedAt = capstore.JobRunning, now.UTC()
+		job.Attempts++
+		job.Log = filepath.Join(q.JobDir(job.ID), LogFile)
+		if err := q.store.PutJob(job); err != nil {
+			return capstore.Job{}, 0, err
+		}
+		return job, 0, nil
+	}
+	return capstore.Job{}, wait, nil
+}
+
+// work runs one claimed job to its next state.
+func (q *Queue) work(ctx context.Context, job capstore.Job) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	q.mu.Lock()
+	q.running[job.ID] = cancel
+	now, err := q.store.Job(job.ID)
+	q.mu.Unlock()
+	defer func() {
+		q.mu.Lock()
+		delete(q.running, job.ID)
+		q.mu.Unlock()
+	}()
+	if err != nil {
+		return err
+	}
+	if now.State.HasEnded() {
+		return nil // cancelled between next and here
+	}
+	if f := q.revoked(job.SBA, q.publisherOf(job.SBA)); f != nil {
+		return q.end(job, Result{Verdict: f.Verdict, Reason: f.Detail})
+	}
+	spawnErr := q.prepare(job)
+	if spawnErr == nil {
+		spawnErr = q.spawn(ctx, q.JobDir(job.ID))
+	}
+	return q.settle(ctx, job, spawnErr)
+}
+
+// adopt settles a job whose daemon died. Its worker may still be alive.
+func (q *Queue) adopt(ctx context.Context, job capstore.Job) error {
+	return q.settle(ctx, job, errors.New("the daemon died"))
+}
+
+func (q *Queue) nudge() {
+	select {
+	case q.wake <- struct{}{}:
+	default:
+	}
+}

@@ -1,0 +1,202 @@
+package rebuild
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/go-json-experiment/json"
+	"golang.org/x/sys/unix"
+
+	"github.com/openclaw/clawfs/capstore"
+	"github.com/openclaw/clawfs/hashpipe"
+	"github.com/openclaw/clawfs/verifier/dsse"
+)
+
+const (
+	// workDir holds a worker's inputs and outputs, and goes with it.
+	workDir = "work"
+	// lockName is locked by a worker for its life, so that a queue that was
+	// restarted knows whether the worker of its predecessor still lives.
+	lockName = "lock"
+	// maxJobFile bounds in bytes what is read of JobFile and ResultFile.
+	maxJobFile = 8 << 20
+	// maxEvents bounds the lines that one attempt adds to EventFile.
+	maxEvents = 20_000
+)
+
+// jobFile is what the queue tells the worker.
+type jobFile struct {
+	ID           string             `json:"id"`
+	SBA          hashpipe.Digest    `json:"sba"`
+	Attempt      int                `json:"attempt"`
+	Locations    capstore.Locations `json:"locations"`
+	RevokedMints []dsse.KeyID       `json:"revokedMints,omitzero"`
+}
+
+func readJob(dir string) (jobFile, []byte, error) {
+	var job jobFile
+	if err := readJSON(filepath.Join(dir, JobFile), &job); err != nil {
+		return jobFile{}, nil, err
+	}
+	if job.ID == "" || job.SBA.IsZero() {
+		return jobFile{}, nil, fmt.Errorf("%s names no job", filepath.Join(dir, JobFile))
+	}
+	envelope, err := readBounded(filepath.Join(dir, SBAFile))
+	return job, envelope, err
+}
+
+// readResult returns the answer in dir, os.ErrNotExist if there is none yet.
+func readResult(dir, id string, sba hashpipe.Digest) (Result, error) {
+	var r Result
+	name := filepath.Join(dir, ResultFile)
+	if err := readJSON(name, &r); err != nil {
+		return Result{}, err
+	}
+	if r.Job != id || r.SBA != sba || !r.Verdict.Valid() || r.Verdict.Granted() != (len(r.Capability) > 0) {
+		return Result{}, fmt.Errorf("%s is no answer to job %s for attestation %s", name, id, sba)
+	}
+	return r, nil
+}
+
+func readJSON(name string, into any) error {
+	text, err := readBounded(name)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(text, into, json.RejectUnknownMembers(true)); err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	return nil
+}
+
+func readBounded(name string) ([]byte, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, maxJobFile+1))
+	if err == nil && len(text) > maxJobFile {
+		err = fmt.Errorf("%s is larger than %d bytes", name, maxJobFile)
+	}
+	return text, err
+}
+
+func writeJSON(name string, v any) error {
+	text, err := json.Marshal(v, json.Deterministic(true))
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	return writeWhole(name, append(text, '\n'))
+}
+
+// writeWhole puts text under name so that after a crash there is either the
+// old file or the whole new one: written, fsynced, renamed, directory fsynced.
+func writeWhole(name string, text []byte) error {
+	dir := filepath.Dir(name)
+	f, err := os.CreateTemp(dir, ".new-")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(text)
+	err = errors.Join(err, f.Sync(), f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), name)
+	}
+	if err != nil {
+		os.Remove(f.Name())
+		return err
+	}
+	return syncDir(dir)
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// errJobLocked: another worker lives in this job directory.
+var errJobLocked = errors.New("another worker has this job")
+
+// lockJob takes the lock of a job directory without waiting. The lock goes
+// with its process, however that ends.
+func lockJob(dir string) (unlock func(), err error) {
+	f, err := os.OpenFile(filepath.Join(dir, lockName), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, errJobLocked
+		}
+		return nil, fmt.Errorf("locking %s: %w", f.Name(), err)
+	}
+	return func() { f.Close() }, nil
+}
+
+// record is what a worker writes for people while it works.
+type record struct {
+	text   *logWriter // LogFile, escaped here
+	builds io.Writer  // LogFile, escaped by Reproduce
+
+	logFile, eventFile *os.File
+	observer           Observer
+	mu                 sync.Mutex // guards events
+	events             int
+}
+
+func openRecord(c JobConfig, job jobFile) (*record, error) {
+	const flags = os.O_WRONLY | os.O_CREATE | os.O_APPEND
+	log, err := os.OpenFile(filepath.Join(c.Dir, LogFile), flags, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	events, err := os.OpenFile(filepath.Join(c.Dir, EventFile), flags, 0o600)
+	if err != nil {
+		log.Close()
+		return nil, err
+	}
+	r := &record{
+		text: &logWriter{w: log, left: 1 << 20}, builds: log,
+		logFile: log, eventFile: events, observer: c.Observer,
+	}
+	r.text.printf("job %s, attempt %d, attestation %s, %s", job.ID, job.Attempt, job.SBA, c.Runtime)
+	return r, nil
+}
+
+// event writes one line and tells the observer. A line that cannot be written
+// is dropped: progress is for people, and the answer is a file of its own.
+func (r *record) event(e Event) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.events++; r.events <= maxEvents {
+		if line, err := json.Marshal(&e); err == nil {
+			r.eventFile.Write(append(line, '\n'))
+		}
+	}
+	if e.Message != "" && e.Bytes == 0 {
+		r.text.printf("%s: %s", e.Phase, e.Message)
+	}
+	if r.observer != nil {
+		r.observer(e)
+	}
+}
+
+// trouble logs an error that is no answer and returns it.
+func (r *record) trouble(err error) error {
+	r.text.printf("no answer: %v", err)
+	return err
+}
+
+func (r *record) close() {
+	r.logFile.Close()
+	r.eventFile.Close()
+}

@@ -1,0 +1,262 @@
+package rebuild
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/go-json-experiment/json"
+
+	"github.com/openclaw/clawfs/capstore"
+	"github.com/openclaw/clawfs/hashpipe"
+	"github.com/openclaw/clawfs/verifier"
+	"github.com/openclaw/clawfs/verifier/dsse"
+)
+
+// sbaDir holds the submitted envelopes by the digest of their payload until
+// their jobs end. A file without a job is what a crash left within Submit.
+const sbaDir = "sba"
+
+func (q *Queue) sbaFile(sba hashpipe.Digest) string {
+	return filepath.Join(q.dir, sbaDir, sba.String()+".json")
+}
+
+// recover tidies up after a dead daemon and returns the jobs that it had
+// started, oldest first.
+func (q *Queue) recover(ctx context.Context) ([]capstore.Job, error) {
+	if q.Sweep != nil {
+		if err := q.Sweep(ctx); err != nil {
+			return nil, err
+		}
+	}
+	jobs, err := q.store.Jobs()
+	if err != nil {
+		return nil, err
+	}
+	var orphans []capstore.Job
+	wanted := make(map[string]bool)
+	for _, job := range jobs {
+		if !job.State.HasEnded() {
+			wanted[filepath.Base(q.sbaFile(job.SBA))] = true
+		}
+		switch job.State {
+		case capstore.JobRunning:
+			orphans = append(orphans, job)
+		case capstore.JobDone, capstore.JobCancelled:
+			q.removeWork(job.ID)
+		}
+	}
+	left, err := os.ReadDir(filepath.Join(q.dir, sbaDir))
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range left {
+		if !wanted[e.Name()] {
+			os.Remove(filepath.Join(q.dir, sbaDir, e.Name()))
+		}
+	}
+	return orphans, nil
+}
+
+// removeWork removes the scratch files of a job whose worker is dead.
+func (q *Queue) removeWork(id string) {
+	unlock, err := lockJob(q.JobDir(id))
+	if err != nil {
+		return // alive, or there is no directory
+	}
+	defer unlock()
+	removeTree(filepath.Join(q.JobDir(id), workDir))
+}
+
+// prepare writes what the worker reads.
+func (q *Queue) prepare(job capstore.Job) error {
+	dir := q.JobDir(job.ID)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	envelope, err := readBounded(q.sbaFile(job.SBA))
+	if err != nil {
+		return err
+	}
+	if err := writeWhole(filepath.Join(dir, SBAFile), envelope); err != nil {
+		return err
+	}
+	f := jobFile{ID: job.ID, SBA: job.SBA, Attempt: job.Attempts, Locations: job.Locations}
+	for _, r := range q.store.View().Revocations() {
+		if r.Kind() == capstore.KindMint {
+			f.RevokedMints = append(f.RevokedMints, dsse.KeyID(r.Target()))
+		}
+	}
+	return writeJSON(filepath.Join(dir, JobFile), &f)
+}
+
+// settle moves a job on after its worker ended: to its answer, or back into
+// the queue, or to its end after too many attempts. It waits for a worker that
+// outlived its daemon.
+func (q *Queue) settle(ctx context.Context, job capstore.Job, spawnErr error) error {
+	dir := q.JobDir(job.ID)
+	unlock, err := lockJob(dir)
+	for errors.Is(err, errJobLocked) && ctx.Err() == nil {
+		select {
+		case <-time.After(lockPoll):
+		case <-ctx.Done():
+		}
+		unlock, err = lockJob(dir)
+	}
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		if ctx.Err() != nil {
+			return nil // the row stays "running", and the next Run settles it
+		}
+		return err
+	}
+	if err == nil {
+		defer unlock()
+		defer removeTree(filepath.Join(dir, workDir))
+	}
+	r, err := readResult(dir, job.ID, job.SBA)
+	if err == nil {
+		return q.offer(ctx, job, r)
+	}
+	if !errors.Is(err, os.ErrNotExist) {
+		spawnErr = errors.Join(spawnErr, err)
+		os.Remove(filepath.Join(dir, ResultFile))
+	}
+	if q.Sweep != nil && ctx.Err() == nil {
+		spawnErr = errors.Join(spawnErr, q.Sweep(ctx))
+	}
+	return q.retry(ctx, job, spawnErr)
+}
+
+// retry puts a job without an answer back, or ends it.
+func (q *Queue) retry(ctx context.Context, job capstore.Job, why error) error {
+	q.mu.Lock()
+	now, err := q.store.Job(job.ID)
+	switch {
+	case err != nil || now.State.HasEnded():
+		q.mu.Unlock()
+		return err
+	case ctx.Err() != nil:
+		// This daemon stopped the worker; that was no attempt.
+		now.State = capstore.JobPending
+		now.Attempts = max(now.Attempts-1, 0)
+	case now.Attempts >= maxAttempts:
+		q.mu.Unlock()
+		reason := fmt.Sprintf("the worker ended without an answer %d times, the last time: %v", now.Attempts, why)
+		return q.end(job, Result{Verdict: capstore.BuildFailed, Reason: escape(reason)})
+	default:
+		now.State = capstore.JobPending
+		now.Reason = escape(fmt.Sprintf("attempt %d ended without an answer: %v", now.Attempts, why))
+	}
+	err = q.store.PutJob(now)
+	q.mu.Unlock()
+	return err
+}
+
+// offer ends a job with its worker's answer. A store that is only full gets it
+// again later.
+func (q *Queue) offer(ctx context.Context, job capstore.Job, r Result) error {
+	if r.Verdict.Granted() {
+		if f := q.takenBack(job.SBA, r.Capability); f != nil {
+			r = Result{Verdict: f.Verdict, Reason: f.Detail}
+		}
+	}
+	for {
+		err := q.end(job, r)
+		if !errors.Is(err, capstore.ErrNoSpace) {
+			return err
+		}
+		select {
+		case <-time.After(fullDelay):
+		case <-ctx.Done():
+			return nil // the answer is on disk, and the next Run finds it
+		}
+	}
+}
+
+// end writes the last row of a job, with its capability in the same
+// transaction. A capability that the store refuses is an answer too.
+func (q *Queue) end(job capstore.Job, r Result) error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	now, err := q.store.Job(job.ID)
+	if err != nil || now.State.HasEnded() {
+		return err
+	}
+	now.Verdict, now.Reason, now.Diagnosis, now.FinishedAt = r.Verdict, r.Reason, r.Diagnosis, time.Now().UTC()
+	_, err = q.store.FinishJob(now, r.Capability)
+	if err != nil && r.Verdict.Granted() && !isStoreTrouble(err) {
+		now.Verdict, now.Reason = capstore.PolicyRefused, escape(fmt.Sprintf("the store does not take the capability: %v", err))
+		_, err = q.store.FinishJob(now, nil)
+	}
+	if err == nil {
+		os.Remove(q.sbaFile(job.SBA))
+	}
+	return err
+}
+
+func isStoreTrouble(err error) bool {
+	return errors.Is(err, capstore.ErrNoSpace) || errors.Is(err, capstore.ErrClosed) || errors.Is(err, capstore.ErrDamaged)
+}
+
+// revoked says whether a revocation forbids to mint for an attestation.
+func (q *Queue) revoked(sba hashpipe.Digest, publisher dsse.KeyID) *Failure {
+	return q.findRevocation(map[capstore.Kind][]string{
+		capstore.KindSBA: {sba.String()}, capstore.KindPublisher: {string(publisher)},
+	})
+}
+
+// publisherOf reads the publisher's key id in the envelope of a queued job; it
+// was verified when it was submitted, and is again before anything is minted.
+func (q *Queue) publisherOf(sba hashpipe.Digest) dsse.KeyID {
+	text, err := readBounded(q.sbaFile(sba))
+	if err != nil {
+		return ""
+	}
+	e, err := dsse.Parse(text)
+	if err != nil {
+		return ""
+	}
+	l, err := verifier.ParseLedger(e.UnverifiedPayload())
+	if err != nil {
+		return ""
+	}
+	return l.Statement().Predicate.Publisher.KeyID
+}
+
+// takenBack says whether a capability is revoked before it is admitted. What
+// it reads is unverified and can only lead to a refusal.
+func (q *Queue) takenBack(sba hashpipe.Digest, envelope []byte) *Failure {
+	e, err := dsse.Parse(envelope)
+	if err != nil {
+		return fail(capstore.PolicyRefused, "the worker's capability: %v", err)
+	}
+	var st capstore.Statement
+	if err := json.Unmarshal(e.UnverifiedPayload(), &st, json.RejectUnknownMembers(true)); err != nil {
+		return fail(capstore.PolicyRefused, "the worker's capability: %v", err)
+	}
+	targets := map[capstore.Kind][]string{
+		capstore.KindSBA:        {sba.String()},
+		capstore.KindPublisher:  {string(st.Predicate.Publisher.KeyID)},
+		capstore.KindMint:       {string(st.Predicate.Minter.KeyID)},
+		capstore.KindClaim:      {st.Predicate.Claim.String()},
+		capstore.KindCapability: {hashpipe.SumBytes(e.UnverifiedPayload()).String()},
+	}
+	for _, s := range st.Subject {
+		targets[capstore.KindFile] = append(targets[capstore.KindFile], s.Digest.SHA256.String())
+	}
+	return q.findRevocation(targets)
+}
+
+func (q *Queue) findRevocation(targets map[capstore.Kind][]string) *Failure {
+	for _, r := range q.store.View().Revocations() {
+		if slices.Contains(targets[r.Kind()], strings.ToLower(r.Target())) {
+			return fail(capstore.PolicyRefused, "%s %s was revoked on %s: %s", r.Kind(), r.Target(), r.IssuedAt().Format(time.RFC3339), r.Reason())
+		}
+	}
+	return nil
+}
