@@ -1,0 +1,105 @@
+package fs
+
+import (
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+)
+
+// Decision is how a request ended.
+type Decision string
+
+// Granted opens, Refused denies by rule, Failed denies because something broke:
+// a late mismatch, an unreadable source, a panic. Cut takes back what was open.
+const (
+	Granted Decision = "granted"
+	Refused Decision = "refused"
+	Failed  Decision = "failed"
+	Cut     Decision = "cut"
+)
+
+// Record is one line of the audit trail.
+type Record struct {
+	Time     time.Time
+	Path     string // relative to the mount's root
+	PID      uint32 // of the calling thread; 0 if it lives in another PID namespace
+	UID, GID uint32
+	Comm     string // best effort: the process may be gone
+	Exe      string // best effort
+
+	Decision   Decision
+	Reason     Reason
+	Detail     string
+	Next       string
+	Digest     string // hex SHA-256 as measured; empty if it was not
+	Capability string // hex id; empty if there is none
+	Model      string // empty if there is no capability
+	Tier       string // empty unless granted
+}
+
+// auditRing bounds the records that wait for a slow Audit.
+const auditRing = 4096
+
+// auditor hands records to Config.Audit on a goroutine of its own.
+type auditor struct {
+	out     func(Record)
+	ring    chan Record
+	dropped atomic.Int64
+	done    chan struct{}
+}
+
+func newAuditor(out func(Record)) *auditor {
+	a := &auditor{out: out, ring: make(chan Record, auditRing), done: make(chan struct{})}
+	go a.run()
+	return a
+}
+
+// add never blocks. The caller of a refusal is looked up at once, because it
+// is likely to exit; that of a grant later, because an open should be fast.
+func (a *auditor) add(r Record) {
+	if a.out == nil {
+		return
+	}
+	if r.Decision != Granted {
+		r.identify()
+	}
+	select {
+	case a.ring <- r:
+	default:
+		a.dropped.Add(1)
+	}
+}
+
+func (a *auditor) run() {
+	defer close(a.done)
+	for r := range a.ring {
+		if r.Comm == "" {
+			r.identify()
+		}
+		a.out(r)
+	}
+}
+
+// close hands over what is left. No add may follow.
+func (a *auditor) close() {
+	close(a.ring)
+	<-a.done
+}
+
+// identify asks /proc who the caller is. It reads nothing that can block on the
+// caller's memory.
+func (r *Record) identify() {
+	if r.PID == 0 {
+		return
+	}
+	dir := filepath.Join("/proc", strconv.FormatUint(uint64(r.PID), 10))
+	if comm, err := os.ReadFile(filepath.Join(dir, "comm")); err == nil {
+		r.Comm = strings.TrimSuffix(string(comm), "\n")
+	}
+	if exe, err := os.Readlink(filepath.Join(dir, "exe")); err == nil {
+		r.Exe = exe
+	}
+}

@@ -1,0 +1,327 @@
+// Package fs is the mount: a read-only FUSE file system over a source
+// directory in which a file opens only if its bytes are the bytes of a live
+// capability.
+//
+// What it promises, and to whom. The adversaries are a process that can write
+// the source directory at any time, also through descriptors and mappings that
+// it opened long before, and a storage that returns different bytes on
+// different reads. Neither can make a reader of the mount see a byte that no
+// capability names: OPEN returns only after the whole content was measured and
+// Decide allowed it, and each later READ reads its 512 KiB units again, hashes
+// them, and returns the very buffer that was hashed (tier "blocks"). The source
+// is never handed to the kernel, neither by splice nor by passthrough.
+//
+// One FUSE inode stands for one name and one state of the source file behind it
+// (device, inode, size, times). At its first successful OPEN it is bound to the
+// measured content, for good. A name that leads elsewhere answers ESTALE, which
+// makes the kernel look it up again by itself; so pages of two contents never
+// meet in one inode.
+//
+// The process that serves a mount must never touch it.
+package fs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"github.com/openclaw/clawfs/capstore"
+)
+
+// TierBlocks is the only tier of this version: every unit is hashed in user
+// space before it is returned. It needs no privilege and holds against writers
+// and against storage.
+const TierBlocks = "blocks"
+
+// Config says what to mount. Source, Mountpoint and View are required.
+type Config struct {
+	Source     string         // directory of model files; never written
+	Mountpoint string         // existing directory outside Source
+	View       *capstore.View // live capabilities and revocations
+
+	// Audit gets one Record for each decision, one call at a time, never on the
+	// goroutine of a request. If it is slow, records are dropped and counted.
+	// nil discards them.
+	Audit func(Record)
+
+	// Log gets what concerns the mount itself; nil discards it.
+	Log *slog.Logger
+
+	// AllowOther lets other users in; file modes still decide. Without root it
+	// needs user_allow_other in /etc/fuse.conf.
+	AllowOther bool
+
+	// HashWorkers bounds the files that are measured at one time. Zero means one
+	// for each processor. One more worker takes small files only.
+	HashWorkers int
+
+	// Clock returns the time; nil means time.Now. However it moves, the mount's
+	// own time only goes forward.
+	Clock func() time.Time
+}
+
+// Server is a live mount.
+type Server struct {
+	fs   *filesystem
+	fuse *fuse.Server
+	done chan struct{} // closed when the mount is gone and everything is released
+}
+
+// Stats is a snapshot of counters since the mount was made.
+type Stats struct {
+	Granted, Refused int64 // decisions of OPEN
+	Errors           int64 // opens that ended undecided: I/O error, interrupted, too slow
+	Hashed           int64 // whole files measured
+	HashedBytes      int64
+	Joined           int64 // opens that waited for a measurement which another had begun
+	UnitsChecked     int64 // units hashed for READ
+	LateMismatches   int64 // units that no longer were what OPEN had approved
+	Revoked          int64 // open handles cut off
+	Quarantined      int64 // source files refused since a late mismatch, now
+	Panics           int64
+	AuditDropped     int64
+	Nodes, Handles   int64 // now
+	Verifying        int64 // now, waiting ones included
+}
+
+// Mount mounts and serves in the background. The process should do nothing
+// else with the mount point, and should serve one mount: Mount raises GOMAXPROCS by
+// two for each hash worker (its locked and niced thread, and the one that hashes
+// the tree beside it), because requests need processors of their own.
+func Mount(c Config) (*Server, error) {
+	if c.View == nil {
+		return nil, errors.New("mount: no view of the capabilities: everything would be refused without a reason")
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.HashWorkers < 0 {
+		return nil, fmt.Errorf("mount: %d hash workers: want 0 or more", c.HashWorkers)
+	}
+	if c.HashWorkers == 0 {
+		c.HashWorkers = runtime.NumCPU()
+	}
+	src, err := openSource(c.Source)
+	if err != nil {
+		return nil, fmt.Errorf("mount: source: %w", err)
+	}
+	if c.Mountpoint, err = checkMountpoint(c.Source, c.Mountpoint); err != nil {
+		src.close()
+		return nil, fmt.Errorf("mount: %w", err)
+	}
+	if procs := runtime.NumCPU() + 2*c.HashWorkers + 2; runtime.GOMAXPROCS(0) < procs {
+		runtime.GOMAXPROCS(procs)
+	}
+	fsys := newFilesystem(c, src)
+	opts, err := mountOptions(c, fsys)
+	if err != nil {
+		fsys.shutdown()
+		return nil, fmt.Errorf("mount %s: %w", c.Mountpoint, err)
+	}
+	fs, err := fuse.NewServer(fsys, c.Mountpoint, opts)
+	if err != nil {
+		fsys.shutdown()
+		return nil, fmt.Errorf("mount %s: %w", c.Mountpoint, err)
+	}
+	s := &Server{fs: fsys, fuse: fs, done: make(chan struct{})}
+	fsys.background.Go(fsys.watchRevocations)
+	go func() {
+		defer close(s.done)
+		fs.Serve()
+		fsys.shutdown()
+	}()
+	return s, nil
+}
+
+func mountOptions(c Config, fsys *filesystem) (*fuse.MountOptions, error) {
+	o := &fuse.MountOptions{
+		FsName:        "clawfs",
+		Name:          "clawfs",
+		AllowOther:    c.AllowOther,
+		Options:       []string{"default_permissions"},
+		MaxWrite:      1 << 20,
+		MaxBackground: 64,
+		// Splice would fetch pages of a file again after they were hashed; nothing
+		// here returns a descriptor, and this keeps it so.
+		DisableSplice: true,
+		PanicHandler:  fsys.panicked,
+		Logger:        slog.NewLogLogger(c.Log.Handler(), slog.LevelWarn),
+		// Plain READDIR unless somebody stats what was listed.
+		ExtraCapabilities: fuse.CAP_READDIRPLUS_AUTO,
+		// The source is never handed to the kernel. Without NO_OPEN no reply can
+		// turn OPEN, which is where the decision is made, off.
+		DisabledCapabilities: fuse.CAP_PASSTHROUGH | fuse.CAP_NO_OPEN_SUPPORT | fuse.CAP_NO_OPENDIR_SUPPORT,
+	}
+	if os.Geteuid() == 0 {
+		o.DirectMountStrict = true
+		o.DirectMountFlags = mountFlags
+		return o, nil
+	}
+	if err := haveFusermount(); err != nil {
+		return nil, err
+	}
+	o.Options = append(o.Options, "ro", "nosuid", "nodev", "noexec")
+	return o, nil
+}
+
+// checkMountpoint returns the mount point without links. A mount point inside
+// the source, or a source inside the mount point, would make the daemon wait
+// for itself.
+func checkMountpoint(source, mountpoint string) (string, error) {
+	src, err := resolve(source)
+	if err != nil {
+		return "", fmt.Errorf("source: %w", err)
+	}
+	mp, err := resolve(mountpoint)
+	if err != nil {
+		return "", fmt.Errorf("mount point: %w", err)
+	}
+	if mp == src {
+		return "", fmt.Errorf("mount point %s is the source itself: mount on another directory", mp)
+	}
+	if within(src, mp) {
+		return "", fmt.Errorf("mount point %s lies inside the source %s: mount elsewhere", mp, src)
+	}
+	if within(mp, src) {
+		return "", fmt.Errorf("source %s lies inside the mount point %s: mount elsewhere", src, mp)
+	}
+	return mp, nil
+}
+
+func resolve(p string) (string, error) {
+	abs, err := filepath.Abs(p)
+	if err != nil {
+		return "", err
+	}
+	return filepath.EvalSymlinks(abs)
+}
+
+func within(dir, p string) bool {
+	return dir == "/" || strings.HasPrefix(p, dir+"/")
+}
+
+// Wait returns when the mount is gone, by whatever hand, and everything that
+// served it is released.
+func (s *Server) Wait() { <-s.done }
+
+// Unmount unmounts and waits. A busy mount is tried again for two seconds, then
+// left as it is: the error says so.
+func (s *Server) Unmount() error {
+	deadline := time.Now().Add(2 * time.Second)
+	for {
+		err := s.fuse.Unmount()
+		if err == nil {
+			break
+		}
+		select {
+		case <-s.done: // somebody else unmounted it
+			return nil
+		default:
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("unmount %s: %w", s.fs.mountpoint, err)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	<-s.done
+	return nil
+}
+
+// Abandon detaches the mount even while it is in use, and stops measuring.
+// Openers that wait get an error at once. Readers that hold files go on until
+// they close them or the process ends; Wait returns then.
+func (s *Server) Abandon() error {
+	s.fs.cancel()
+	if err := detach(s.fs.mountpoint); err != nil {
+		return fmt.Errorf("detaching %s: %w", s.fs.mountpoint, err)
+	}
+	return nil
+}
+
+// Stats returns the counters.
+func (s *Server) Stats() Stats { return s.fs.stats() }
+
+// filesystem answers the kernel. Its methods are spread over one file for each
+// family of operations.
+type filesystem struct {
+	fuse.RawFileSystem
+
+	mountpoint string
+	view       *capstore.View
+	log        *slog.Logger
+	src        *source
+	clock      *clock
+	audit      *auditor
+	measure    *measurer
+	nodes      *nodeTable
+	files      handles[*handle]
+	dirs       handles[*dirHandle]
+	units      *unitCache
+	sizes      sizeIndex
+	quarantine quarantine
+	counters   counters
+
+	ctx        context.Context // ends with the mount
+	cancel     context.CancelFunc
+	background sync.WaitGroup
+	server     *fuse.Server // set by Init, before the first request
+}
+
+func newFilesystem(c Config, src *source) *filesystem {
+	ctx, cancel := context.WithCancel(context.Background())
+	f := &filesystem{
+		RawFileSystem: fuse.NewDefaultRawFileSystem(),
+		mountpoint:    c.Mountpoint,
+		view:          c.View,
+		log:           c.Log,
+		src:           src,
+		clock:         newClock(c.Clock),
+		audit:         newAuditor(c.Audit),
+		nodes:         newNodeTable(),
+		ctx:           ctx,
+		cancel:        cancel,
+	}
+	f.units = newUnitCache(&f.counters.unitsChecked)
+	f.measure = newMeasurer(ctx, c.HashWorkers, &f.counters)
+	return f
+}
+
+func (f *filesystem) String() string { return "clawfs" }
+
+// Init runs after the kernel's INIT and before any other request.
+func (f *filesystem) Init(s *fuse.Server) {
+	f.server = s
+	f.src.forbid(mountDevice(f.mountpoint))
+}
+
+// shutdown releases everything. No request runs any more.
+func (f *filesystem) shutdown() {
+	f.cancel()
+	f.measure.wait()
+	f.background.Wait()
+	f.files.drain(func(h *handle) { h.release() })
+	f.dirs.drain(func(d *dirHandle) { d.close() })
+	f.src.close()
+	f.audit.close()
+}
+
+// panicked turns a bug into an error for the one request that met it.
+func (f *filesystem) panicked(v any) fuse.Status {
+	f.counters.panics.Add(1)
+	stack := make([]byte, 16<<10)
+	stack = stack[:runtime.Stack(stack, false)]
+	f.log.Error("panic while serving a request; it was answered with an I/O error", "panic", v, "stack", string(stack))
+	f.audit.add(Record{Time: f.clock.now(), Decision: Failed, Reason: ReasonPanic, Detail: fmt.Sprint(v)})
+	return statusIO
+}
+
+func (f *filesystem) shown(p string) string { return filepath.Join(f.mountpoint, p) }

@@ -1,0 +1,101 @@
+package fs
+
+import (
+	"fmt"
+	"path"
+	"strings"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+)
+
+// Readlink hands out targets that stay inside the mount. The kernel follows a
+// target in the reader's name space, so one that leaves would lead straight to
+// an unchecked file.
+//
+// BUG: the daemon cannot see that a directory of the mount is bound elsewhere
+// alone (a container's volume); there a target with ".." can leave the bind.
+func (f *filesystem) Readlink(_ <-chan struct{}, in *fuse.InHeader) ([]byte, fuse.Status) {
+	n := f.nodes.get(in.NodeId)
+	if n == nil {
+		return nil, statusStale
+	}
+	target, st, err := f.src.readlink(n.path)
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	if identityOf(&st) != n.ident {
+		return nil, statusStale
+	}
+	if v := f.followable(n.path, target); v.Reason != "" {
+		f.tell(in.Caller, n.path, v, nil)
+		return nil, statusRefused
+	}
+	return []byte(target), fuse.OK
+}
+
+// followable returns a refusal, or the zero Verdict for a link that may be
+// handed out; what it leads to is decided when that is opened.
+//
+// A target that is a content's hash (Hugging Face: model.safetensors ->
+// ../../blobs/<sha256>) binds no name, so here the link's own name must be one
+// under which that content is approved. Else one approved file could stand in
+// for another by a link. If nothing is known of the hash there is nothing to
+// stand in: opening it refuses.
+func (f *filesystem) followable(link, target string) Verdict {
+	if why := escapes(link, target); why != "" {
+		return refused(ReasonSymlink, fmt.Sprintf("link to %q: %s", target, why), "replace the link by a relative one that stays inside the source")
+	}
+	d, ok := contentAddress(path.Base(target))
+	if !ok {
+		return Verdict{}
+	}
+	grants := f.view.Lookup(d)
+	if len(grants) == 0 {
+		return Verdict{}
+	}
+	var names []string
+	for _, g := range grants {
+		for _, s := range g.Subjects() {
+			if s.Digest != d {
+				continue
+			}
+			if carries(link, s) {
+				return Verdict{}
+			}
+			names = append(names, s.Name)
+		}
+	}
+	v := refused(ReasonWrongName, fmt.Sprintf("link to sha256:%s, which is approved as %s and not as %s", d, strings.Join(names, ", "), link),
+		"give the link the name of the approved file")
+	v.Capability = grants[0].Capability
+	return v
+}
+
+// escapes says why a target leaves the mount, or "". Steps up are allowed only
+// at the beginning, where they climb real directories: after a name that may
+// itself be a link nobody can tell from the text where ".." leads.
+func escapes(link, target string) string {
+	if target == "" {
+		return "it is empty"
+	}
+	if strings.HasPrefix(target, "/") {
+		return "it is absolute"
+	}
+	depth := strings.Count(link, "/") // directories between the root and the link
+	down := false
+	for part := range strings.SplitSeq(target, "/") {
+		switch part {
+		case "", ".":
+		case "..":
+			if down {
+				return `it has ".." after a name`
+			}
+			if depth--; depth < 0 {
+				return "it leaves the mount"
+			}
+		default:
+			down = true
+		}
+	}
+	return ""
+}

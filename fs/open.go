@@ -1,0 +1,279 @@
+package fs
+
+import (
+	"errors"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/openclaw/clawfs/capstore"
+	"github.com/openclaw/clawfs/hashpipe"
+)
+
+// freshLookup is the age up to which a lookup that is already wrong means that
+// the file is being written at this moment. It bounds how often the kernel is
+// sent round again.
+const freshLookup = 100 * time.Millisecond
+
+// content is a verified content that is open: the descriptor of the inode that
+// was measured and the tree that every read is checked against. All handles of
+// one node share it.
+type content struct {
+	file    *os.File
+	checked *hashpipe.CheckedReader
+	size    int64
+	refs    int // guarded by node.mu
+}
+
+// handle is one open file. Only newHandle makes one, from an allowed verdict.
+type handle struct {
+	fs      *filesystem
+	node    *node
+	content *content
+	sum     hashpipe.Sum
+	caller  fuse.Caller
+
+	generation atomic.Uint64 // of the view, at the last decision that allowed
+	cut        atomic.Bool   // taken back: nothing is read any more
+	once       sync.Once     // tells the taking back once
+}
+
+// Open decides. It returns OK only after the whole content was measured and a
+// live capability names it.
+func (f *filesystem) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	n := f.nodes.get(in.NodeId)
+	if n == nil {
+		return statusStale
+	}
+	if wantsWrite(in.Flags) {
+		f.tell(in.Caller, n.path, refused(ReasonWrite, "open for writing", "open it for reading: the mount is read-only"), nil)
+		return statusReadOnly
+	}
+	if n.ident.kind != unix.S_IFREG {
+		f.tell(in.Caller, n.path, refusedSpecial(), nil)
+		return statusRefused
+	}
+	file, st, err := f.src.open(n.path)
+	if err != nil {
+		return f.unopened(in.Caller, n, err)
+	}
+	if file == nil {
+		return statusStale // became something else
+	}
+	keep := false
+	defer func() {
+		if !keep {
+			file.Close()
+		}
+	}()
+	if id := identityOf(&st); id != n.ident {
+		return f.moved(in.Caller, n, id)
+	}
+	generation := f.view.Generation() // before the decision: see handle.live
+	a := f.assess(cancel, in.Caller, n.path, n.ident, file)
+	if !a.verdict.Allowed() {
+		f.tell(in.Caller, n.path, a.verdict, a.flight)
+		return a.status
+	}
+	h, kept, ok := f.newHandle(n, a, file, in.Caller)
+	keep = kept
+	if !ok {
+		f.nodes.retire(n)
+		return statusStale
+	}
+	h.generation.Store(generation)
+	f.tell(in.Caller, n.path, a.verdict, a.flight)
+	out.Fh = f.files.add(h)
+	// KEEP_CACHE: the inode only ever held checked pages of this one content.
+	out.OpenFlags = fuse.FOPEN_KEEP_CACHE | fuse.FOPEN_NOFLUSH
+	return fuse.OK
+}
+
+func refusedSpecial() Verdict {
+	return refused(ReasonSpecial, "expected a regular file, got a device, FIFO or socket", "remove it from the source")
+}
+
+// unopened answers for a source file that cannot be opened.
+func (f *filesystem) unopened(caller fuse.Caller, n *node, err error) fuse.Status {
+	st := statusOf(err)
+	if st != statusStale && st != statusNoEntry {
+		f.tell(caller, n.path, refused(ReasonUnreadable, err.Error(), "mend the source"), nil)
+	}
+	if st == statusNoEntry {
+		return statusStale // let the kernel find out by a lookup
+	}
+	return st
+}
+
+// moved answers for a name that leads to another state than its inode stands
+// for: the kernel looks the name up again and gets another inode. If that has
+// just been tried, the file is being written.
+func (f *filesystem) moved(caller fuse.Caller, n *node, now identity) fuse.Status {
+	n.mu.Lock()
+	fresh := time.Since(n.seen) < freshLookup
+	n.mu.Unlock()
+	if fresh && now.sameFile(n.ident) {
+		f.tell(caller, n.path, refusedChanging(), nil)
+		return statusRefused
+	}
+	return statusStale
+}
+
+func refusedChanging() Verdict {
+	return refused(ReasonChanging, "the file is being written while it is measured", "open it again when its writer is done")
+}
+
+// assessment is all that is known about a file after it was measured.
+type assessment struct {
+	verdict Verdict
+	status  fuse.Status // the answer if the verdict refuses
+	flight  *flight     // nil if nothing was measured
+}
+
+// assess measures a file, if any capability could fit it, and decides, on behalf
+// of a caller that waits. It is what Open and the xattr user.clawfs.why both
+// rest on.
+func (f *filesystem) assess(cancel <-chan struct{}, caller fuse.Caller, path string, id identity, file *os.File) assessment {
+	if detail, yes := f.quarantine.has(id); yes {
+		return assessment{verdict: refused(ReasonQuarantined, detail, "put a good copy in its place: the old one is not opened again"), status: statusRefused}
+	}
+	if v, hopeless := f.hopeless(path, id.size); hopeless {
+		return assessment{verdict: v, status: statusRefused}
+	}
+	fl, err := f.measure.start(file, id)
+	if err != nil {
+		return assessment{verdict: refused(ReasonUnreadable, err.Error(), ""), status: statusIO}
+	}
+	switch f.await(fl.done, cancel, caller.Pid, f.measure.limit) {
+	case interrupted:
+		return assessment{verdict: refused(ReasonInterrupted, "the caller was told to stop; measuring goes on", ""), status: statusInterrupted}
+	case tooSlow:
+		return assessment{verdict: refused(ReasonTooSlow, "the kernel limits how long a request may take; measuring goes on", "open it again in a while, or raise fs.fuse.max_request_timeout"), status: statusTooSlow}
+	case unmounted:
+		return assessment{verdict: refused(ReasonInterrupted, "the mount is going away", ""), status: statusInterrupted}
+	}
+	if errors.Is(fl.err, hashpipe.ErrChanged) {
+		return assessment{verdict: refusedChanging(), status: statusRefused}
+	}
+	if fl.err != nil {
+		return assessment{verdict: refused(ReasonUnreadable, fl.err.Error(), "mend the source"), status: statusIO}
+	}
+	a := assessment{verdict: f.decide(path, fl), status: statusRefused, flight: fl}
+	switch {
+	case a.verdict.Allowed():
+		fl.granted.Store(true)
+	case fl.moved:
+		a.verdict = refusedChanging()
+	}
+	return a
+}
+
+// decide asks Decide with all grants that could matter, now.
+func (f *filesystem) decide(path string, fl *flight) Verdict {
+	sum := fl.measured.Sum()
+	q := Query{Path: path, Size: fl.measured.Size(), Sum: sum, Now: f.clock.now(), Shown: f.shown(path)}
+	return Decide(q, append(f.view.Lookup(sum.Claim()), f.byName(path)...))
+}
+
+// byName returns the grants that could be meant by a path, whatever its bytes.
+func (f *filesystem) byName(path string) []capstore.Grant {
+	base := baseName(path)
+	grants := f.view.ByName(base)
+	if d, ok := contentAddress(base); ok {
+		grants = append(grants, f.view.Lookup(d)...)
+	}
+	return grants
+}
+
+// hopeless refuses without hashing: a file whose size is that of no capability
+// cannot be allowed, and neither can one whose name claims a hash of which
+// nothing is known. Of the rest, also the ones under a wrong name are hashed,
+// because only then the refusal can say so.
+func (f *filesystem) hopeless(path string, size int64) (Verdict, bool) {
+	named := f.byName(path)
+	if f.sizes.has(f.view, size) {
+		if _, addressed := contentAddress(baseName(path)); !addressed || len(named) > 0 {
+			return Verdict{}, false
+		}
+	}
+	return Decide(Query{Path: path, Size: size, Now: f.clock.now(), Shown: f.shown(path)}, named), true
+}
+
+// newHandle binds the node to the measured content, for good, and opens it. It
+// fails if the node is bound to another one. kept says that file now belongs to
+// the content.
+func (f *filesystem) newHandle(n *node, a assessment, file *os.File, caller fuse.Caller) (h *handle, kept, ok bool) {
+	if !a.verdict.Allowed() || a.flight == nil {
+		return nil, false, false
+	}
+	sum := a.flight.measured.Sum()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if !n.bound.IsZero() && n.bound != sum {
+		return nil, false, false
+	}
+	n.bound = sum
+	if n.content == nil {
+		n.content = &content{
+			file:    file,
+			checked: hashpipe.NewCheckedReader(file, a.flight.measured.Tree()),
+			size:    a.flight.measured.Size(),
+		}
+		kept = true
+	}
+	n.content.refs++
+	return &handle{fs: f, node: n, content: n.content, sum: sum, caller: caller}, kept, true
+}
+
+func (f *filesystem) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
+	if h, ok := f.files.remove(in.Fh); ok {
+		h.release()
+	}
+}
+
+// release closes the source file with the last handle. The kernel sends it when
+// no read of the handle is under way.
+func (h *handle) release() {
+	n := h.node
+	n.mu.Lock()
+	h.content.refs--
+	last := h.content.refs == 0
+	if last && n.content == h.content {
+		n.content = nil
+	}
+	n.mu.Unlock()
+	if last {
+		h.fs.units.forget(h.content)
+		h.content.file.Close()
+	}
+}
+
+// tell counts a decision and hands it to the audit.
+func (f *filesystem) tell(caller fuse.Caller, path string, v Verdict, fl *flight) {
+	r := Record{
+		Time: f.clock.now(), Path: path,
+		PID: caller.Pid, UID: caller.Uid, GID: caller.Gid,
+		Decision: Refused, Reason: v.Reason, Detail: v.Detail, Next: v.Next,
+	}
+	switch {
+	case v.Allowed():
+		r.Decision, r.Tier = Granted, TierBlocks
+		f.counters.granted.Add(1)
+	case v.Reason == ReasonUnreadable, v.Reason == ReasonInterrupted, v.Reason == ReasonTooSlow:
+		r.Decision = Failed
+		f.counters.errors.Add(1)
+	default:
+		f.counters.refused.Add(1)
+	}
+	if fl != nil {
+		r.Digest = fl.measured.Sum().String()
+	}
+	if !v.Capability.IsZero() {
+		r.Capability, r.Model = v.Capability.ID().String(), v.Capability.Model()
+	}
+	f.audit.add(r)
+}

@@ -1,0 +1,215 @@
+package fs
+
+import (
+	"container/list"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"github.com/openclaw/clawfs/hashpipe"
+)
+
+// Read returns parts of unit buffers that were hashed, and nothing else: the
+// bytes are not fetched again after the check.
+func (f *filesystem) Read(_ <-chan struct{}, in *fuse.ReadIn, _ []byte) (fuse.ReadResult, fuse.Status) {
+	h, ok := f.files.get(in.Fh)
+	if !ok {
+		return nil, statusBadHandle
+	}
+	if !h.live() {
+		return nil, statusIO
+	}
+	off, end := int64(in.Offset), h.content.size
+	if off < 0 || off >= end {
+		return fuse.ReadResultData(nil), fuse.OK
+	}
+	if want := int64(in.Size); end-off > want {
+		end = off + want
+	}
+	out := &units{}
+	for off < end {
+		unit := off / hashpipe.UnitSize
+		u := f.units.get(h.content, unit)
+		if u.err != nil {
+			f.units.put(u)
+			out.Done()
+			h.broken(u.err)
+			return nil, statusIO
+		}
+		from := off - unit*hashpipe.UnitSize
+		to := min(int64(len(u.data)), from+end-off)
+		out.held = append(out.held, u)
+		out.parts = append(out.parts, u.data[from:to])
+		out.cache = f.units
+		off += to - from
+	}
+	return out, fuse.OK
+}
+
+// broken answers for a unit that could not be checked right. Bytes that differ
+// put the file's state into quarantine: its inode keeps failing where it
+// differs, and nobody opens it again. An error of the disk says nothing about
+// the bytes.
+func (h *handle) broken(err error) {
+	f, n := h.fs, h.node
+	r := Record{
+		Time: f.clock.now(), Path: n.path,
+		PID: h.caller.Pid, UID: h.caller.Uid, GID: h.caller.Gid,
+		Decision: Failed, Reason: ReasonUnreadable, Detail: "reading the source: " + err.Error(),
+		Digest: h.sum.String(),
+	}
+	if errors.Is(err, hashpipe.ErrChanged) {
+		r.Reason = ReasonQuarantined
+		r.Detail = fmt.Sprintf("sha256:%s was approved, and the source has changed since: %v", h.sum, err)
+		r.Next = "put a good copy in its place, and find out who writes there"
+		f.counters.lateMismatches.Add(1)
+		f.quarantine.add(n.ident, r.Detail)
+		f.measure.drop(n.ident)
+	}
+	f.log.Error("read failed", "path", n.path, "reason", r.Reason, "detail", r.Detail)
+	f.audit.add(r)
+}
+
+// units is the reply to one READ. It implements what go-fuse writes by writev(2)
+// as it is, and gives the buffers back when that is done.
+type units struct {
+	cache *unitCache
+	held  []*unit
+	parts [][]byte
+}
+
+func (u *units) Slices() ([][]byte, fuse.Status) { return u.parts, fuse.OK }
+
+func (u *units) Size() int {
+	n := 0
+	for _, p := range u.parts {
+		n += len(p)
+	}
+	return n
+}
+
+func (u *units) Bytes(buf []byte) ([]byte, fuse.Status) {
+	buf = buf[:0]
+	for _, p := range u.parts {
+		buf = append(buf, p...)
+	}
+	return buf, fuse.OK
+}
+
+func (u *units) Done() {
+	for _, held := range u.held {
+		u.cache.put(held)
+	}
+	u.held, u.parts = nil, nil
+}
+
+// keptUnits bounds the checked units that are kept for the next READ, 16 MiB
+// for the whole mount. The kernel reads 128 KiB at a time, a quarter of a unit,
+// and several readers follow each other; whatever it has read it keeps itself.
+const keptUnits = 32
+
+// unitCache holds the units that were checked last. Two readers of one unit wait
+// for one hash.
+type unitCache struct {
+	checked *atomic.Int64
+
+	mu     sync.Mutex // guards all below, and unit.refs
+	units  map[unitKey]*list.Element
+	recent *list.List // of *unit, the most recently used first
+	pool   sync.Pool
+}
+
+type unitKey struct {
+	content *content
+	number  int64
+}
+
+// unit is one checked unit. data and err are set before ready is closed, and
+// the bytes do not change until the last reference is gone.
+type unit struct {
+	key   unitKey
+	refs  int // readers, and one for the cache while it is listed
+	ready chan struct{}
+	buf   *[hashpipe.UnitSize]byte
+	data  []byte
+	err   error
+}
+
+func newUnitCache(checked *atomic.Int64) *unitCache {
+	return &unitCache{
+		checked: checked,
+		units:   make(map[unitKey]*list.Element),
+		recent:  list.New(),
+		pool:    sync.Pool{New: func() any { return new([hashpipe.UnitSize]byte) }},
+	}
+}
+
+// get returns a unit that is checked or failed. Every get needs a put.
+func (c *unitCache) get(of *content, number int64) *unit {
+	key := unitKey{of, number}
+	c.mu.Lock()
+	if e, ok := c.units[key]; ok {
+		u := e.Value.(*unit)
+		u.refs++
+		c.recent.MoveToFront(e)
+		c.mu.Unlock()
+		<-u.ready
+		return u
+	}
+	u := &unit{key: key, refs: 2, ready: make(chan struct{}), buf: c.pool.Get().(*[hashpipe.UnitSize]byte)}
+	c.units[key] = c.recent.PushFront(u)
+	for c.recent.Len() > keptUnits {
+		c.unlist(c.recent.Back())
+	}
+	c.mu.Unlock()
+
+	u.data, u.err = of.checked.ReadUnit(number, u.buf[:])
+	c.checked.Add(1)
+	close(u.ready)
+	if u.err != nil {
+		c.mu.Lock()
+		if e, ok := c.units[key]; ok && e.Value.(*unit) == u {
+			c.unlist(e) // the next reader tries again
+		}
+		c.mu.Unlock()
+	}
+	return u
+}
+
+func (c *unitCache) put(u *unit) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.unref(u)
+}
+
+// forget drops what is kept of a content.
+func (c *unitCache) forget(of *content) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for e := c.recent.Front(); e != nil; {
+		next := e.Next()
+		if e.Value.(*unit).key.content == of {
+			c.unlist(e)
+		}
+		e = next
+	}
+}
+
+// unlist takes a unit out of the cache. Callers hold c.mu.
+func (c *unitCache) unlist(e *list.Element) {
+	u := c.recent.Remove(e).(*unit)
+	delete(c.units, u.key)
+	c.unref(u)
+}
+
+// unref gives a buffer back with its last reference. Callers hold c.mu.
+func (c *unitCache) unref(u *unit) {
+	u.refs--
+	if u.refs == 0 {
+		c.pool.Put(u.buf)
+		u.buf, u.data = nil, nil
+	}
+}

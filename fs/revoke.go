@@ -1,0 +1,114 @@
+package fs
+
+import (
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// revocationPoll is how soon the kernel's cached pages of a revoked content are
+// dropped. Opens and reads do not wait for it: they ask the view themselves.
+const revocationPoll = 25 * time.Millisecond
+
+// live reports whether a handle may still be read. It costs one atomic load
+// unless the view has changed since the handle's last decision. A revocation
+// cuts a handle off; that its capability expired does not, because expiry says
+// until when a file may be opened, and a served model should not die at midnight.
+func (h *handle) live() bool {
+	if h.cut.Load() {
+		return false
+	}
+	generation := h.fs.view.Generation()
+	if h.generation.Load() == generation {
+		return true
+	}
+	if v, revoked := h.fs.revoked(h.node.path, h); revoked {
+		h.cutOff(v)
+		return false
+	}
+	h.generation.Store(generation)
+	return true
+}
+
+// revoked asks again about a content that was approved.
+func (f *filesystem) revoked(path string, h *handle) (Verdict, bool) {
+	q := Query{Path: path, Size: h.content.size, Sum: h.sum, Now: f.clock.now(), Shown: f.shown(path)}
+	v := Decide(q, f.view.Lookup(h.sum.Claim()))
+	return v, !v.Allowed() && v.Reason != ReasonExpired
+}
+
+// cutOff takes a handle back.
+func (h *handle) cutOff(v Verdict) {
+	h.cut.Store(true)
+	h.once.Do(func() {
+		f := h.fs
+		f.counters.revoked.Add(1)
+		r := Record{
+			Time: f.clock.now(), Path: h.node.path,
+			PID: h.caller.Pid, UID: h.caller.Uid, GID: h.caller.Gid,
+			Decision: Cut, Reason: v.Reason, Detail: v.Detail, Next: v.Next, Digest: h.sum.String(),
+		}
+		if !v.Capability.IsZero() {
+			r.Capability, r.Model = v.Capability.ID().String(), v.Capability.Model()
+		}
+		f.audit.add(r)
+	})
+}
+
+// watchRevocations drops the kernel's pages of what was revoked, so that also a
+// mapping of it ends. It runs on a goroutine of its own and holds no lock while
+// it notifies: the kernel waits there for pages that a READ is filling.
+//
+// The order matters: handles are cut before the pages go, so a READ that comes
+// later is refused, and one that is under way holds its pages locked until it
+// is answered, and the notification waits for them.
+func (f *filesystem) watchRevocations() {
+	tick := time.NewTicker(revocationPoll)
+	defer tick.Stop()
+	seen := f.view.Generation()
+	for {
+		select {
+		case <-f.ctx.Done():
+			return
+		case <-tick.C:
+		}
+		generation := f.view.Generation()
+		if generation == seen {
+			continue
+		}
+		seen = generation
+		for _, h := range f.openHandles() {
+			h.live()
+		}
+		for _, n := range f.nodes.files() {
+			if f.pagesRevoked(n) {
+				// An error means that the kernel has forgotten the inode, and its pages.
+				_ = f.server.InodeNotify(n.id, 0, 0)
+			}
+		}
+	}
+}
+
+func (f *filesystem) openHandles() []*handle {
+	f.files.mu.RLock()
+	defer f.files.mu.RUnlock()
+	out := make([]*handle, 0, len(f.files.open))
+	for _, h := range f.files.open {
+		out = append(out, h)
+	}
+	return out
+}
+
+// pagesRevoked reports whether a node was bound to a content that is approved no
+// more.
+func (f *filesystem) pagesRevoked(n *node) bool {
+	n.mu.Lock()
+	sum, size := n.bound, n.ident.size
+	n.mu.Unlock()
+	if sum.IsZero() || n.ident.kind != unix.S_IFREG {
+		return false
+	}
+	q := Query{Path: n.path, Size: size, Sum: sum, Now: f.clock.now()}
+	v := Decide(q, f.view.Lookup(sum.Claim()))
+	return !v.Allowed() && v.Reason != ReasonExpired
+}

@@ -1,0 +1,95 @@
+package fs
+
+import (
+	"path"
+	"sync"
+	"sync/atomic"
+
+	"github.com/openclaw/clawfs/capstore"
+)
+
+// counters are what Stats shows.
+type counters struct {
+	granted, refused, errors, hashed, hashedBytes, joined, unitsChecked, lateMismatches, revoked, panics atomic.Int64
+}
+
+func (f *filesystem) stats() Stats {
+	c := &f.counters
+	return Stats{
+		Granted: c.granted.Load(), Refused: c.refused.Load(), Errors: c.errors.Load(),
+		Hashed: c.hashed.Load(), HashedBytes: c.hashedBytes.Load(), Joined: c.joined.Load(),
+		UnitsChecked: c.unitsChecked.Load(), LateMismatches: c.lateMismatches.Load(),
+		Revoked: c.revoked.Load(), Quarantined: f.quarantine.count(), Panics: c.panics.Load(),
+		AuditDropped: f.audit.dropped.Load(),
+		Nodes:        f.nodes.count(), Handles: f.files.count(), Verifying: f.measure.underWay(),
+	}
+}
+
+// sizeIndex is the set of sizes that any capability names, live or not. The
+// zero index is ready.
+type sizeIndex struct {
+	mu         sync.Mutex // guards all below
+	built      bool
+	generation uint64
+	sizes      map[int64]bool
+}
+
+func (x *sizeIndex) has(v *capstore.View, size int64) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if g := v.Generation(); !x.built || g != x.generation {
+		sizes := make(map[int64]bool)
+		for _, grant := range v.All() {
+			for _, s := range grant.Subjects() {
+				sizes[s.Size] = true
+			}
+		}
+		x.sizes, x.generation, x.built = sizes, g, true
+	}
+	return x.sizes[size]
+}
+
+// maxQuarantined bounds the list; the oldest entry goes first. What goes is not
+// trusted again: its measurement was forgotten when it came.
+const maxQuarantined = 4096
+
+// quarantine holds the states of source files that no longer were, at a READ,
+// what OPEN had approved. A file that is replaced has another state. The zero
+// quarantine is ready.
+type quarantine struct {
+	mu    sync.Mutex // guards all below
+	why   map[identity]string
+	order []identity
+}
+
+func (q *quarantine) add(id identity, detail string) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.why == nil {
+		q.why = make(map[identity]string)
+	}
+	if _, have := q.why[id]; have {
+		return
+	}
+	q.why[id] = detail
+	q.order = append(q.order, id)
+	if len(q.order) > maxQuarantined {
+		delete(q.why, q.order[0])
+		q.order = q.order[1:]
+	}
+}
+
+func (q *quarantine) has(id identity) (string, bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	detail, yes := q.why[id]
+	return detail, yes
+}
+
+func (q *quarantine) count() int64 {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return int64(len(q.order))
+}
+
+func baseName(p string) string { return path.Base(p) }

@@ -1,0 +1,187 @@
+package fs
+
+import (
+	"strings"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+// The extended attributes tell, where no clawfs program is, what the mount
+// thinks of a file. All but "why" are cheap: they show what is known and never
+// hash. "why" evaluates now, as an open would, and is not listed, so that a
+// backup that copies attributes does not hash the whole tree.
+const (
+	xattrPrefix = "user.clawfs."
+	xattrStatus = xattrPrefix + "status" // granted, refused, or unknown: nobody has measured it
+	xattrDigest = xattrPrefix + "digest" // hex SHA-256 as last measured
+	xattrTier   = xattrPrefix + "tier"   // of a granted file
+	xattrReason = xattrPrefix + "reason"
+	xattrWhy    = xattrPrefix + "why" // JSON: Explanation
+)
+
+// Explanation is the document of user.clawfs.why.
+type Explanation struct {
+	Path       string     `json:"path"`
+	Allowed    bool       `json:"allowed"`
+	Reason     Reason     `json:"reason"`
+	Detail     string     `json:"detail"`
+	Next       string     `json:"next,omitzero"`
+	Size       int64      `json:"size"`
+	SHA256     string     `json:"sha256,omitzero"` // as measured
+	Tier       string     `json:"tier,omitzero"`
+	Capability string     `json:"capability,omitzero"` // the grant, or the one that comes closest
+	Claim      string     `json:"claim,omitzero"`
+	Model      string     `json:"model,omitzero"`
+	Version    string     `json:"version,omitzero"`
+	SBA        string     `json:"sba,omitzero"`
+	Publisher  string     `json:"publisher,omitzero"` // key id
+	NotAfter   *time.Time `json:"notAfter,omitzero"`
+}
+
+// explained keeps an answer between the call that asks for its length and the
+// one that fetches it.
+type explained struct {
+	text []byte
+	at   time.Time
+}
+
+// explainedFor is how long an answer is kept.
+const explainedFor = time.Second
+
+func (f *filesystem) GetXAttr(cancel <-chan struct{}, in *fuse.InHeader, name string, dest []byte) (uint32, fuse.Status) {
+	if !strings.HasPrefix(name, xattrPrefix) {
+		return 0, statusNoAttr
+	}
+	n := f.nodes.get(in.NodeId)
+	if n == nil {
+		return 0, statusStale
+	}
+	if n.ident.kind != unix.S_IFREG && !special(n.ident.kind) {
+		return 0, statusNoAttr
+	}
+	if name == xattrWhy {
+		text, st := f.explain(cancel, in.Caller, n)
+		if !st.Ok() {
+			return 0, st
+		}
+		return give(dest, text)
+	}
+	value, ok := f.known(n)[name]
+	if !ok {
+		return 0, statusNoAttr
+	}
+	return give(dest, []byte(value))
+}
+
+func (f *filesystem) ListXAttr(_ <-chan struct{}, in *fuse.InHeader, dest []byte) (uint32, fuse.Status) {
+	n := f.nodes.get(in.NodeId)
+	if n == nil {
+		return 0, statusStale
+	}
+	if n.ident.kind != unix.S_IFREG && !special(n.ident.kind) {
+		return 0, fuse.OK
+	}
+	var list []byte
+	known := f.known(n)
+	for _, name := range []string{xattrStatus, xattrDigest, xattrTier, xattrReason} {
+		if _, ok := known[name]; ok {
+			list = append(append(list, name...), 0)
+		}
+	}
+	return give(dest, list)
+}
+
+// give answers both forms of the call: the length alone, and the value.
+func give(dest, value []byte) (uint32, fuse.Status) {
+	if len(dest) < len(value) {
+		return uint32(len(value)), statusRange
+	}
+	return uint32(copy(dest, value)), fuse.OK
+}
+
+// known returns the cheap attributes.
+func (f *filesystem) known(n *node) map[string]string {
+	out := map[string]string{xattrStatus: "refused"}
+	if special(n.ident.kind) {
+		out[xattrReason] = string(ReasonSpecial)
+		return out
+	}
+	if _, yes := f.quarantine.has(n.ident); yes {
+		out[xattrReason] = string(ReasonQuarantined)
+		return out
+	}
+	if v, hopeless := f.hopeless(n.path, n.ident.size); hopeless {
+		out[xattrReason] = string(v.Reason)
+		return out
+	}
+	fl := f.measure.peek(n.ident)
+	if fl == nil {
+		out[xattrStatus] = "unknown"
+		return out
+	}
+	v := f.decide(n.path, fl)
+	out[xattrReason] = string(v.Reason)
+	out[xattrDigest] = fl.measured.Sum().String()
+	if v.Allowed() {
+		out[xattrStatus], out[xattrTier] = "granted", TierBlocks
+	}
+	return out
+}
+
+// explain evaluates the file that the name leads to now, as an open would, but
+// opens nothing.
+func (f *filesystem) explain(cancel <-chan struct{}, caller fuse.Caller, n *node) ([]byte, fuse.Status) {
+	n.mu.Lock()
+	kept := n.why
+	n.mu.Unlock()
+	if kept.text != nil && time.Since(kept.at) < explainedFor {
+		return kept.text, fuse.OK
+	}
+	file, st, err := f.src.open(n.path)
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	var a assessment
+	if file == nil {
+		a = assessment{verdict: refusedSpecial()}
+	} else {
+		a = f.assess(cancel, caller, n.path, identityOf(&st), file)
+		file.Close()
+	}
+	switch a.verdict.Reason {
+	case ReasonInterrupted, ReasonTooSlow:
+		return nil, a.status
+	}
+	text, err := json.Marshal(f.explanation(n.path, st.Size, a), json.Deterministic(true))
+	if err != nil {
+		return nil, statusIO
+	}
+	n.mu.Lock()
+	n.why = explained{text, time.Now()}
+	n.mu.Unlock()
+	return text, fuse.OK
+}
+
+func (f *filesystem) explanation(path string, size int64, a assessment) Explanation {
+	v := a.verdict
+	e := Explanation{
+		Path: f.shown(path), Allowed: v.Allowed(), Reason: v.Reason, Detail: v.Detail, Next: v.Next, Size: size,
+	}
+	if v.Allowed() {
+		e.Tier = TierBlocks
+	}
+	if a.flight != nil {
+		e.SHA256 = a.flight.measured.Sum().String()
+	}
+	if c := v.Capability; !c.IsZero() {
+		until := c.NotAfter().UTC()
+		e.Capability, e.Claim = c.ID().String(), c.Claim().String()
+		e.Model, e.Version = c.Model(), c.Version()
+		e.SBA, e.Publisher = c.SBA().String(), string(c.Publisher().ID())
+		e.NotAfter = &until
+	}
+	return e
+}
