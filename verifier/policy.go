@@ -1,27 +1,37 @@
 package verifier
 
 import (
+	"errors"
+	"fmt"
+	"maps"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+
 	"github.com/openclaw/clawfs/hashpipe"
 	"github.com/openclaw/clawfs/verifier/dsse"
 )
 
 // Policy says whose ledgers may be rebuilt here and whose capabilities and
-// revocations count. Its text is policy.json; docs/ledger.md describes it.
-// A Policy in Go's hands is only a text; ParsePolicy, Encode and New check it.
+// revocations count. Its text is policy.json, described in docs/ledger.md. A
+// Policy is only that text in Go's shape: ParsePolicy, Encode and New check it.
 type Policy struct {
-	Version    int64           `json:"version"` // 1
-	Publishers []PublisherRule `json:"publishers"`
+	Version    int64           `json:"version"`    // 1
+	Publishers []PublisherRule `json:"publishers"` // may be empty: then everything is denied
 	Mints      []Operator      `json:"mints"`
 	Revokers   []Operator      `json:"revokers"`
 	Builds     Builds          `json:"builds"`
 }
 
-// PublisherRule allows a publisher's keys to speak for some models.
+// PublisherRule lets a publisher's keys speak for some models.
 type PublisherRule struct {
 	Name            string           `json:"name"`
-	Models          []string         `json:"models"` // "acme/langid" or "acme/*"
+	Models          []string         `json:"models"` // "acme/langid", or "acme/*" for all below
 	Keys            []dsse.PublicKey `json:"keys"`
-	Threshold       int64            `json:"threshold"`                 // distinct keys that must sign
+	Threshold       int64            `json:"threshold"`                 // of different keys that must sign
 	Images          []string         `json:"images"`                    // "sha256:<hex>" of manifests, or "*" alone
 	MinimumSequence map[string]int64 `json:"minimumSequence,omitempty"` // by model
 }
@@ -38,53 +48,308 @@ type Builds struct {
 	Limits Limits   `json:"limits"`
 }
 
-// Limits are the bounds of one sandbox run. Each must be set: zero is an error,
-// not "unlimited".
+// Limits bound one sandbox run. Each must be set: zero is an error, never
+// "unlimited".
 type Limits struct {
 	MemoryBytes int64   `json:"memoryBytes"`
 	Processes   int64   `json:"processes"`
 	CPUs        float64 `json:"cpus"`
-	WallSeconds int64   `json:"wallSeconds"` // of the whole build
+	WallSeconds int64   `json:"wallSeconds"`
 	OutputBytes int64   `json:"outputBytes"`
 	LogBytes    int64   `json:"logBytes"`
 }
 
-// ParsePolicy decodes and checks a policy.json.
-func ParsePolicy(data []byte) (*Policy, error) { panic("unwritten") }
+const (
+	policyVersion = 1
+	anyImage      = "*"
+	imagePrefix   = "sha256:"
+	maxProcesses  = 1 << 22 // the kernel's PID_MAX_LIMIT
+	maxCPUs       = 8192    // the kernel's largest NR_CPUS
+	maxRules      = 4096
+	maxKeys       = 64
+)
 
-// Encode checks p and returns its one text, indented, with a newline at the end.
-func (p *Policy) Encode() ([]byte, error) { panic("unwritten") }
+var partyPattern = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,63}$`)
 
-// Rule returns the rule for model: the one with the most specific pattern.
-func (p *Policy) Rule(model string) (PublisherRule, bool) { panic("unwritten") }
-
-// NewPolicy returns a policy that has no publishers yet, so denies everything.
-func NewPolicy(operator string, mint, revoker dsse.PublicKey, builds Builds) (*Policy, error) {
-	panic("unwritten")
+// ParsePolicy decodes and checks a policy.json. An unreadable or empty policy
+// is an error, because denying by accident looks like a broken tool and
+// allowing by accident is one.
+func ParsePolicy(data []byte) (*Policy, error) {
+	var p Policy
+	if err := decodeStrict(data, &p); err != nil {
+		return nil, fmt.Errorf("policy: %w", err)
+	}
+	if err := p.check(); err != nil {
+		return nil, fmt.Errorf("policy: %w", err)
+	}
+	return &p, nil
 }
 
-// AddPublisher returns a copy of p with the rule r added.
-func (p *Policy) AddPublisher(r PublisherRule) (*Policy, error) { panic("unwritten") }
-
-// RemovePublisher returns a copy of p without the rule named name.
-func (p *Policy) RemovePublisher(name string) (*Policy, error) { panic("unwritten") }
-
-// PinSequence returns a copy of p that refuses ledgers of model below minimum.
-func (p *Policy) PinSequence(model string, minimum int64) (*Policy, error) { panic("unwritten") }
-
-// AllowImage returns a copy of p that lets the publisher named name use image.
-func (p *Policy) AllowImage(name string, image hashpipe.Digest) (*Policy, error) {
-	panic("unwritten")
+// Encode checks p and returns its one text, indented, with a newline at the
+// end.
+func (p *Policy) Encode() ([]byte, error) {
+	if p == nil {
+		return nil, errors.New("policy: there is none")
+	}
+	data, err := json.Marshal(p, json.Deterministic(true), jsontext.WithIndent("  "))
+	if err != nil {
+		return nil, fmt.Errorf("policy: %w", jsonError(err))
+	}
+	data = append(data, '\n')
+	if _, err := ParsePolicy(data); err != nil {
+		return nil, err
+	}
+	return data, nil
 }
 
-// AllowEnv returns a copy of p that lets ledgers set the variable name.
-func (p *Policy) AllowEnv(name string) (*Policy, error) { panic("unwritten") }
+// Rule returns the rule for model: the one with the most specific pattern that
+// matches. No two rules have the same pattern, so there is one or none.
+func (p *Policy) Rule(model string) (PublisherRule, bool) {
+	best, length := PublisherRule{}, 0
+	for _, r := range p.Publishers {
+		for _, pattern := range r.Models {
+			// An exact pattern is as long as the model, and longer than any
+			// prefix of it with its star.
+			if matches(pattern, model) && len(pattern) >= length {
+				best, length = r, len(pattern)
+				if pattern == model {
+					return r, true
+				}
+			}
+		}
+	}
+	return best, length > 0
+}
 
-// AddMint returns a copy of p in which capabilities signed by key count as
-// operator's.
-func (p *Policy) AddMint(operator string, key dsse.PublicKey) (*Policy, error) { panic("unwritten") }
+// matches reports whether pattern is model or "<prefix>/*" above it.
+func matches(pattern, model string) bool {
+	if prefix, ok := strings.CutSuffix(pattern, "*"); ok {
+		return strings.HasSuffix(prefix, "/") && strings.HasPrefix(model, prefix)
+	}
+	return pattern == model
+}
 
-// AddRevoker returns a copy of p in which revocations signed by key count.
-func (p *Policy) AddRevoker(operator string, key dsse.PublicKey) (*Policy, error) {
-	panic("unwritten")
+func (p *Policy) publisherKeys() []dsse.PublicKey {
+	var keys []dsse.PublicKey
+	seen := make(map[dsse.PublicKey]bool)
+	for _, r := range p.Publishers {
+		for _, k := range r.Keys {
+			if !seen[k] {
+				seen[k] = true
+				keys = append(keys, k)
+			}
+		}
+	}
+	return keys
+}
+
+// allow checks what a ledger asks for against the rule that speaks for it.
+func (p *Policy) allow(r PublisherRule, st Statement) error {
+	model := st.Predicate.Model
+	image := imagePrefix + st.Environment().Digest.SHA256.String()
+	if !slices.Contains(r.Images, anyImage) && !slices.Contains(r.Images, image) {
+		return refuse(ReasonPolicy, "SBA of %s: expected an environment image that the policy allows publisher %s, got %s", model, r.Name, image)
+	}
+	if least := r.MinimumSequence[model]; st.Predicate.Sequence < least {
+		return refuse(ReasonRollback, "SBA of %s: expected sequence %d or later, got %d: this is an older ledger", model, least, st.Predicate.Sequence)
+	}
+	for _, g := range st.Predicate.BuildDefinition.ExternalParameters.Stages {
+		for _, name := range slices.Sorted(maps.Keys(st.StageEnv(g))) {
+			if !slices.Contains(p.Builds.Env, name) {
+				return refuse(ReasonPolicy, "SBA of %s: stage %s sets the environment variable %s, which builds.env of the policy does not list", model, g.Name, name)
+			}
+		}
+	}
+	return nil
+}
+
+func (p *Policy) check() error {
+	if p.Version != policyVersion {
+		return fmt.Errorf("version: expected %d, got %d", policyVersion, p.Version)
+	}
+	if p.Publishers == nil {
+		return errors.New("publishers is missing")
+	}
+	if len(p.Publishers) > maxRules {
+		return fmt.Errorf("publishers: expected at most %d, got %d", maxRules, len(p.Publishers))
+	}
+	seen, patterns := make(names), make(names)
+	for _, r := range p.Publishers {
+		if err := checkParty(r.Name); err != nil {
+			return fmt.Errorf("publishers: %w", err)
+		}
+		if err := seen.add("publishers", r.Name); err != nil {
+			return err
+		}
+		if err := r.check(patterns); err != nil {
+			return fmt.Errorf("publisher %s: %w", r.Name, err)
+		}
+		// A minimum that another rule's pattern hides would never be looked at.
+		for model := range r.MinimumSequence {
+			if best, ok := p.Rule(model); !ok || best.Name != r.Name {
+				return fmt.Errorf("publisher %s: minimumSequence: %s is not a model of this rule", r.Name, model)
+			}
+		}
+	}
+	if err := checkOperators("mints", p.Mints); err != nil {
+		return err
+	}
+	if err := checkOperators("revokers", p.Revokers); err != nil {
+		return err
+	}
+	publishers := make(map[dsse.PublicKey]bool)
+	for _, k := range p.publisherKeys() {
+		publishers[k] = true
+	}
+	for _, o := range p.Mints {
+		for _, k := range o.Keys {
+			if publishers[k] {
+				return fmt.Errorf("mints: operator %s: key %s is also a publisher's, so its rebuild would not be independent", o.Operator, k.ID())
+			}
+		}
+	}
+	return p.Builds.check()
+}
+
+func (r PublisherRule) check(patterns names) error {
+	if err := count("models", len(r.Models), maxRules); err != nil {
+		return err
+	}
+	for _, pattern := range r.Models {
+		if err := checkPattern(pattern); err != nil {
+			return err
+		}
+		if err := patterns.add("models", pattern); err != nil {
+			return err
+		}
+	}
+	if err := checkKeys(r.Keys); err != nil {
+		return err
+	}
+	if r.Threshold < 1 || r.Threshold > int64(len(r.Keys)) {
+		return fmt.Errorf("threshold: expected 1 to %d (the number of keys), got %d", len(r.Keys), r.Threshold)
+	}
+	if err := count("images", len(r.Images), maxRules); err != nil {
+		return err
+	}
+	seen := make(names)
+	for _, image := range r.Images {
+		if err := seen.add("images", image); err != nil {
+			return err
+		}
+		if image == anyImage && len(r.Images) > 1 {
+			return errors.New(`images: "*" stands alone or not at all`)
+		}
+		if image == anyImage {
+			continue
+		}
+		hex, ok := strings.CutPrefix(image, imagePrefix)
+		if _, err := hashpipe.ParseDigest(hex); !ok || err != nil {
+			return fmt.Errorf(`images: expected "sha256:<64 hex digits>" of a manifest or "*", got %q`, clip(image))
+		}
+	}
+	if r.MinimumSequence != nil && len(r.MinimumSequence) == 0 {
+		return errors.New("minimumSequence is empty; leave it out")
+	}
+	for model, least := range r.MinimumSequence {
+		if err := checkModel(model); err != nil {
+			return fmt.Errorf("minimumSequence: %w", err)
+		}
+		if least < 1 || least > maxInteger {
+			return fmt.Errorf("minimumSequence: %s: expected 1 to 2^53-1, got %d", model, least)
+		}
+	}
+	return nil
+}
+
+// checkPattern accepts a model, or a model's prefix and "/*". A bare "*" would
+// trust one publisher with everybody's models.
+func checkPattern(pattern string) error {
+	prefix, ok := strings.CutSuffix(pattern, "/*")
+	if ok && partyPattern.MatchString(prefix) || modelPattern.MatchString(prefix) {
+		return nil
+	}
+	return fmt.Errorf(`models: expected "publisher/name" or "publisher/*", got %q`, clip(pattern))
+}
+
+func checkParty(name string) error {
+	if !partyPattern.MatchString(name) {
+		return fmt.Errorf("expected a name of a-z, 0-9 and ._- (at most 64), got %q", clip(name))
+	}
+	return nil
+}
+
+func checkKeys(keys []dsse.PublicKey) error {
+	if err := count("keys", len(keys), maxKeys); err != nil {
+		return err
+	}
+	for i, k := range keys {
+		if k.IsZero() {
+			return errors.New("keys: one is empty")
+		}
+		if slices.Contains(keys[:i], k) {
+			return fmt.Errorf("keys: %s is given twice", k.ID())
+		}
+	}
+	return nil
+}
+
+// checkOperators refuses one key under two names, which would count as two
+// parties.
+func checkOperators(what string, operators []Operator) error {
+	if err := count(what, len(operators), maxRules); err != nil {
+		return err
+	}
+	seen, keys := make(names), make(names)
+	for _, o := range operators {
+		if err := checkParty(o.Operator); err != nil {
+			return fmt.Errorf("%s: operator: %w", what, err)
+		}
+		if err := seen.add(what+": operator", o.Operator); err != nil {
+			return err
+		}
+		if err := checkKeys(o.Keys); err != nil {
+			return fmt.Errorf("%s: operator %s: %w", what, o.Operator, err)
+		}
+		for _, k := range o.Keys {
+			if err := keys.add(what+": key", string(k.ID())); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (b Builds) check() error {
+	if err := count("builds.env", len(b.Env), maxEnv); err != nil {
+		return err
+	}
+	seen := make(names)
+	for _, name := range b.Env {
+		if !envPattern.MatchString(name) {
+			return fmt.Errorf("builds.env: expected a name of letters, digits and _, got %q", clip(name))
+		}
+		if err := seen.add("builds.env", name); err != nil {
+			return err
+		}
+	}
+	l := b.Limits
+	for _, f := range []struct {
+		name      string
+		got, most int64
+	}{
+		{"memoryBytes", l.MemoryBytes, maxInteger},
+		{"processes", l.Processes, maxProcesses},
+		{"wallSeconds", l.WallSeconds, maxTimeout},
+		{"outputBytes", l.OutputBytes, maxInteger},
+		{"logBytes", l.LogBytes, maxInteger},
+	} {
+		if f.got < 1 || f.got > f.most {
+			return fmt.Errorf("builds.limits: %s: expected 1 to %d, got %d", f.name, f.most, f.got)
+		}
+	}
+	if !(l.CPUs > 0 && l.CPUs <= maxCPUs) {
+		return fmt.Errorf("builds.limits: cpus: expected more than 0 and at most %d, got %v", maxCPUs, l.CPUs)
+	}
+	return nil
 }

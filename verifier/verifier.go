@@ -2,23 +2,29 @@
 // rebuilt here.
 //
 // An SBA is a DSSE envelope (package dsse) around a build ledger, which is an
-// in-toto Statement v1 written in strict JSON (Statement). What arrives is an
-// SBA, which shows nothing of its content; what Verify returns is an
-// Attestation, and nothing else makes one. Its identity is the SHA-256 of the
-// payload, never of the envelope, because signatures can be added to an
-// envelope by anybody.
+// in-toto Statement v1 in strict JSON (Statement; docs/ledger.md says it for
+// people). What arrives is an SBA, which shows nothing of its content; what
+// Verify returns is an Attestation, and nothing else makes one. Its identity is
+// the SHA-256 of the payload, never of the envelope, because anybody can add a
+// signature to an envelope.
 //
 // Whatever cannot be decided is refused: an empty policy, a zero SBA, a model
 // that no rule names.
 package verifier
 
 import (
+	"errors"
+	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/openclaw/clawfs/hashpipe"
 	"github.com/openclaw/clawfs/verifier/dsse"
 )
+
+// maxSkew is how far a publisher's clock may be ahead of this one.
+const maxSkew = 5 * time.Minute
 
 // SBA is a Signed Build Attestation that has arrived: its size and shape are
 // known, nothing else. The zero SBA is refused by Verify.
@@ -30,38 +36,28 @@ type SBA struct {
 // IsZero reports whether s holds nothing.
 func (s SBA) IsZero() bool { return len(s.raw) == 0 }
 
-// ParseSBA checks size and shape. The error is a *Refusal.
-func ParseSBA(data []byte) (SBA, error) { panic("unwritten") }
-
-// ReadSBA reads an SBA to EOF and parses it. It reads at most one byte more
-// than an envelope may have.
-func ReadSBA(r io.Reader) (SBA, error) { panic("unwritten") }
-
-// Ledger is a well-formed build ledger. It says nothing about who signed it.
-type Ledger struct {
-	payload []byte
-	digest  hashpipe.Digest
+// ParseSBA checks size and shape. The error is a *Refusal of ReasonMalformed.
+func ParseSBA(data []byte) (SBA, error) {
+	e, err := dsse.Parse(data)
+	if err != nil {
+		return SBA{}, refuse(ReasonMalformed, "SBA: %v", err)
+	}
+	return SBA{slices.Clone(data), e}, nil
 }
 
-// ParseLedger checks that payload is a build ledger by every rule of
-// docs/ledger.md. The error is a *Refusal.
-func ParseLedger(payload []byte) (Ledger, error) { panic("unwritten") }
-
-// IsZero reports whether l holds nothing.
-func (l Ledger) IsZero() bool { return len(l.payload) == 0 }
-
-// Digest returns the identity of the SBA: the SHA-256 of the payload.
-func (l Ledger) Digest() hashpipe.Digest { return l.digest }
-
-// Payload returns a copy of the very bytes that were parsed.
-func (l Ledger) Payload() []byte { panic("unwritten") }
-
-// Statement returns a fresh decoding of the payload, which nobody shares.
-func (l Ledger) Statement() Statement { panic("unwritten") }
-
-// Payload checks s by the rules of ParseLedger and encodes it: the same
-// Statement always gives the same bytes.
-func (s Statement) Payload() ([]byte, error) { panic("unwritten") }
+// ReadSBA reads an SBA to EOF and parses it. Of a longer input it reads one
+// byte more than an envelope may have. An error of r is returned as such; every
+// other error is a *Refusal.
+func ReadSBA(r io.Reader) (SBA, error) {
+	data, err := io.ReadAll(io.LimitReader(r, dsse.MaxEnvelope+1))
+	if err != nil {
+		return SBA{}, fmt.Errorf("reading an SBA: %w", err)
+	}
+	if len(data) > dsse.MaxEnvelope {
+		return SBA{}, refuse(ReasonMalformed, "SBA: expected at most %d bytes, got more", dsse.MaxEnvelope)
+	}
+	return ParseSBA(data)
+}
 
 // Attestation is an SBA that a Verifier believed: only Verify makes one. The
 // zero Attestation attests nothing.
@@ -74,7 +70,7 @@ type Attestation struct {
 }
 
 // IsZero reports whether a attests nothing.
-func (a Attestation) IsZero() bool { return a.ledger.IsZero() || a.publisher.IsZero() }
+func (a Attestation) IsZero() bool { return a.ledger.IsZero() }
 
 // Digest returns the identity of the SBA: the SHA-256 of its payload.
 func (a Attestation) Digest() hashpipe.Digest { return a.ledger.digest }
@@ -83,7 +79,7 @@ func (a Attestation) Digest() hashpipe.Digest { return a.ledger.digest }
 func (a Attestation) Ledger() Ledger { return a.ledger }
 
 // Envelope returns a copy of the envelope as it arrived.
-func (a Attestation) Envelope() []byte { panic("unwritten") }
+func (a Attestation) Envelope() []byte { return slices.Clone(a.envelope) }
 
 // Publisher returns the key that the ledger names and that signed it.
 func (a Attestation) Publisher() dsse.PublicKey { return a.publisher }
@@ -91,16 +87,92 @@ func (a Attestation) Publisher() dsse.PublicKey { return a.publisher }
 // PublisherName returns the name of the policy rule that allowed the ledger.
 func (a Attestation) PublisherName() string { return a.name }
 
-// VerifiedAt returns the time that was given to Verify.
+// VerifiedAt returns the time that was given to Verify, in UTC.
 func (a Attestation) VerifiedAt() time.Time { return a.verifiedAt }
 
 // Verifier holds one policy. The zero Verifier refuses everything.
 type Verifier struct{ policy *Policy }
 
-// New returns a Verifier for a copy of p. It refuses a policy that does not
-// pass ParsePolicy's rules.
-func New(p *Policy) (*Verifier, error) { panic("unwritten") }
+// New returns a Verifier for a copy of p. It refuses a policy that ParsePolicy
+// would refuse.
+func New(p *Policy) (*Verifier, error) {
+	c, err := p.clone()
+	if err != nil {
+		return nil, err
+	}
+	return &Verifier{c}, nil
+}
 
-// Verify checks s against the policy at the moment now. Every error is a
-// *Refusal.
-func (v *Verifier) Verify(s SBA, now time.Time) (Attestation, error) { panic("unwritten") }
+// Verify checks s against the policy at the moment now, in this order:
+//
+//  1. signed by any publisher key of the policy; nothing of the payload is
+//     read before that;
+//  2. the very bytes that were signed are a ledger (ParseLedger);
+//  3. the most specific rule for the ledger's model is met: signed by as many
+//     of that rule's keys as its threshold says, the key that the ledger names
+//     among them;
+//  4. that rule allows the environment image and the sequence, and the policy
+//     the environment variables;
+//  5. issuedAt is not more than five minutes ahead of now.
+//
+// Every error is a *Refusal, for the first of these that fails.
+func (v *Verifier) Verify(s SBA, now time.Time) (Attestation, error) {
+	if v == nil || v.policy == nil {
+		return Attestation{}, refuse(ReasonPolicy, "SBA: there is no policy to verify it with")
+	}
+	if s.IsZero() {
+		return Attestation{}, refuse(ReasonMalformed, "SBA: it is empty")
+	}
+	keys := v.policy.publisherKeys()
+	if len(keys) == 0 {
+		return Attestation{}, refuse(ReasonPolicy, "SBA: the policy names no publisher; next: clawfs publisher trust")
+	}
+	payload, _, err := s.envelope.Verify(dsse.PayloadType, keys, 1)
+	if err != nil {
+		return Attestation{}, refuseEnvelope(ReasonSignature, err, "the policy's publisher keys")
+	}
+	ledger, err := ParseLedger(payload)
+	if err != nil {
+		return Attestation{}, err
+	}
+	st := ledger.Statement()
+	rule, publisher, err := v.signer(s.envelope, st)
+	if err != nil {
+		return Attestation{}, err
+	}
+	if err := v.policy.allow(rule, st); err != nil {
+		return Attestation{}, err
+	}
+	if at := st.Predicate.IssuedAt; at.Time().After(now.Add(maxSkew)) {
+		return Attestation{}, refuse(ReasonTime, "SBA of %s: it says it was issued at %s, and here it is %s; one of the clocks is wrong",
+			st.Predicate.Model, at, now.UTC().Format(timeLayout))
+	}
+	return Attestation{ledger, slices.Clone(s.raw), publisher, rule.Name, now.UTC()}, nil
+}
+
+// signer finds the rule for the ledger's model and the key that speaks for it.
+func (v *Verifier) signer(e dsse.Envelope, st Statement) (PublisherRule, dsse.PublicKey, error) {
+	model := st.Predicate.Model
+	rule, ok := v.policy.Rule(model)
+	if !ok {
+		return rule, dsse.PublicKey{}, refuse(ReasonSigner, "SBA of %s: the policy names no publisher for this model; next: clawfs publisher trust", model)
+	}
+	_, signers, err := e.Verify(dsse.PayloadType, rule.Keys, int(rule.Threshold))
+	if err != nil {
+		return rule, dsse.PublicKey{}, refuseEnvelope(ReasonSigner, err, fmt.Sprintf("publisher %s, who alone speaks for %s", rule.Name, model))
+	}
+	want := st.Predicate.Publisher.KeyID
+	i := slices.IndexFunc(signers, func(k dsse.PublicKey) bool { return k.ID() == want })
+	if i < 0 {
+		return rule, dsse.PublicKey{}, refuse(ReasonSigner, "SBA of %s: the ledger names the publisher key %s, and it was signed by %s", model, want, signers[0].ID())
+	}
+	return rule, signers[i], nil
+}
+
+// refuseEnvelope tells a bad envelope from a bad signature.
+func refuseEnvelope(reason Reason, err error, whose string) *Refusal {
+	if errors.Is(err, dsse.ErrUnverified) {
+		return refuse(reason, "SBA: %v; the keys asked are those of %s", err, whose)
+	}
+	return refuse(ReasonMalformed, "SBA: %v", err)
+}
