@@ -1,0 +1,98 @@
+# clawfs: two commands do everything on a fresh Debian machine with Go:
+#   sudo make demo    install what is missing, build, run the main job on real input
+#   sudo make test    the whole suite
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := build
+MAKEFLAGS += --no-print-directory
+
+# sudo often drops /usr/local/go/bin from PATH.
+GO := $(shell command -v go || echo /usr/local/go/bin/go)
+export PATH := $(dir $(GO)):$(PATH)
+export GOTOOLCHAIN := local
+
+# What the build and the suite need from Debian, each with its reason.
+#   fuse3                 fusermount3 and the mount helper
+#   gcc libc6-dev         cgo: runc's namespace entry, the race detector
+#   libseccomp-dev pkg-config   runc's seccomp filter
+#   git                   the source of a ledger
+#   fsverity              known answers for the fs-verity digest
+#   attr                  getfattr: the reason of a refusal without clawfs
+#   qemu-user-static      the arm64 run of the hashing tests
+#   mmdebstrap zstd       environment images of the examples
+#   fasttext              the unmodified client of examples/langid
+#   shellcheck            lint
+DEBS := ca-certificates git make gcc libc6-dev libseccomp-dev pkg-config fuse3 fsverity attr \
+        qemu-user-static mmdebstrap zstd xz-utils fasttext shellcheck
+
+GOBUILD := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=auto
+UNIT    := ./...
+
+.PHONY: deps build demo demo-torch test test-arm64 race lint fuzz bench repro ci clean tools
+
+deps: ## install missing Debian packages
+	@missing=$$(for p in $(DEBS); do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'install ok installed' || echo $$p; done); \
+	if [ -n "$$missing" ]; then \
+	  if [ "$$(id -u)" != 0 ]; then echo "missing Debian packages:" $$missing; echo "next: sudo make deps"; exit 1; fi; \
+	  apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing; \
+	fi
+	@command -v $(GO) >/dev/null || { echo "no go program: install Go 1.26 or newer"; exit 1; }
+
+tools: bin/runc
+
+bin/runc: tools/go.mod tools/go.sum
+	@mkdir -p bin
+	cd tools && CGO_ENABLED=1 $(GO) build -buildvcs=false -trimpath -tags seccomp -o ../bin/runc github.com/opencontainers/runc
+
+build: deps bin/runc ## bin/clawfs and the runtime beside it
+	@mkdir -p bin
+	$(GOBUILD) -o bin/clawfs ./cmd/clawfs
+
+demo: build ## the main job on real input
+	examples/langid/demo.sh
+
+demo-torch: build
+	examples/torch/demo.sh
+
+test: build ## the whole suite
+	$(GO) test -count=1 -timeout 15m $(UNIT)
+	@$(MAKE) test-arm64
+
+# The SHA-2 instructions of ARMv8 take over in hashpipe; the same tests run there.
+test-arm64: deps
+	@mkdir -p bin
+	cd hashpipe && CGO_ENABLED=0 GOOS=linux GOARCH=arm64 $(GO) test -c -o ../bin/hashpipe.arm64.test .
+	cd hashpipe && qemu-aarch64-static -cpu max ../bin/hashpipe.arm64.test -test.count=1
+
+race: build
+	CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 30m $(UNIT)
+
+lint: deps
+	@out=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$out" ] || { echo "gofmt would change:"; echo "$$out"; exit 1; }
+	$(GO) vet ./...
+	cd tools && $(GO) build -buildvcs=false -o ../bin/staticcheck honnef.co/go/tools/cmd/staticcheck
+	bin/staticcheck ./...
+	shellcheck $$(git ls-files '*.sh' .ci/run)
+	$(GO) mod tidy -diff
+	$(GO) mod verify
+
+FUZZTIME ?= 20s
+fuzz: deps ## every fuzz target for FUZZTIME
+	@n=0; while read -r pkg target; do n=$$((n+1)); echo "$$pkg $$target"; $(GO) test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) $$pkg; done < <( \
+	  git grep -hoE '^func Fuzz[A-Za-z0-9_]+' --full-name -- '*_test.go' >/dev/null && \
+	  git grep -oE '^func Fuzz[A-Za-z0-9_]+' -- '*_test.go' | sed -E 's#^(.*)/[^/]*:func (Fuzz.*)#./\1 \2#' ); \
+	[ $$n -gt 0 ] || { echo "no fuzz target found"; exit 1; }
+
+bench: build ## ratios against a reference of the same run
+	$(GO) test -run '^$$' -bench . -benchtime 2s ./hashpipe/ ./fs/
+
+repro: deps ## two builds in two directories give the same bytes
+	@d=$$(mktemp -d); trap 'rm -rf "$$d"' EXIT; \
+	git clone -q . $$d/one; git clone -q . $$d/two-with-a-longer-name; \
+	for c in one two-with-a-longer-name; do (cd $$d/$$c && $(GOBUILD) -o $$d/$$c.bin ./cmd/clawfs); done; \
+	sha256sum $$d/*.bin; cmp $$d/one.bin $$d/two-with-a-longer-name.bin && echo "repro: same bytes"
+
+ci: lint test race repro
+
+clean:
+	rm -rf bin build

@@ -1,0 +1,165 @@
+package integration
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/openclaw/clawfs"
+
+// allowed is the import graph: for each package of the module, the packages of
+// the module that it may import. A package that is not listed is an error, so
+// a new package must be given its place here.
+var allowed = map[string][]string{
+	"hashpipe":     {},
+	"hashpipe/cas": {"hashpipe"},
+
+	"verifier/dsse": {"hashpipe"},
+	"verifier/tree": {"hashpipe"},
+	"verifier":      {"hashpipe", "verifier/dsse", "verifier/tree"},
+
+	"capstore": {"hashpipe", "verifier/dsse"},
+
+	"rebuild/sandbox":       {"hashpipe"},
+	"rebuild/oci":           {"hashpipe", "hashpipe/cas"},
+	"rebuild/compare":       {"hashpipe"},
+	"rebuild/internal/mint": {"hashpipe", "verifier", "verifier/dsse", "capstore", "rebuild/sandbox"},
+	"rebuild": {
+		"hashpipe", "hashpipe/cas", "verifier", "verifier/dsse", "verifier/tree", "capstore",
+		"rebuild/sandbox", "rebuild/oci", "rebuild/compare", "rebuild/internal/mint",
+	},
+
+	"fs": {"hashpipe", "hashpipe/cas", "verifier/dsse", "capstore"},
+
+	"cmd/clawfs": {
+		"hashpipe", "hashpipe/cas", "verifier", "verifier/dsse", "verifier/tree", "capstore",
+		"rebuild", "rebuild/sandbox", "rebuild/oci", "rebuild/compare", "fs",
+		"cmd/clawfs/internal/config", "cmd/clawfs/internal/control",
+	},
+	"cmd/clawfs/internal/config":  {"hashpipe", "verifier", "verifier/dsse", "capstore"},
+	"cmd/clawfs/internal/control": {"hashpipe", "verifier/dsse", "capstore"},
+
+	"integration": {},
+}
+
+// only names the packages that may import a third-party module or a package
+// of the standard library which decides something.
+var only = map[string][]string{
+	"github.com/dgraph-io/badger/":           {"capstore"},
+	"github.com/hanwen/go-fuse/":             {"fs"},
+	"github.com/minio/sha256-simd":           {"hashpipe"},
+	"github.com/spf13/":                      {"cmd/clawfs"},
+	"flag":                                   {"cmd/clawfs"},
+	"github.com/opencontainers/runtime-spec": {"rebuild/sandbox"},
+	"golang.org/x/crypto/":                   {"verifier/dsse"},
+	"crypto/ed25519":                         {"verifier/dsse"},
+	"crypto/ecdsa":                           {"verifier/dsse"},
+	"encoding/json":                          {}, // last duplicate wins, case variants match: never
+}
+
+type listed struct {
+	ImportPath string
+	Imports    []string
+}
+
+// list returns what `go list` says of the patterns.
+func list(t *testing.T, args ...string) []listed {
+	t.Helper()
+	cmd := exec.Command("go", append([]string{"list", "-json=ImportPath,Imports"}, args...)...)
+	cmd.Dir = ".."
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("go list %v: %v\n%s", args, err, stderr.Bytes())
+	}
+	var all []listed
+	for dec := json.NewDecoder(bytes.NewReader(out)); ; {
+		var p listed
+		if err := dec.Decode(&p); errors.Is(err, io.EOF) {
+			return all
+		} else if err != nil {
+			t.Fatalf("reading go list: %v", err)
+		}
+		all = append(all, p)
+	}
+}
+
+// violations returns one sentence for each import that the law forbids.
+func violations(packages []listed) []string {
+	var bad []string
+	for _, p := range packages {
+		name := strings.TrimPrefix(p.ImportPath, module+"/")
+		may, known := allowed[name]
+		if !known {
+			if strings.HasPrefix(name, "examples/") {
+				continue
+			}
+			bad = append(bad, name+" has no place in the import graph")
+			continue
+		}
+		for _, imp := range p.Imports {
+			if in, ok := strings.CutPrefix(imp, module+"/"); ok && !slices.Contains(may, in) {
+				bad = append(bad, name+" must not import "+in)
+			}
+			for prefix, users := range only {
+				exact := !strings.HasSuffix(prefix, "/") && imp == prefix
+				under := strings.HasPrefix(imp, strings.TrimSuffix(prefix, "/")+"/")
+				if (exact || under) && !slices.Contains(users, name) {
+					bad = append(bad, name+" must not import "+imp)
+				}
+			}
+		}
+	}
+	return bad
+}
+
+func TestImportGraph(t *testing.T) {
+	packages := list(t, "./...")
+	if len(packages) < len(allowed) {
+		t.Errorf("go list found %d packages, the law knows %d: a row has lost its package", len(packages), len(allowed))
+	}
+	for _, v := range violations(packages) {
+		t.Error(v)
+	}
+}
+
+// The law is worth something only if a broken graph fails it.
+func TestImportGraphNoticesAForbiddenImport(t *testing.T) {
+	for _, tt := range []struct{ from, imports, want string }{
+		{"fs", module + "/rebuild", "fs must not import rebuild"},
+		{"capstore", module + "/verifier", "capstore must not import verifier"},
+		{"verifier", "github.com/dgraph-io/badger/v4", "verifier must not import github.com/dgraph-io/badger/v4"},
+		{"fs", "encoding/json", "fs must not import encoding/json"},
+		{"surprise", "fmt", "surprise has no place in the import graph"},
+	} {
+		got := violations([]listed{{ImportPath: module + "/" + tt.from, Imports: []string{tt.imports}}})
+		if !slices.Contains(got, tt.want) {
+			t.Errorf("violations(%s imports %s) = %q, want %q among them", tt.from, tt.imports, got, tt.want)
+		}
+	}
+}
+
+// One file of hashpipe chooses the SHA-256 implementation.
+func TestOneFileImportsSHA256SIMD(t *testing.T) {
+	out, err := exec.Command("grep", "-rl", "--include=*.go", `"github.com/minio/sha256-simd"`, "..").Output()
+	if err != nil {
+		t.Fatalf("grep: %v", err)
+	}
+	var users []string
+	for f := range strings.Lines(string(out)) {
+		if f = strings.TrimSpace(f); !strings.HasSuffix(f, "_test.go") {
+			users = append(users, filepath.Base(f))
+		}
+	}
+	if want := []string{"sha256.go"}; !slices.Equal(users, want) {
+		t.Errorf("files that import sha256-simd = %v, want %v", users, want)
+	}
+}
