@@ -89,7 +89,14 @@ func ParseSettings(text []byte, uid int) (Settings, error) {
 	if err != nil {
 		return Settings{}, err
 	}
-	if unknown := meta.Undecoded(); len(unknown) > 0 {
+	unknown := meta.Undecoded()
+	for _, k := range meta.Keys() {
+		// The decoder takes RUNTIME for runtime, so that one could hide the other.
+		if k.String() != strings.ToLower(k.String()) {
+			unknown = append(unknown, k)
+		}
+	}
+	if len(unknown) > 0 {
 		names := make([]string, len(unknown))
 		for i, k := range unknown {
 			names[i] = k.String()

@@ -39,6 +39,12 @@ func (s State) Mounts() string { return s.join("run", "mounts") }
 // Mount is the record of the mount with that id.
 func (s State) Mount(id string) string { return s.join("run", "mounts", id+".json") }
 
+// MountLock is held by the process that serves the mount with that id.
+func (s State) MountLock(id string) string { return s.join("run", "mounts", id+".lock") }
+
+// Job is the directory of the job with that id.
+func (s State) Job(id string) string { return s.join("jobs", id) }
+
 func (s State) join(names ...string) string {
 	return filepath.Join(append([]string{string(s)}, names...)...)
 }

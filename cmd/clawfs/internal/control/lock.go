@@ -7,7 +7,7 @@
 // says who is asking.
 //
 // The socket belongs to whoever holds the lock file beside it, for as long as
-// the process lives: a stale socket is replaced only under that lock.
+// that process lives: a stale socket is replaced only under that lock.
 package control
 
 import (
@@ -20,11 +20,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Lock is the right to be the daemon of a state directory. The kernel drops
-// it with the process, so it is never stale.
+// Lock is the right to be one process: the daemon of a state directory, the
+// server of a mount, the worker of a job. The kernel drops it with the process,
+// so it is never stale. It is an open file description lock (fcntl(2)), which,
+// unlike flock(2), can be looked at without being taken.
 type Lock struct{ f *os.File }
 
-// LockedError says that another process is the daemon.
+// LockedError says that another process holds the lock.
 type LockedError struct {
 	Path string
 	PID  int // 0 when the other process has not written it yet
@@ -32,32 +34,33 @@ type LockedError struct {
 
 func (e *LockedError) Error() string {
 	if e.PID == 0 {
-		return fmt.Sprintf("another daemon holds %s", e.Path)
+		return fmt.Sprintf("another process holds %s", e.Path)
 	}
-	return fmt.Sprintf("another daemon, pid %d, holds %s", e.PID, e.Path)
+	return fmt.Sprintf("another process, pid %d, holds %s", e.PID, e.Path)
 }
 
-// TakeLock takes the lock file, which it makes if needed, without waiting. A
-// lock that another process holds is a *LockedError.
+// TakeLock takes the lock file, which it makes if needed, without waiting, and
+// writes the pid into it. A lock that another process holds is a *LockedError.
 func TakeLock(path string) (*Lock, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("daemon lock: %w", err)
+		return nil, fmt.Errorf("lock: %w", err)
 	}
 	if fi, err := f.Stat(); err != nil || !fi.Mode().IsRegular() {
 		f.Close()
-		return nil, fmt.Errorf("daemon lock %s: not a regular file", path)
+		return nil, fmt.Errorf("lock %s: not a regular file", path)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	whole := unix.Flock_t{Type: unix.F_WRLCK}
+	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &whole); err != nil {
 		defer f.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
+		if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) {
 			return nil, &LockedError{Path: path, PID: readPID(f)}
 		}
-		return nil, fmt.Errorf("daemon lock %s: %w", path, err)
+		return nil, fmt.Errorf("lock %s: %w", path, err)
 	}
 	if err := writePID(f); err != nil {
 		f.Close()
-		return nil, fmt.Errorf("daemon lock %s: %w", path, err)
+		return nil, fmt.Errorf("lock %s: %w", path, err)
 	}
 	return &Lock{f: f}, nil
 }
@@ -65,6 +68,30 @@ func TakeLock(path string) (*Lock, error) {
 // Release gives the lock back. The file stays: removing it would let two
 // processes lock two files of one name.
 func (l *Lock) Release() error { return l.f.Close() }
+
+// Holder returns the pid of the process that holds the lock at path, 0 if none
+// does. A holder that has not written its pid yet is -1. The lock stays as it is.
+func Holder(path string) (int, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("lock: %w", err)
+	}
+	defer f.Close()
+	whole := unix.Flock_t{Type: unix.F_WRLCK}
+	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, &whole); err != nil {
+		return 0, fmt.Errorf("lock %s: %w", path, err)
+	}
+	if whole.Type == unix.F_UNLCK {
+		return 0, nil
+	}
+	if pid := readPID(f); pid != 0 {
+		return pid, nil
+	}
+	return -1, nil
+}
 
 func writePID(f *os.File) error {
 	if err := f.Truncate(0); err != nil {

@@ -1,0 +1,251 @@
+package config
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// newState is a state directory as `clawfs init` makes it.
+func newState(t *testing.T) State {
+	t.Helper()
+	s := State(filepath.Join(t.TempDir(), "state"))
+	if err := os.Mkdir(string(s), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for path, mode := range map[string]os.FileMode{s.Policy(): 0o644, s.MintKey(): 0o600, s.RevokeKey(): 0o600, s.Settings(): 0o644} {
+		if err := os.WriteFile(path, nil, mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.MakeRun(); err != nil {
+		t.Fatalf("MakeRun of a fresh state directory: %v", err)
+	}
+	return s
+}
+
+func TestCheck(t *testing.T) {
+	chmod := func(mode os.FileMode, path func(State) string) func(*testing.T, State) {
+		return func(t *testing.T, s State) {
+			if err := os.Chmod(path(s), mode); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	self := func(s State) string { return string(s) }
+	replace := func(path func(State) string, with func(string) error) func(*testing.T, State) {
+		return func(t *testing.T, s State) {
+			if err := os.RemoveAll(path(s)); err != nil {
+				t.Fatal(err)
+			}
+			if err := with(path(s)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	link := func(p string) error { return os.Symlink("/etc/passwd", p) }
+	fifo := func(p string) error { return unix.Mkfifo(p, 0o600) }
+	dir := func(p string) error { return os.Mkdir(p, 0o700) }
+	file := func(p string) error { return os.WriteFile(p, nil, 0o600) }
+	foreign := func(path func(State) string) func(*testing.T, State) {
+		return func(t *testing.T, s State) {
+			if err := os.Chown(path(s), 65534, 65534); err != nil {
+				t.Fatalf("%v; run as root", err)
+			}
+		}
+	}
+	for _, tt := range []struct {
+		name string
+		make func(*testing.T, State)
+		want string // "" is accepted
+	}{
+		{"fresh", func(*testing.T, State) {}, ""},
+		{"readable state", chmod(0o755, self), ""},
+		{"private policy", chmod(0o600, State.Policy), ""},
+		{"without settings", func(t *testing.T, s State) { os.Remove(s.Settings()) }, ""},
+		{"without mint key", func(t *testing.T, s State) { os.Remove(s.MintKey()) }, ""},
+
+		{"state writable by group", chmod(0o770, self), "mode 0770"},
+		{"state writable by all", chmod(0o777, self), "mode 0777"},
+		{"parent writable by all", chmod(0o777, func(s State) string { return filepath.Dir(string(s)) }), "others can change"},
+		{"policy writable by group", chmod(0o664, State.Policy), "mode 0664"},
+		{"policy writable by all", chmod(0o666, State.Policy), "chmod 0644"},
+		{"settings writable by all", chmod(0o646, State.Settings), "mode 0646"},
+		{"mint key readable by group", chmod(0o640, State.MintKey), "mode 0640"},
+		{"mint key readable by all", chmod(0o604, State.MintKey), "chmod 0600"},
+		{"revoke key readable by all", chmod(0o644, State.RevokeKey), "mode 0644"},
+		{"run open to others", chmod(0o755, State.Run), "chmod 0700"},
+		{"run searchable by others", chmod(0o711, State.Run), "mode 0711"},
+		{"store readable by others", chmod(0o750, State.Store), "mode 0750"},
+		{"log writable by others", chmod(0o733, State.Log), "mode 0733"},
+		{"jobs writable by others", chmod(0o707, State.Jobs), "mode 0707"},
+
+		{"foreign state", foreign(self), "uid 65534"},
+		{"foreign policy", foreign(State.Policy), "uid 65534"},
+		{"foreign mint key", foreign(State.MintKey), "uid 65534"},
+		{"foreign run", foreign(State.Run), "uid 65534"},
+
+		{"policy is a link", replace(State.Policy, link), "is a symbolic link"},
+		{"policy is a pipe", replace(State.Policy, fifo), "is a named pipe"},
+		{"policy is a directory", replace(State.Policy, dir), "is a directory"},
+		{"mint key is a link", replace(State.MintKey, link), "is a symbolic link"},
+		{"run is a link", replace(State.Run, link), "is a symbolic link"},
+		{"store is a file", replace(State.Store, file), "is a regular file"},
+		{"state is a file", replace(self, file), "is a regular file"},
+		{"state is a link", replace(self, link), "is a symbolic link"},
+		{"no state", func(t *testing.T, s State) { os.RemoveAll(string(s)) }, "clawfs init"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := newState(t)
+			tt.make(t, s)
+			err := s.Check()
+			if tt.want == "" {
+				if err != nil {
+					t.Fatalf("Check = %v, want nil", err)
+				}
+				return
+			}
+			if err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Fatalf("Check = %v, want an error with %q", err, tt.want)
+			}
+		})
+	}
+	if err := State("relative").Check(); err == nil {
+		t.Error("Check of a relative path succeeded")
+	}
+	if err := State("").Check(); err == nil {
+		t.Error("Check of the zero State succeeded")
+	}
+	if err := State("/nonexistent/x").Check(); !errors.Is(err, ErrNoState) {
+		t.Errorf("Check of a missing directory = %v, want ErrNoState", err)
+	}
+}
+
+// The open file is checked, not the name.
+func TestRead(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "f")
+	write := func(mode os.FileMode, size int) {
+		t.Helper()
+		os.Remove(path)
+		if err := os.WriteFile(path, make([]byte, size), mode); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(path, mode); err != nil { // past the umask
+			t.Fatal(err)
+		}
+	}
+	for _, tt := range []struct {
+		mode           os.FileMode
+		size           int
+		public, secret bool
+	}{
+		{0o600, 10, true, true},
+		{0o400, 10, true, true},
+		{0o644, 10, true, false},
+		{0o640, 10, true, false},
+		{0o620, 10, false, false},
+		{0o602, 10, false, false},
+		{0o600, MaxFile, true, true},
+		{0o600, MaxFile + 1, false, false},
+	} {
+		write(tt.mode, tt.size)
+		if _, err := ReadPublic(path); (err == nil) != tt.public {
+			t.Errorf("ReadPublic, mode %o, %d bytes: %v, want accepted %v", tt.mode, tt.size, err, tt.public)
+		}
+		if _, err := ReadSecret(path); (err == nil) != tt.secret {
+			t.Errorf("ReadSecret, mode %o, %d bytes: %v, want accepted %v", tt.mode, tt.size, err, tt.secret)
+		}
+	}
+	write(0o600, 1)
+	link := path + ".link"
+	if err := os.Symlink(path, link); err != nil {
+		t.Fatal(err)
+	}
+	pipe := path + ".pipe"
+	if err := unix.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, bad := range []string{link, pipe, filepath.Dir(path), path + ".none", "/dev/zero"} {
+		done := make(chan error, 1)
+		go func() { _, err := ReadPublic(bad); done <- err }()
+		select {
+		case err := <-done:
+			if err == nil {
+				t.Errorf("ReadPublic(%s) succeeded", bad)
+			}
+		case <-time.After(5 * time.Second):
+			t.Errorf("ReadPublic(%s) hangs", bad)
+		}
+	}
+}
+
+func TestSettings(t *testing.T) {
+	for _, tt := range []struct {
+		name, text, want string
+	}{
+		{"empty", "", ""},
+		{"all", "[build]\nruntime = \"/usr/sbin/runc\"\nconcurrency = 2\n[capability]\nlifetime = \"24h\"\n[mount]\nallow_other = false\nhash_workers = 4\n", ""},
+		{"unknown table", "[buidl]\nconcurrency = 1\n", "unknown setting buidl"},
+		{"unknown key", "[build]\nskip_verify = true\n", "unknown setting build.skip_verify"},
+		{"key twice", "[build]\nconcurrency = 1\nconcurrency = 2\n", "concurrency"},
+		{"other case is another key", "[build]\nRuntime = \"/x\"\n", "unknown setting build.Runtime"},
+		{"both cases", "[build]\nruntime = \"/x\"\nRUNTIME = \"/y\"\n", "unknown setting build.RUNTIME"},
+		{"wrong type", "[build]\nconcurrency = \"2\"\n", "concurrency"},
+		{"no concurrency", "[build]\nconcurrency = 0\n", "want 1 to 64"},
+		{"too much concurrency", "[build]\nconcurrency = 65\n", "want 1 to 64"},
+		{"relative runtime", "[build]\nruntime = \"runc\"\n", "not an absolute path"},
+		{"no lifetime", "[capability]\nlifetime = \"0s\"\n", "want 1h"},
+		{"negative lifetime", "[capability]\nlifetime = \"-1h\"\n", "want 1h"},
+		{"endless lifetime", "[capability]\nlifetime = \"99999h\"\n", "want 1h"},
+		{"lifetime without unit", "[capability]\nlifetime = \"90\"\n", "not a duration"},
+		{"lifetime as number", "[capability]\nlifetime = 90\n", "lifetime"},
+		{"negative workers", "[mount]\nhash_workers = -1\n", "want 0 to 1024"},
+		{"not TOML", "{\"build\":{}}", "toml"},
+	} {
+		v, err := ParseSettings([]byte(tt.text), 0)
+		if tt.want == "" {
+			if err != nil {
+				t.Errorf("%s: ParseSettings = %v, want nil", tt.name, err)
+			}
+			continue
+		}
+		if err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s: ParseSettings = %+v, %v, want an error with %q", tt.name, v, err, tt.want)
+		}
+	}
+	v, err := ParseSettings([]byte("[build]\nconcurrency = 3\n"), 1000)
+	if err != nil || v.Build.Concurrency != 3 || time.Duration(v.Capability.Lifetime) != 90*24*time.Hour || v.Mount.AllowOther {
+		t.Errorf("ParseSettings = %+v, %v, want concurrency 3 and the defaults of a user: 90 days, not for others", v, err)
+	}
+	if !Defaults(0).Mount.AllowOther {
+		t.Error("a mount of root is not for others by default")
+	}
+}
+
+func TestLoadSettingsRefusesLooseFile(t *testing.T) {
+	s := newState(t)
+	if _, err := s.LoadSettings(0); err != nil {
+		t.Fatalf("LoadSettings of an empty file: %v", err)
+	}
+	if err := os.Chmod(s.Settings(), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.LoadSettings(0); err == nil {
+		t.Error("LoadSettings read a file that everybody can write")
+	}
+}
+
+func TestLoadPolicyRefusesLooseFile(t *testing.T) {
+	s := newState(t)
+	if err := os.Chmod(s.Policy(), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.LoadPolicy(); err == nil || !strings.Contains(err.Error(), "mode 0666") {
+		t.Errorf("LoadPolicy of a file that everybody can write = %v, want it refused by its mode", err)
+	}
+}

@@ -1,0 +1,236 @@
+package control
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"time"
+
+	"github.com/go-json-experiment/json"
+
+	"github.com/openclaw/clawfs/capstore"
+	"github.com/openclaw/clawfs/hashpipe"
+	"github.com/openclaw/clawfs/verifier/dsse"
+)
+
+// The requests. No request carries a hash to be granted: Submission is the only
+// way to a capability, and it asks for a rebuild.
+//
+//	GET    /v1/status              Status
+//	GET    /v1/jobs                []capstore.Job, oldest first
+//	POST   /v1/jobs                Submission -> capstore.Job
+//	GET    /v1/jobs/{id}           capstore.Job
+//	POST   /v1/jobs/{id}/cancel    capstore.Job
+//	GET    /v1/jobs/{id}/log       text; ?follow=1 until the job has ended
+//	GET    /v1/jobs/{id}/events    lines of the worker's progress; ?follow=1
+//	GET    /v1/capabilities        []Capability
+//	GET    /v1/revocations         []Revocation
+//	POST   /v1/revocations         Envelope -> Revocation
+//	GET    /v1/view                stream of ViewLine
+//	GET    /v1/mounts              []Mount
+//	POST   /v1/mounts              MountRequest -> Mount
+//	POST   /v1/mounts/{id}/report  MountReport
+
+// Submission asks for the rebuild of a signed build attestation.
+type Submission struct {
+	SBA       []byte             `json:"sba"` // the envelope as it was published
+	Locations capstore.Locations `json:"locations"`
+}
+
+// Envelope carries a signed record.
+type Envelope struct {
+	Envelope []byte `json:"envelope"`
+}
+
+// Status is what the daemon knows of itself.
+type Status struct {
+	Version      string         `json:"version"`
+	PID          int            `json:"pid"`
+	State        string         `json:"state"` // the state directory
+	StartedAt    time.Time      `json:"startedAt"`
+	Warnings     []string       `json:"warnings,omitempty"`
+	Jobs         map[string]int `json:"jobs"` // by state
+	Capabilities Counts         `json:"capabilities"`
+	Revocations  int            `json:"revocations"`
+	Rejected     []Rejected     `json:"rejected,omitempty"`
+	Mounts       []Mount        `json:"mounts"`
+}
+
+// Counts are the capabilities by what they are good for now.
+type Counts struct {
+	Live    int `json:"live"`
+	Expired int `json:"expired"`
+	Revoked int `json:"revoked"`
+}
+
+// Rejected is a row of the store that did not verify and grants nothing.
+type Rejected struct {
+	Key    string `json:"key"`
+	Reason string `json:"reason"`
+}
+
+// Capability is a capability as a person reads it. It is not evidence.
+type Capability struct {
+	ID        hashpipe.Digest `json:"id"`
+	State     string          `json:"state"` // live, pending, expired, revoked
+	Model     string          `json:"model"`
+	Version   string          `json:"version"`
+	Sequence  int64           `json:"sequence"`
+	Claim     hashpipe.Digest `json:"claim"`
+	SBA       hashpipe.Digest `json:"sba"`
+	Publisher dsse.KeyID      `json:"publisher"`
+	Minter    dsse.KeyID      `json:"minter"`
+	Operator  string          `json:"operator"`
+	Level     string          `json:"level"`
+	NotBefore time.Time       `json:"notBefore"`
+	NotAfter  time.Time       `json:"notAfter"`
+	Files     []File          `json:"files"`
+	Revoked   *Revocation     `json:"revoked,omitempty"`
+}
+
+// File is one output that a capability opens.
+type File struct {
+	Name   string          `json:"name"`
+	SHA256 hashpipe.Digest `json:"sha256"`
+	Size   int64           `json:"size"`
+}
+
+// Revocation is a revocation as a person reads it.
+type Revocation struct {
+	ID       hashpipe.Digest `json:"id"`
+	Kind     capstore.Kind   `json:"kind"`
+	Target   string          `json:"target"`
+	Reason   string          `json:"reason"`
+	IssuedAt time.Time       `json:"issuedAt"`
+}
+
+// Kinds of ViewLine beside those of capstore.Record.
+const (
+	LineSnapshot  = "snapshot"  // the records before this one are the whole store
+	LineHeartbeat = "heartbeat" // nothing new
+)
+
+// ViewLine is one line of the stream that keeps a mount process's view: all
+// revocations, all capabilities, one snapshot line, and then each new record
+// as it is stored, with heartbeats between. The receiver checks every envelope
+// itself, against the keys that it pinned itself.
+type ViewLine struct {
+	Kind     string `json:"kind"`
+	Envelope []byte `json:"envelope,omitempty"`
+}
+
+// MountRequest asks for a mount process. The paths are absolute.
+type MountRequest struct {
+	Source     string `json:"source"`
+	Mountpoint string `json:"mountpoint"`
+}
+
+// Mount is one mount that the daemon remembers.
+type Mount struct {
+	ID         string       `json:"id"`
+	Source     string       `json:"source"`
+	Mountpoint string       `json:"mountpoint"`
+	State      string       `json:"state"` // live, starting, dead
+	PID        int          `json:"pid,omitzero"`
+	Foreground bool         `json:"foreground,omitzero"` // not restarted by the daemon
+	Restarts   int          `json:"restarts,omitzero"`   // by this daemon
+	LastError  string       `json:"lastError,omitzero"`
+	Report     *MountReport `json:"report,omitempty"`
+}
+
+// MountReport is what a mount process says of itself every few seconds.
+type MountReport struct {
+	PID        int              `json:"pid"`
+	Tier       string           `json:"tier"`
+	Generation uint64           `json:"generation"` // of its view
+	Stale      bool             `json:"stale"`      // not connected to the daemon's stream
+	At         time.Time        `json:"at"`
+	Counters   map[string]int64 `json:"counters,omitempty"`
+}
+
+func (c *Client) Status(ctx context.Context) (s Status, err error) {
+	return s, c.do(ctx, http.MethodGet, "/v1/status", nil, &s)
+}
+
+func (c *Client) Jobs(ctx context.Context) (l []capstore.Job, err error) {
+	return l, c.do(ctx, http.MethodGet, "/v1/jobs", nil, &l)
+}
+
+func (c *Client) Submit(ctx context.Context, s Submission) (j capstore.Job, err error) {
+	return j, c.do(ctx, http.MethodPost, "/v1/jobs", s, &j)
+}
+
+func (c *Client) Job(ctx context.Context, id string) (j capstore.Job, err error) {
+	return j, c.do(ctx, http.MethodGet, "/v1/jobs/"+url.PathEscape(id), nil, &j)
+}
+
+func (c *Client) Cancel(ctx context.Context, id string) (j capstore.Job, err error) {
+	return j, c.do(ctx, http.MethodPost, "/v1/jobs/"+url.PathEscape(id)+"/cancel", nil, &j)
+}
+
+// JobLog copies the text of a job's log to w, until the job has ended if
+// follow is set.
+func (c *Client) JobLog(ctx context.Context, id string, follow bool, w io.Writer) error {
+	r, err := c.open(ctx, http.MethodGet, "/v1/jobs/"+url.PathEscape(id)+"/log"+followQuery(follow), nil)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	if _, err := io.Copy(w, r); err != nil {
+		return fmt.Errorf("reading the log of job %s: %w", id, err)
+	}
+	return nil
+}
+
+// JobEvents hands each line of the worker's progress to each until the job has
+// ended. The daemon passes the lines on as the worker wrote them.
+func (c *Client) JobEvents(ctx context.Context, id string, each func(line []byte) error) error {
+	return c.stream(ctx, "/v1/jobs/"+url.PathEscape(id)+"/events"+followQuery(true), each)
+}
+
+func followQuery(follow bool) string {
+	if follow {
+		return "?follow=1"
+	}
+	return ""
+}
+
+func (c *Client) Capabilities(ctx context.Context) (l []Capability, err error) {
+	return l, c.do(ctx, http.MethodGet, "/v1/capabilities", nil, &l)
+}
+
+func (c *Client) Revocations(ctx context.Context) (l []Revocation, err error) {
+	return l, c.do(ctx, http.MethodGet, "/v1/revocations", nil, &l)
+}
+
+// Revoke returns after the revocation is on stable storage.
+func (c *Client) Revoke(ctx context.Context, envelope []byte) (r Revocation, err error) {
+	return r, c.do(ctx, http.MethodPost, "/v1/revocations", Envelope{envelope}, &r)
+}
+
+// View hands each line of the view stream to each, until the stream breaks or
+// each returns an error.
+func (c *Client) View(ctx context.Context, each func(ViewLine) error) error {
+	return c.stream(ctx, "/v1/view", func(line []byte) error {
+		var l ViewLine
+		if err := json.Unmarshal(line, &l, json.RejectUnknownMembers(true)); err != nil {
+			return fmt.Errorf("view stream: %w", err)
+		}
+		return each(l)
+	})
+}
+
+func (c *Client) Mounts(ctx context.Context) (l []Mount, err error) {
+	return l, c.do(ctx, http.MethodGet, "/v1/mounts", nil, &l)
+}
+
+// Mount returns when the mount process serves, or with the reason why not.
+func (c *Client) Mount(ctx context.Context, r MountRequest) (m Mount, err error) {
+	return m, c.do(ctx, http.MethodPost, "/v1/mounts", r, &m)
+}
+
+func (c *Client) Report(ctx context.Context, id string, r MountReport) error {
+	return c.do(ctx, http.MethodPost, "/v1/mounts/"+url.PathEscape(id)+"/report", r, nil)
+}
