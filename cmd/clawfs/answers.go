@@ -1,0 +1,130 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/openclaw/clawfs/capstore"
+	"github.com/openclaw/clawfs/cmd/clawfs/internal/control"
+)
+
+// States of a capability as the verbs show them.
+const (
+	capLive    = "live"
+	capPending = "pending" // notBefore is in the future
+	capExpired = "expired"
+	capRevoked = "revoked"
+)
+
+func capabilityState(g capstore.Grant, now time.Time) string {
+	if _, revoked := g.Revoked(); revoked {
+		return capRevoked
+	}
+	switch {
+	case now.Before(g.NotBefore()):
+		return capPending
+	case !now.Before(g.NotAfter()):
+		return capExpired
+	}
+	return capLive
+}
+
+func (d *daemon) capabilities(now time.Time) []control.Capability {
+	list := []control.Capability{}
+	for _, g := range d.store.All() {
+		c := control.Capability{
+			ID: g.ID(), State: capabilityState(g, now), Model: g.Model(), Version: g.Version(), Sequence: g.Sequence(),
+			Claim: g.Claim(), SBA: g.SBA(), Publisher: g.Publisher().ID(), Minter: g.Minter(), Operator: g.Operator(),
+			Level: g.Level(), NotBefore: g.NotBefore(), NotAfter: g.NotAfter(),
+		}
+		for _, s := range g.Subjects() {
+			c.Files = append(c.Files, control.File{Name: s.Name, SHA256: s.Digest, Size: s.Size})
+		}
+		if r, revoked := g.Revoked(); revoked {
+			answer := revocationAnswer(r)
+			c.Revoked = &answer
+		}
+		list = append(list, c)
+	}
+	return list
+}
+
+func (d *daemon) revocations() []control.Revocation {
+	list := []control.Revocation{}
+	for _, r := range d.store.View().Revocations() {
+		list = append(list, revocationAnswer(r))
+	}
+	return list
+}
+
+func revocationAnswer(r capstore.Revocation) control.Revocation {
+	return control.Revocation{ID: r.ID(), Kind: r.Kind(), Target: r.Target(), Reason: r.Reason(), IssuedAt: r.IssuedAt()}
+}
+
+func (d *daemon) status() (control.Status, error) {
+	s := control.Status{
+		Version: readVersion().Version, PID: os.Getpid(), State: string(d.state), StartedAt: d.started,
+		Jobs: map[string]int{}, Mounts: d.mounts.list(), Revocations: len(d.store.View().Revocations()), Warnings: d.warnings(),
+	}
+	jobs, err := d.store.Jobs()
+	if err != nil {
+		return s, err
+	}
+	for _, j := range jobs {
+		s.Jobs[string(j.State)]++
+	}
+	now := time.Now()
+	for _, g := range d.store.All() {
+		switch capabilityState(g, now) {
+		case capLive:
+			s.Capabilities.Live++
+		case capRevoked:
+			s.Capabilities.Revoked++
+		default:
+			s.Capabilities.Expired++
+		}
+	}
+	for _, r := range d.store.Rejected() {
+		s.Rejected = append(s.Rejected, control.Rejected{Key: r.Key, Reason: r.Reason})
+	}
+	return s, nil
+}
+
+// warnings are what a person should do something about.
+func (d *daemon) warnings() []string {
+	var list []string
+	if n := len(d.store.Rejected()); n > 0 {
+		list = append(list, fmt.Sprintf("%d rows of the store do not verify and grant nothing; look for who wrote them", n))
+	}
+	policy, err := d.state.LoadPolicy()
+	switch {
+	case err != nil:
+		list = append(list, fmt.Sprintf("nothing new is accepted: %v", err))
+	case !sameTrust(policy.Trust(), d.pinned.Trust()):
+		list = append(list, "the policy names other mints or revokers than when the daemon started; restart the daemon, and mount again, to pin them")
+	}
+	return list
+}
+
+// sameTrust compares the pinned keys, in any order.
+func sameTrust(a, b capstore.Trust) bool {
+	return sameSigners(a.Mints, b.Mints) && sameSigners(a.Revokers, b.Revokers)
+}
+
+func sameSigners(a, b []capstore.Signer) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	count := make(map[string]int)
+	for i := range a {
+		count[a[i].Operator+" "+string(a[i].Key.ID())]++
+		count[b[i].Operator+" "+string(b[i].Key.ID())]--
+	}
+	for _, n := range count {
+		if n != 0 {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,98 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"github.com/openclaw/clawfs/capstore"
+	"github.com/openclaw/clawfs/cmd/clawfs/internal/control"
+)
+
+// feed keeps the view of a mount process up to date from the daemon's stream.
+// The daemon is only a messenger: View checks each signature against the keys
+// that this process pinned. When the daemon is gone the view stays as it is:
+// what was granted stays granted until it expires, and nothing new is.
+type feed struct {
+	client *control.Client
+	view   *capstore.View
+	log    *slog.Logger
+
+	connected atomic.Bool
+	complete  chan struct{} // closed after the first whole snapshot
+}
+
+func newFeed(c *control.Client, v *capstore.View, log *slog.Logger) *feed {
+	return &feed{client: c, view: v, log: log, complete: make(chan struct{})}
+}
+
+// Pauses between attempts to reach the daemon.
+const (
+	firstPause = 100 * time.Millisecond
+	lastPause  = 2 * time.Second
+)
+
+// run follows the stream until ctx ends, and comes back whenever it breaks.
+func (f *feed) run(ctx context.Context) {
+	pause := firstPause
+	for ctx.Err() == nil {
+		err := f.follow(ctx)
+		if f.connected.Swap(false) {
+			pause = firstPause
+			if ctx.Err() == nil {
+				f.log.Warn("the daemon's stream broke; serving what is known, looking for the daemon again", "error", errText(err))
+			}
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause):
+			pause = min(2*pause, lastPause)
+		}
+	}
+}
+
+func (f *feed) follow(ctx context.Context) error {
+	records := 0
+	return f.client.View(ctx, func(l control.ViewLine) error {
+		switch l.Kind {
+		case control.LineHeartbeat:
+		case control.LineSnapshot:
+			f.connected.Store(true)
+			f.log.Info("view complete", "records", records, "capabilities", len(f.view.All()))
+			select {
+			case <-f.complete:
+			default:
+				close(f.complete)
+			}
+		default:
+			records++
+			// One bad record must not keep the others out.
+			if err := f.view.Apply(capstore.Record{Kind: l.Kind, Envelope: l.Envelope}); err != nil {
+				f.log.Error("the daemon sent a record that this mount does not accept; is the policy newer than the mount?", "kind", l.Kind, "error", err)
+			}
+		}
+		return nil
+	})
+}
+
+// await waits for the first whole snapshot.
+func (f *feed) await(ctx context.Context, patience time.Duration) error {
+	select {
+	case <-f.complete:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(patience):
+		return fmt.Errorf("the daemon did not send the capabilities within %v", patience)
+	}
+}
+
+func errText(err error) string {
+	if err == nil {
+		err = errors.New("the stream ended")
+	}
+	return err.Error()
+}

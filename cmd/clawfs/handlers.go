@@ -1,0 +1,264 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/openclaw/clawfs/capstore"
+	"github.com/openclaw/clawfs/cmd/clawfs/internal/control"
+	"github.com/openclaw/clawfs/rebuild"
+)
+
+// handler answers the control socket. Who may ask was settled at the accept.
+func (d *daemon) handler() http.Handler {
+	mux := http.NewServeMux()
+	reply(mux, "GET /v1/status", func(*http.Request) (any, error) { return d.status() })
+	reply(mux, "GET /v1/jobs", func(*http.Request) (any, error) { return orEmpty(d.store.Jobs()) })
+	reply(mux, "POST /v1/jobs", func(r *http.Request) (any, error) { return d.submit(r) })
+	reply(mux, "GET /v1/jobs/{id}", func(r *http.Request) (any, error) { return d.job(r) })
+	reply(mux, "POST /v1/jobs/{id}/cancel", func(r *http.Request) (any, error) { return d.cancelJob(r) })
+	mux.HandleFunc("GET /v1/jobs/{id}/log", func(w http.ResponseWriter, r *http.Request) {
+		d.copyJobFile(w, r, rebuild.LogFile, "text/plain; charset=utf-8")
+	})
+	mux.HandleFunc("GET /v1/jobs/{id}/events", func(w http.ResponseWriter, r *http.Request) {
+		d.copyJobFile(w, r, rebuild.EventFile, "application/x-ndjson")
+	})
+	reply(mux, "GET /v1/capabilities", func(*http.Request) (any, error) { return d.capabilities(time.Now()), nil })
+	reply(mux, "GET /v1/revocations", func(*http.Request) (any, error) { return d.revocations(), nil })
+	reply(mux, "POST /v1/revocations", func(r *http.Request) (any, error) { return d.revoke(r) })
+	mux.HandleFunc("GET /v1/view", d.streamView)
+	reply(mux, "GET /v1/mounts", func(*http.Request) (any, error) { return d.mounts.list(), nil })
+	reply(mux, "POST /v1/mounts", func(r *http.Request) (any, error) { return d.mount(r) })
+	reply(mux, "POST /v1/mounts/{id}/report", func(r *http.Request) (any, error) { return d.report(r) })
+	return mux
+}
+
+// reply registers an answer that is one document or one error.
+func reply(mux *http.ServeMux, pattern string, answer func(*http.Request) (any, error)) {
+	mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+		v, err := answer(r)
+		if err != nil {
+			control.ReplyError(w, err)
+			return
+		}
+		control.Reply(w, http.StatusOK, v)
+	})
+}
+
+// orEmpty keeps an empty list from being encoded as null.
+func orEmpty[T any](list []T, err error) ([]T, error) {
+	if list == nil {
+		list = []T{}
+	}
+	return list, err
+}
+
+// answerError is err as the socket carries it: an HTTP status for curl, an exit
+// code for a verb.
+func answerError(status, code int, err error) error {
+	return &control.Error{Status: status, Code: code, Message: err.Error()}
+}
+
+// submit verifies an attestation by the policy as it is now and queues its
+// rebuild. What does not verify leaves no trace in the queue.
+func (d *daemon) submit(r *http.Request) (capstore.Job, error) {
+	var in control.Submission
+	if err := control.ReadBody(r, &in); err != nil {
+		return capstore.Job{}, err
+	}
+	policy, err := d.state.LoadPolicy()
+	if err != nil {
+		return capstore.Job{}, err
+	}
+	att, err := policy.Verify(in.SBA, time.Now())
+	if err != nil {
+		return capstore.Job{}, answerError(http.StatusForbidden, exitCode(refusal("attestation", err)), err)
+	}
+	job, err := d.queue.Submit(in.SBA, att, in.Locations)
+	var refused *rebuild.Failure
+	if errors.As(err, &refused) {
+		return capstore.Job{}, answerError(http.StatusForbidden, codeRefused, err)
+	}
+	if err != nil {
+		return capstore.Job{}, err
+	}
+	d.log.Info("job accepted", "job", job.ID, "model", job.Model, "version", job.Version, "sba", job.SBA.String(), "publisher", att.PublisherName())
+	return job, nil
+}
+
+func (d *daemon) job(r *http.Request) (capstore.Job, error) {
+	return jobAnswer(d.store.Job(r.PathValue("id")))
+}
+
+func (d *daemon) cancelJob(r *http.Request) (capstore.Job, error) {
+	job, err := jobAnswer(d.queue.Cancel(r.PathValue("id")))
+	if err == nil {
+		d.log.Info("job cancelled", "job", job.ID)
+	}
+	return job, err
+}
+
+func jobAnswer(job capstore.Job, err error) (capstore.Job, error) {
+	switch {
+	case errors.Is(err, capstore.ErrNotFound):
+		return job, answerError(http.StatusNotFound, codeError, errors.New("no such job; next: clawfs jobs"))
+	case errors.Is(err, capstore.ErrFinished):
+		return job, answerError(http.StatusConflict, codeError, err)
+	}
+	return job, err
+}
+
+// followEvery is how often a followed file is looked at for more.
+const followEvery = 200 * time.Millisecond
+
+// copyJobFile sends a file that the worker writes; with follow=1 until the job
+// has ended. A client that does not read is cut off like any other stream's.
+func (d *daemon) copyJobFile(w http.ResponseWriter, r *http.Request, name, kind string) {
+	job, err := d.job(r)
+	if err != nil {
+		control.ReplyError(w, err)
+		return
+	}
+	rc := http.NewResponseController(w)
+	rc.SetReadDeadline(time.Time{})
+	w.Header().Set("Content-Type", kind)
+	w.WriteHeader(http.StatusOK)
+	f, err := openJobFile(r.Context(), d, job, name, r.FormValue("follow") == "1")
+	if err != nil || f == nil {
+		return
+	}
+	defer f.Close()
+	buf := make([]byte, 64<<10)
+	for {
+		// The state is read before the file, so that what was written before
+		// the end is sent.
+		job, err := d.store.Job(job.ID)
+		ended := err != nil || job.State.HasEnded() || r.FormValue("follow") != "1"
+		for {
+			n, err := f.Read(buf)
+			if n > 0 {
+				rc.SetWriteDeadline(time.Now().Add(10 * time.Second))
+				if _, err := w.Write(buf[:n]); err != nil {
+					return
+				}
+			}
+			if err == io.EOF {
+				break
+			}
+			if err != nil {
+				d.log.Error("reading a job's file", "job", job.ID, "error", err)
+				return
+			}
+		}
+		if rc.Flush() != nil || ended {
+			return
+		}
+		select {
+		case <-r.Context().Done():
+			return
+		case <-time.After(followEvery):
+		}
+	}
+}
+
+// openJobFile waits for the worker to make the file if the answer follows it.
+// It returns nil if there is none.
+func openJobFile(ctx context.Context, d *daemon, job capstore.Job, name string, follow bool) (*os.File, error) {
+	for {
+		f, err := os.Open(filepath.Join(d.queue.JobDir(job.ID), name))
+		if err == nil || !errors.Is(err, os.ErrNotExist) {
+			return f, err
+		}
+		now, err := d.store.Job(job.ID)
+		if err != nil || now.State.HasEnded() || !follow {
+			return nil, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(followEvery):
+		}
+	}
+}
+
+// streamView feeds one mount process. A mount that falls behind loses the
+// stream and starts again with the whole store.
+func (d *daemon) streamView(w http.ResponseWriter, r *http.Request) {
+	s, err := control.NewStream(w)
+	if err != nil {
+		control.ReplyError(w, err)
+		return
+	}
+	snapshot, updates, cancel := d.store.Subscribe(1024)
+	defer cancel()
+	for _, rec := range snapshot {
+		if s.Write(control.ViewLine(rec)) != nil {
+			return
+		}
+	}
+	if s.Send(control.ViewLine{Kind: control.LineSnapshot}) != nil {
+		return
+	}
+	beat := time.NewTicker(control.Heartbeat)
+	defer beat.Stop()
+	for {
+		line := control.ViewLine{Kind: control.LineHeartbeat}
+		select {
+		case <-r.Context().Done():
+			return
+		case <-beat.C:
+		case rec, open := <-updates:
+			if !open {
+				return
+			}
+			line = control.ViewLine(rec)
+		}
+		if s.Send(line) != nil {
+			return
+		}
+	}
+}
+
+// revoke admits a revocation that the caller signed. When it answers, the
+// revocation is on stable storage and on its way to the mounts.
+func (d *daemon) revoke(r *http.Request) (control.Revocation, error) {
+	var in control.Envelope
+	if err := control.ReadBody(r, &in); err != nil {
+		return control.Revocation{}, err
+	}
+	rev, err := d.store.Revoke(in.Envelope)
+	if rev.IsZero() && err != nil {
+		return control.Revocation{}, answerError(http.StatusForbidden, codeSignature, err)
+	}
+	if err != nil {
+		return control.Revocation{}, err
+	}
+	d.log.Warn("revoked", "kind", string(rev.Kind()), "target", rev.Target(), "reason", rev.Reason())
+	return revocationAnswer(rev), nil
+}
+
+func (d *daemon) mount(r *http.Request) (control.Mount, error) {
+	var in control.MountRequest
+	if err := control.ReadBody(r, &in); err != nil {
+		return control.Mount{}, err
+	}
+	m, err := d.mounts.add(r.Context(), newRecord(in.Source, in.Mountpoint, false))
+	if err != nil {
+		return control.Mount{}, answerError(http.StatusConflict, codeMount, err)
+	}
+	return m, nil
+}
+
+func (d *daemon) report(r *http.Request) (any, error) {
+	var in control.MountReport
+	if err := control.ReadBody(r, &in); err != nil {
+		return nil, err
+	}
+	d.mounts.report(r.PathValue("id"), in)
+	return struct{}{}, nil
+}

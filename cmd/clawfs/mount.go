@@ -1,0 +1,277 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/openclaw/clawfs/cmd/clawfs/internal/config"
+	"github.com/openclaw/clawfs/cmd/clawfs/internal/control"
+)
+
+func newMountCommand(a *app) *cobra.Command {
+	var foreground bool
+	c := &cobra.Command{
+		Use:   "mount SRC DIR",
+		Short: "Mount a directory of model files; only granted files open",
+		Long: `mount shows the files of SRC at DIR. All of them are listed; one opens only if
+its bytes are those of a live capability. Nothing can be written.
+
+It returns once the mount is live. A process of its own serves it, started and
+watched by the daemon, which is started if it is not running. With --foreground
+this process serves it, until it is told to end or the mount is taken away.`,
+		Example: `  clawfs mount /srv/downloads /models
+  clawfs mount --foreground /srv/downloads /models`,
+		Args: cobra.ExactArgs(2),
+		RunE: func(c *cobra.Command, args []string) error {
+			src, dir, err := a.checkMount(args[0], args[1])
+			if err != nil {
+				return exit(codeMount, err)
+			}
+			if foreground {
+				return a.mountForeground(c.Context(), src, dir)
+			}
+			return a.mountBackground(c.Context(), src, dir)
+		},
+	}
+	c.Flags().BoolVar(&foreground, "foreground", false, "serve in this process; refusals are written to standard error")
+	return c
+}
+
+// mounted is the result of the verb.
+type mounted struct {
+	Source     string `json:"source"`
+	Mountpoint string `json:"mountpoint"`
+	ID         string `json:"id"`
+	PID        int    `json:"pid"`
+	Log        string `json:"log"`
+}
+
+func (a *app) mountBackground(ctx context.Context, src, dir string) error {
+	c, err := a.daemon(ctx)
+	if err != nil {
+		return err
+	}
+	m, err := c.Mount(ctx, control.MountRequest{Source: src, Mountpoint: dir})
+	if err != nil {
+		return a.answered(err)
+	}
+	// The daemon's mount table is not always this process's.
+	if err := awaitMounted(ctx, dir, 5*time.Second); err != nil {
+		return exit(codeMount, err)
+	}
+	v := mounted{Source: src, Mountpoint: dir, ID: m.ID, PID: m.PID, Log: a.config().MountLog(m.ID)}
+	return a.print(v, func() { a.notef("mounted %s at %s\n", src, dir) })
+}
+
+// awaitMounted looks into this process's mount table; it does not touch dir.
+func awaitMounted(ctx context.Context, dir string, patience time.Duration) error {
+	for end := time.Now().Add(patience); ; {
+		m, found, err := mountedAt(dir)
+		if err != nil {
+			return err
+		}
+		if found && m.fstype == mountType {
+			return nil
+		}
+		if ctx.Err() != nil || time.Now().After(end) {
+			return fmt.Errorf("the mount at %s is live in the daemon's mount namespace and not in this one; start the daemon from here, or mount with --foreground", dir)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+func (a *app) mountForeground(ctx context.Context, src, dir string) error {
+	if _, err := a.daemon(ctx); err != nil {
+		return err
+	}
+	if err := clearStale(dir); err != nil {
+		return exit(codeMount, err)
+	}
+	r := newRecord(src, dir, true)
+	file, err := newLogFile(a.config().MountLog(r.ID))
+	if err != nil {
+		return err
+	}
+	p := &mountProcess{
+		state: a.config(), record: r, audit: file, errors: a.stderr,
+		log: slog.New(slog.NewTextHandler(a.stderr, nil)),
+	}
+	if a.quiet {
+		p.log = slog.New(slog.NewJSONHandler(file, nil))
+	}
+	var failed error
+	err = p.run(ctx, func() { failed = r.write(a.config()) })
+	return exit(codeMount, errors.Join(err, failed))
+}
+
+// newMountProcessCommand is what the daemon starts for a mount. The daemon
+// wrote the record; file descriptor 3 takes one line when the mount is live or
+// has failed.
+func newMountProcessCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:    "mount-process ID",
+		Short:  "Serve a mount for the daemon",
+		Args:   cobra.ExactArgs(1),
+		Hidden: true,
+		RunE: func(c *cobra.Command, args []string) error {
+			parent := os.NewFile(3, "parent")
+			fi, err := parent.Stat()
+			if err != nil || fi.Mode().Type() != os.ModeNamedPipe {
+				return exitf(codeUsage, "mount-process is started by the daemon; next: %s", a.command("mount", "SRC", "DIR"))
+			}
+			unix.CloseOnExec(3)
+			log := slog.New(slog.NewJSONHandler(a.stderr, nil)).With("pid", os.Getpid())
+			err = a.serveMount(c.Context(), args[0], log, func() { tell(parent, nil) })
+			if err != nil {
+				tell(parent, err)
+				log.Error("mount process ends", "error", err)
+			}
+			return exit(codeMount, err)
+		},
+	}
+}
+
+func (a *app) serveMount(ctx context.Context, id string, log *slog.Logger, ready func()) error {
+	r, err := readRecord(a.config(), id)
+	if err != nil {
+		return err
+	}
+	file, err := newLogFile(a.config().MountLog(id))
+	if err != nil {
+		return err
+	}
+	p := &mountProcess{state: a.config(), record: r, audit: file, log: log}
+	return p.run(ctx, ready)
+}
+
+// tell sends the one line to the parent. It may be gone already.
+func tell(parent io.WriteCloser, err error) {
+	var report startReport
+	if err != nil {
+		report.Error = err.Error()
+	}
+	if b, err := json.Marshal(report); err == nil {
+		parent.Write(append(b, '\n'))
+	}
+	parent.Close()
+}
+
+// checkMount refuses what cannot be mounted, in words, before anything is
+// started. It returns both paths absolute and without links.
+func (a *app) checkMount(srcArg, dirArg string) (src, dir string, err error) {
+	src, err = realDirectory(srcArg)
+	if err != nil {
+		return "", "", fmt.Errorf("source %s: %w", srcArg, err)
+	}
+	dir, err = mountpointPath(dirArg)
+	if err != nil {
+		return "", "", fmt.Errorf("mount point %s: %w; next: mkdir -p %s", dirArg, err, shellWord(dirArg))
+	}
+	if err := a.checkPlaces(src, dir); err != nil {
+		return "", "", err
+	}
+	if err := checkFuse(); err != nil {
+		return "", "", err
+	}
+	m, found, err := mountedAt(dir)
+	switch {
+	case err != nil:
+		return "", "", err
+	case found && m.fstype == mountType:
+		// Alive, it is in use; dead, the daemon clears it.
+		if dead, err := isDead(dir); err != nil || !dead {
+			return "", "", errors.Join(err, fmt.Errorf("mount point %s: a clawfs mount is there already; next: %s", dir, a.command("umount", dir)))
+		}
+		return src, dir, nil
+	}
+	real, err := realDirectory(dir)
+	if err != nil {
+		return "", "", fmt.Errorf("mount point %s: %w; next: mkdir -p %s", dirArg, err, shellWord(dir))
+	}
+	entries, err := os.ReadDir(real)
+	if err != nil {
+		return "", "", fmt.Errorf("mount point: %w", err)
+	}
+	if len(entries) > 0 {
+		return "", "", fmt.Errorf("mount point %s: holds %s, which the mount would hide; choose an empty directory", real, shellWord(entries[0].Name()))
+	}
+	return src, real, nil
+}
+
+// checkPlaces keeps the source, the mount and the state apart: a mount that
+// shows itself waits for itself, and a state directory below a mount could
+// not be read by the process that serves it.
+func (a *app) checkPlaces(src, dir string) error {
+	state, err := filepath.EvalSymlinks(a.state)
+	if err != nil {
+		return fmt.Errorf("%w %s; next: %s", config.ErrNoState, a.state, a.command("init"))
+	}
+	for _, c := range []struct {
+		inner, outer string
+		text         string
+	}{
+		{dir, src, "mount point %s lies inside the source %s; mount elsewhere"},
+		{src, dir, "source %s lies inside the mount point %s; mount elsewhere"},
+		{state, dir, "the state directory %s lies inside the mount point %s; mount elsewhere"},
+		{dir, state, "mount point %s lies inside the state directory %s; mount elsewhere"},
+		{src, state, "source %s lies inside the state directory %s; keep models elsewhere"},
+		{state, src, "the state directory %s lies inside the source %s; keep the state elsewhere (--state)"},
+	} {
+		if below(c.inner, c.outer) {
+			return fmt.Errorf(c.text, c.inner, c.outer)
+		}
+	}
+	return nil
+}
+
+func realDirectory(path string) (string, error) {
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return "", err
+	}
+	real, err := filepath.EvalSymlinks(abs)
+	if errors.Is(err, os.ErrNotExist) {
+		return "", errors.New("does not exist")
+	}
+	if err != nil {
+		return "", err
+	}
+	fi, err := os.Stat(real)
+	if err != nil {
+		return "", err
+	}
+	if !fi.IsDir() {
+		return "", errors.New("is not a directory")
+	}
+	return real, nil
+}
+
+// checkFuse says what is missing on a machine or in a container that cannot
+// mount.
+func checkFuse() error {
+	f, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
+	switch {
+	case errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENXIO):
+		return errors.New("/dev/fuse is missing: this kernel or container cannot mount; next: modprobe fuse, or run the container with --device /dev/fuse")
+	case err != nil:
+		return fmt.Errorf("%w; next: run as root, or ask for access to /dev/fuse", err)
+	}
+	f.Close()
+	if os.Geteuid() != 0 {
+		if _, err := exec.LookPath("fusermount3"); err != nil {
+			return errors.New("fusermount3 is missing, which lets other users than root mount; next: apt-get install fuse3")
+		}
+	}
+	return nil
+}

@@ -1,0 +1,193 @@
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// mountType is how the kernel names our mounts in /proc/self/mountinfo: "fuse."
+// and the subtype that package fs asks for.
+const mountType = "fuse.clawfs"
+
+// mountEntry is one line of /proc/self/mountinfo (proc(5)).
+type mountEntry struct {
+	id     int    // unique while mounted; fdinfo names it
+	minor  uint32 // of the FUSE device; the number below /sys/fs/fuse/connections
+	point  string
+	fstype string
+	source string
+}
+
+// mounts reads the mount table of this process. Reading it asks no file system
+// anything, so it is safe in a process that serves one.
+func mounts() ([]mountEntry, error) {
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return nil, fmt.Errorf("mount table: %w", err)
+	}
+	defer f.Close()
+	return parseMountinfo(f)
+}
+
+func parseMountinfo(r io.Reader) ([]mountEntry, error) {
+	var list []mountEntry
+	lines := bufio.NewScanner(r)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		// 36 35 98:0 /root /point options [optional…] - type source superoptions
+		fields := strings.Fields(lines.Text())
+		sep := -1
+		for i := 6; i < len(fields); i++ {
+			if fields[i] == "-" {
+				sep = i
+				break
+			}
+		}
+		if sep < 0 || sep+2 >= len(fields) {
+			return nil, fmt.Errorf("mount table: cannot read line %q", lines.Text())
+		}
+		id, err := strconv.Atoi(fields[0])
+		if err != nil {
+			return nil, fmt.Errorf("mount table: cannot read line %q", lines.Text())
+		}
+		_, min, _ := strings.Cut(fields[2], ":")
+		minor, err := strconv.ParseUint(min, 10, 32)
+		if err != nil {
+			return nil, fmt.Errorf("mount table: cannot read line %q", lines.Text())
+		}
+		list = append(list, mountEntry{id: id, minor: uint32(minor), point: unescapeMount(fields[4]), fstype: fields[sep+1], source: unescapeMount(fields[sep+2])})
+	}
+	return list, lines.Err()
+}
+
+// unescapeMount undoes the kernel's \ooo for space, tab, newline and backslash.
+func unescapeMount(s string) string {
+	if !strings.Contains(s, `\`) {
+		return s
+	}
+	var b strings.Builder
+	for i := 0; i < len(s); i++ {
+		if s[i] == '\\' && i+3 < len(s) {
+			if n, err := strconv.ParseUint(s[i+1:i+4], 8, 8); err == nil {
+				b.WriteByte(byte(n))
+				i += 3
+				continue
+			}
+		}
+		b.WriteByte(s[i])
+	}
+	return b.String()
+}
+
+// mountedAt returns the topmost mount at dir, which must be absolute and clean.
+func mountedAt(dir string) (mountEntry, bool, error) {
+	list, err := mounts()
+	if err != nil {
+		return mountEntry{}, false, err
+	}
+	for i := len(list) - 1; i >= 0; i-- {
+		if list[i].point == dir {
+			return list[i], true, nil
+		}
+	}
+	return mountEntry{}, false, nil
+}
+
+// unmount takes the mount at dir away. A plain unmount of a mount that was
+// used a moment ago can say EBUSY for about half a second, so it is tried for
+// patience; a lazy one detaches it at once and open files live on.
+func unmount(dir string, lazy bool, patience time.Duration) error {
+	end := time.Now().Add(patience)
+	for {
+		err := unmountOnce(dir, lazy)
+		if err != unix.EBUSY || time.Now().After(end) {
+			return err
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+// holder is a process that keeps a mount busy, and how.
+type holder struct {
+	PID  int    `json:"pid"`
+	Comm string `json:"comm"`
+	How  string `json:"how"`
+}
+
+// holders finds the processes that have a file of the mount open, mapped, or
+// as their working or root directory. It reads /proc only and never follows a
+// link into the mount. Processes that this user may not look into are missed.
+func holders(m mountEntry) []holder {
+	var list []holder
+	procs, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		return nil
+	}
+	for _, proc := range procs {
+		pid, err := strconv.Atoi(filepath.Base(proc))
+		if err != nil {
+			continue
+		}
+		if how := holds(proc, m); how != "" {
+			comm, _ := os.ReadFile(proc + "/comm")
+			list = append(list, holder{PID: pid, Comm: strings.TrimSpace(string(comm)), How: how})
+		}
+	}
+	return list
+}
+
+func holds(proc string, m mountEntry) string {
+	for _, link := range []string{"cwd", "root"} {
+		if to, err := os.Readlink(proc + "/" + link); err == nil && below(to, m.point) {
+			return link
+		}
+	}
+	infos, _ := filepath.Glob(proc + "/fdinfo/*")
+	for _, info := range infos {
+		b, err := os.ReadFile(info)
+		if err == nil && strings.Contains(string(b), fmt.Sprintf("mnt_id:\t%d\n", m.id)) {
+			return "open file"
+		}
+	}
+	f, err := os.Open(proc + "/maps")
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	lines := bufio.NewScanner(f)
+	for lines.Scan() {
+		// address perms offset dev inode path
+		if _, path, ok := strings.Cut(lines.Text(), " /"); ok && below("/"+path, m.point) {
+			return "mapped file"
+		}
+	}
+	return ""
+}
+
+// below reports whether path is dir or lies in it. Both are absolute and clean.
+func below(path, dir string) bool {
+	return path == dir || dir == "/" || strings.HasPrefix(path, dir+"/")
+}
+
+func holdersText(list []holder) string {
+	if len(list) == 0 {
+		return "by a process that cannot be seen from here"
+	}
+	var parts []string
+	for i, h := range list {
+		if i == 5 {
+			parts = append(parts, fmt.Sprintf("and %d more", len(list)-i))
+			break
+		}
+		parts = append(parts, fmt.Sprintf("%s(%d, %s)", printable(h.Comm), h.PID, h.How))
+	}
+	return "by " + strings.Join(parts, ", ")
+}

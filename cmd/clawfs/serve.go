@@ -1,0 +1,221 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/openclaw/clawfs/capstore"
+	"github.com/openclaw/clawfs/cmd/clawfs/internal/config"
+	"github.com/openclaw/clawfs/cmd/clawfs/internal/control"
+	"github.com/openclaw/clawfs/fs"
+)
+
+const (
+	snapshotPatience = 15 * time.Second
+	reportEvery      = 2 * time.Second
+	// drainPatience is how long a mount process that was told to end waits for
+	// readers after it detached the mount; then their files fail.
+	drainPatience = 2 * time.Second
+)
+
+// mountProcess serves one mount. It has no database and no private key: of the
+// state directory it reads the policy, for the public keys that it pins, and
+// the settings. It must never touch a path below its own mount point.
+type mountProcess struct {
+	state  config.State
+	record mountRecord
+	log    *slog.Logger
+	errors io.Writer // sentences for refusals; nil: none
+	audit  *logFile
+
+	lock *control.Lock
+	view *capstore.View
+	feed *feed
+	srv  *fs.Server
+}
+
+// run serves until the mount is gone or ctx ends; ready is called once the
+// kernel has the mount. It returns nil only if somebody meant the mount to end.
+func (p *mountProcess) run(ctx context.Context, ready func()) error {
+	unix.Umask(0o077)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	if err := p.takeLock(ctx); err != nil {
+		return err
+	}
+	defer p.releaseLock()
+	policy, err := p.state.LoadPolicy()
+	if err != nil {
+		return err
+	}
+	settings, err := p.state.LoadSettings(os.Geteuid())
+	if err != nil {
+		return err
+	}
+	if p.view, err = capstore.NewView(policy.Trust()); err != nil {
+		return err
+	}
+	p.feed = newFeed(control.NewClient(p.state.Socket()), p.view, p.log)
+	fed := make(chan struct{})
+	go func() { defer close(fed); p.feed.run(ctx) }()
+	defer func() { cancel(); <-fed }()
+	if err := p.feed.await(ctx, snapshotPatience); err != nil {
+		return err
+	}
+	p.srv, err = fs.Mount(fs.Config{
+		Source: p.record.Source, Mountpoint: p.record.Mountpoint, View: p.view, Log: p.log,
+		Audit:       auditTrail(p.record.Mountpoint, p.audit, p.errors),
+		AllowOther:  settings.Mount.AllowOther,
+		HashWorkers: settings.Mount.HashWorkers,
+	})
+	if err != nil {
+		return err
+	}
+	ready()
+	p.log.Info("mount is live", "source", p.record.Source, "mountpoint", p.record.Mountpoint)
+	return p.serve(ctx)
+}
+
+// takeLock waits a moment for a predecessor that is just ending.
+func (p *mountProcess) takeLock(ctx context.Context) error {
+	for end := time.Now().Add(2 * time.Second); ; {
+		lock, err := control.TakeLock(p.state.MountLock(p.record.ID))
+		var held *control.LockedError
+		if errors.As(err, &held) && time.Now().Before(end) && ctx.Err() == nil {
+			time.Sleep(20 * time.Millisecond)
+			continue
+		}
+		if errors.As(err, &held) {
+			return fmt.Errorf("process %d serves a mount at %s already", held.PID, p.record.Mountpoint)
+		}
+		p.lock = lock
+		return err
+	}
+}
+
+func (p *mountProcess) releaseLock() {
+	if p.lock != nil {
+		p.lock.Release()
+		p.lock = nil
+	}
+}
+
+func (p *mountProcess) serve(ctx context.Context) error {
+	gone := make(chan struct{})
+	go func() { defer close(gone); p.srv.Wait() }()
+	table := time.NewTicker(100 * time.Millisecond)
+	defer table.Stop()
+	report := time.NewTicker(reportEvery)
+	defer report.Stop()
+	reports := make(chan control.MountReport, 1)
+	reported := make(chan struct{})
+	go func() { defer close(reported); p.sendReports(ctx, reports) }()
+	defer func() { close(reports); <-reported }()
+	detached := false
+	for {
+		select {
+		case <-gone:
+			return p.ended()
+		case <-ctx.Done():
+			return p.stop(gone)
+		case <-table.C:
+			if !detached && !p.isMounted() {
+				// A lazy unmount: readers go on, and the place is free again.
+				detached = true
+				p.forget()
+				p.releaseLock()
+				p.log.Info("detached; serving the files that are still open", "mountpoint", p.record.Mountpoint)
+			}
+		case <-report.C:
+			select {
+			case reports <- p.report():
+			default: // the daemon is slow or away
+			}
+		}
+	}
+}
+
+// ended tells an unmount from an accident: after an unmount the mount table has
+// no entry of ours. After an accident (an aborted connection) it has a dead one.
+func (p *mountProcess) ended() error {
+	if p.isMounted() {
+		return fmt.Errorf("the kernel ended the connection of %s; the mount is dead", p.record.Mountpoint)
+	}
+	p.log.Info("unmounted", "mountpoint", p.record.Mountpoint)
+	p.forget()
+	return nil
+}
+
+// stop unmounts, or, if readers do not let go, detaches and gives them a last
+// moment. It is bounded: whatever is being measured, the process ends.
+func (p *mountProcess) stop(gone <-chan struct{}) error {
+	p.log.Info("told to end; unmounting", "mountpoint", p.record.Mountpoint)
+	unmounted := make(chan error, 1)
+	go func() { unmounted <- p.srv.Unmount() }()
+	var err error
+	select {
+	case err = <-unmounted:
+	case <-time.After(3 * time.Second):
+		err = errors.New("unmounting takes too long")
+	}
+	if err != nil {
+		p.log.Warn("the mount is in use; detaching it", "error", err)
+		if err := p.srv.Abandon(); err != nil {
+			return err
+		}
+		select {
+		case <-gone:
+		case <-time.After(drainPatience):
+		}
+	}
+	p.forget()
+	return nil
+}
+
+func (p *mountProcess) isMounted() bool {
+	m, mounted, err := mountedAt(p.record.Mountpoint)
+	return err != nil || mounted && m.fstype == mountType
+}
+
+// forget takes the wish for this mount back, unless it is a later one's.
+func (p *mountProcess) forget() {
+	now, err := readRecord(p.state, p.record.ID)
+	if err != nil || !now.CreatedAt.Equal(p.record.CreatedAt) {
+		return
+	}
+	if err := os.Remove(p.state.Mount(p.record.ID)); err != nil {
+		p.log.Error("removing the mount's record", "error", err)
+	}
+}
+
+func (p *mountProcess) report() control.MountReport {
+	s := p.srv.Stats()
+	return control.MountReport{
+		PID: os.Getpid(), Tier: fs.TierBlocks, Generation: p.view.Generation(), Stale: !p.feed.connected.Load(), At: time.Now().UTC(),
+		Counters: map[string]int64{
+			"granted": s.Granted, "refused": s.Refused, "errors": s.Errors, "hashed": s.Hashed, "hashedBytes": s.HashedBytes,
+			"joined": s.Joined, "unitsChecked": s.UnitsChecked, "lateMismatches": s.LateMismatches, "revoked": s.Revoked,
+			"quarantined": s.Quarantined, "panics": s.Panics, "auditDropped": s.AuditDropped, "nodes": s.Nodes,
+			"handles": s.Handles, "verifying": s.Verifying,
+		},
+	}
+}
+
+// sendReports passes reports to the daemon. One that gets lost is followed by
+// the next.
+func (p *mountProcess) sendReports(ctx context.Context, reports <-chan control.MountReport) {
+	for r := range reports {
+		ctx, cancel := context.WithTimeout(ctx, reportEvery)
+		if err := p.feed.client.Report(ctx, p.record.ID, r); err != nil {
+			p.log.Debug("report not delivered", "error", err)
+		}
+		cancel()
+	}
+}

@@ -1,0 +1,338 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"os/exec"
+	"sync"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"golang.org/x/sys/unix"
+
+	"github.com/openclaw/clawfs/cmd/clawfs/internal/config"
+	"github.com/openclaw/clawfs/cmd/clawfs/internal/control"
+)
+
+const (
+	lookEvery     = 100 * time.Millisecond
+	readyPatience = 30 * time.Second
+	firstBackoff  = 100 * time.Millisecond
+	lastBackoff   = 10 * time.Second
+	// steady is how long a mount process must live for its next death to count
+	// as the first again.
+	steady = time.Minute
+)
+
+// supervisor keeps every wished mount served: run/mounts/<id>.json is the wish,
+// the lock beside it shows whether a process serves it, whoever started that.
+// So a new daemon takes over the mounts of a dead one by looking, and a mount
+// process never depends on the daemon's life.
+type supervisor struct {
+	state config.State
+	log   *slog.Logger
+	self  func(args ...string) (*exec.Cmd, error)
+
+	watchers sync.WaitGroup
+
+	// mu guards what follows.
+	mu     sync.Mutex
+	ctx    context.Context // set by run; ends the watchers
+	mounts map[string]*watched
+}
+
+// watched is what the daemon knows of one mount; guarded by supervisor.mu.
+type watched struct {
+	record   mountRecord
+	state    string
+	pid      int
+	restarts int
+	err      error
+	report   *control.MountReport
+}
+
+// States of a mount.
+const (
+	mountStarting = "starting"
+	mountLive     = "live"
+	mountDead     = "dead"
+)
+
+func newSupervisor(s config.State, log *slog.Logger, self func(...string) (*exec.Cmd, error)) *supervisor {
+	return &supervisor{state: s, log: log, self: self, mounts: make(map[string]*watched)}
+}
+
+// run watches what an earlier daemon left and whatever is added, until ctx
+// ends. It leaves the mounts as they are.
+func (s *supervisor) run(ctx context.Context) error {
+	s.mu.Lock()
+	s.ctx = ctx
+	s.mu.Unlock()
+	for ctx.Err() == nil {
+		// Foreground mounts write their records themselves, so look again.
+		records, bad, err := readRecords(s.state)
+		if err != nil {
+			return fmt.Errorf("mount records: %w", err)
+		}
+		for _, err := range bad {
+			s.log.Error("a mount record cannot be read; the mount is not watched", "error", err)
+		}
+		for _, r := range records {
+			s.adopt(ctx, r)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Second):
+		}
+	}
+	s.watchers.Wait()
+	return nil
+}
+
+func (s *supervisor) adopt(ctx context.Context, r mountRecord) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, known := s.mounts[r.ID]; known {
+		return
+	}
+	s.log.Info("watching mount", "id", r.ID, "source", r.Source, "mountpoint", r.Mountpoint)
+	s.mounts[r.ID] = &watched{record: r, state: mountStarting}
+	s.watchers.Go(func() { s.watch(ctx, r.ID) })
+}
+
+// add starts a mount and returns when it serves. If it does not come up, the
+// wish is forgotten and the error says why.
+func (s *supervisor) add(ctx context.Context, r mountRecord) (control.Mount, error) {
+	s.mu.Lock()
+	life := s.ctx
+	if w, known := s.mounts[r.ID]; known {
+		defer s.mu.Unlock()
+		return control.Mount{}, fmt.Errorf("%s is mounted already, from %s; next: clawfs umount %s", w.record.Mountpoint, w.record.Source, shellWord(r.Mountpoint))
+	}
+	if life == nil {
+		defer s.mu.Unlock()
+		return control.Mount{}, errors.New("the daemon is still starting")
+	}
+	// Holding the place keeps a second request, and adopt, away.
+	s.mounts[r.ID] = &watched{record: r, state: mountStarting}
+	s.mu.Unlock()
+
+	err := clearStale(r.Mountpoint)
+	if err == nil {
+		if err = r.write(s.state); err == nil {
+			err = s.start(ctx, r)
+		}
+		if err != nil {
+			err = errors.Join(err, removeIfThere(s.state.Mount(r.ID)))
+		}
+	}
+	if err != nil {
+		s.forget(r.ID)
+		return control.Mount{}, err
+	}
+	s.watchers.Go(func() { s.watch(life, r.ID) })
+	s.look(r)
+	return s.one(r.ID), nil
+}
+
+// watch brings the mount back whenever nobody serves it, until the wish is
+// gone or ctx ends. The first death is mended at once; a mount that dies again
+// and again is tried less and less often.
+func (s *supervisor) watch(ctx context.Context, id string) {
+	var backoff time.Duration
+	var next, since time.Time // of the next attempt; of being served
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
+	for ; ctx.Err() == nil; wait(ctx, tick.C) {
+		r, err := readRecord(s.state, id)
+		if errors.Is(err, fs.ErrNotExist) {
+			s.log.Info("mount is gone", "id", id)
+			s.forget(id)
+			return
+		}
+		if err == nil {
+			var served bool
+			if served, err = s.look(r); served {
+				if since.IsZero() {
+					since = time.Now()
+				} else if time.Since(since) > steady {
+					backoff = 0
+				}
+				continue
+			}
+		}
+		since = time.Time{}
+		if time.Now().Before(next) {
+			continue
+		}
+		if err == nil {
+			err = s.revive(ctx, r)
+		}
+		backoff = min(max(2*backoff, firstBackoff), lastBackoff)
+		next = time.Now().Add(backoff)
+		if err != nil && ctx.Err() == nil {
+			s.note(id, func(w *watched) { w.state, w.pid, w.err = mountDead, 0, err })
+			s.log.Error("mount is not served", "id", id, "error", err, "next_try", backoff.String())
+		}
+	}
+}
+
+func wait(ctx context.Context, tick <-chan time.Time) {
+	select {
+	case <-ctx.Done():
+	case <-tick:
+	}
+}
+
+// look updates the state of a mount and says whether a process serves it.
+func (s *supervisor) look(r mountRecord) (served bool, err error) {
+	pid, err := control.Holder(s.state.MountLock(r.ID))
+	if err != nil || pid == 0 {
+		return false, err
+	}
+	m, mounted, err := mountedAt(r.Mountpoint)
+	if err != nil {
+		return false, err
+	}
+	s.note(r.ID, func(w *watched) {
+		w.record, w.pid = r, pid
+		w.state = mountStarting
+		if mounted && m.fstype == mountType {
+			w.state, w.err = mountLive, nil
+		}
+	})
+	return true, nil
+}
+
+// revive mounts again what a dead process left. A mount that runs in the
+// foreground of somebody is theirs to bring back; its remains are cleared.
+func (s *supervisor) revive(ctx context.Context, r mountRecord) error {
+	if err := clearStale(r.Mountpoint); err != nil {
+		return err
+	}
+	if r.Foreground {
+		s.log.Warn("a mount process that ran in the foreground died; its mount is cleared", "mountpoint", r.Mountpoint)
+		return removeIfThere(s.state.Mount(r.ID))
+	}
+	s.log.Warn("mount process died; starting another", "id", r.ID, "mountpoint", r.Mountpoint)
+	s.note(r.ID, func(w *watched) { w.state, w.pid = mountStarting, 0; w.restarts++ })
+	return s.start(ctx, r)
+}
+
+// startReport is the one line that a mount process sends to its parent.
+type startReport struct {
+	Error string `json:"error,omitempty"` // empty: the mount is live
+}
+
+// start runs a mount process and waits until it serves. The process is of its
+// own session and keeps nothing of the daemon's.
+func (s *supervisor) start(ctx context.Context, r mountRecord) error {
+	log, err := openLog(s.state.MountLog(r.ID))
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	before, err := log.Seek(0, io.SeekEnd)
+	if err != nil {
+		return err
+	}
+	out, in, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer out.Close()
+	cmd, err := s.self("mount-process", r.ID)
+	if err != nil {
+		in.Close()
+		return err
+	}
+	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = log, log, []*os.File{in}
+	err = cmd.Start()
+	in.Close()
+	if err != nil {
+		return fmt.Errorf("starting the mount process: %w", err)
+	}
+	// Reaps the process whenever it ends; the lock tells the watcher.
+	go cmd.Wait()
+	stop := context.AfterFunc(ctx, func() { out.SetReadDeadline(time.Now()) })
+	defer stop()
+	out.SetReadDeadline(time.Now().Add(readyPatience))
+	line, err := io.ReadAll(io.LimitReader(out, 64<<10))
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		cmd.Process.Kill()
+		return fmt.Errorf("the mount process does not get ready%s", logTail(log.Name(), before))
+	}
+	var report startReport
+	if err != nil || json.Unmarshal(line, &report) != nil {
+		return fmt.Errorf("the mount process ended before it was ready%s", logTail(log.Name(), before))
+	}
+	if report.Error != "" {
+		return errors.New(report.Error)
+	}
+	return nil
+}
+
+func (s *supervisor) report(id string, r control.MountReport) {
+	s.note(id, func(w *watched) { w.report = &r })
+}
+
+// note changes what is known of a mount, if it is still known.
+func (s *supervisor) note(id string, change func(*watched)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if w, known := s.mounts[id]; known {
+		change(w)
+	}
+}
+
+func (s *supervisor) forget(id string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.mounts, id)
+}
+
+// clearStale takes a dead clawfs mount away from dir. A live mount of any kind
+// is an error: it is somebody's.
+func clearStale(dir string) error {
+	for range 8 { // mounts can lie upon each other
+		m, mounted, err := mountedAt(dir)
+		if err != nil || !mounted {
+			return err
+		}
+		if m.fstype != mountType {
+			return fmt.Errorf("a file system of type %s is mounted at %s", m.fstype, dir)
+		}
+		dead, err := isDead(dir)
+		if err != nil {
+			return err
+		}
+		if !dead {
+			return fmt.Errorf("another clawfs serves a mount at %s already; next: clawfs umount %s", dir, shellWord(dir))
+		}
+		if err := unmountOnce(dir, true); err != nil && err != unix.EINVAL {
+			return fmt.Errorf("clearing the dead mount at %s: %w", dir, err)
+		}
+	}
+	return fmt.Errorf("%s has more dead mounts upon each other than can be cleared", dir)
+}
+
+// isDead asks a mount that no process of ours serves. A dead one answers
+// ENOTCONN at once; one that does not answer is somebody's, and hangs.
+func isDead(dir string) (bool, error) {
+	answer := make(chan error, 1)
+	go func() {
+		var st unix.Stat_t
+		answer <- unix.Stat(dir, &st)
+	}()
+	select {
+	case err := <-answer:
+		return errors.Is(err, unix.ENOTCONN), nil
+	case <-time.After(2 * time.Second):
+		return false, fmt.Errorf("the mount at %s does not answer", dir)
+	}
+}
