@@ -1,0 +1,185 @@
+package sandbox
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// StateDir holds one directory for each living run: its lock, runc's
+	// state, the bundles and the mount points. Search permission for all,
+	// because the container's user must reach its root through it.
+	StateDir = "/run/clawfs-sandbox"
+	// idPrefix starts the name of every container and cgroup.
+	idPrefix = "clawfs-"
+)
+
+// state is the directory of one run below StateDir. Its lock tells a living
+// run from one whose worker died: the kernel drops it with the process.
+type state struct {
+	run  string // 32 hex digits
+	dir  string
+	lock *os.File
+}
+
+func newState(ctx context.Context) (*state, error) {
+	var id [16]byte
+	rand.Read(id[:])
+	s := &state{run: hex.EncodeToString(id[:])}
+	s.dir = filepath.Join(StateDir, s.run)
+	all, err := lockStateDir(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer all.Close()
+	if err := mkdirMode(s.dir, 0o711); err != nil {
+		return nil, err
+	}
+	if s.lock, err = tryLock(filepath.Join(s.dir, "lock")); err != nil {
+		return nil, errors.Join(err, os.RemoveAll(s.dir))
+	}
+	return s, nil
+}
+
+// lockStateDir makes StateDir if need be and holds its lock until the returned
+// file is closed: no run appears and none is swept meanwhile.
+func lockStateDir(ctx context.Context) (*os.File, error) {
+	if err := mkdirMode(StateDir, 0o711); err != nil && !errors.Is(err, fs.ErrExist) {
+		return nil, err
+	}
+	st, err := os.Lstat(StateDir)
+	if err != nil {
+		return nil, err
+	}
+	if owner := st.Sys().(*syscall.Stat_t).Uid; !st.IsDir() || owner != 0 || st.Mode().Perm()&0o022 != 0 {
+		return nil, fmt.Errorf("%s is %v of user %d, wanted a directory that only root writes", StateDir, st.Mode(), owner)
+	}
+	for {
+		f, err := tryLock(filepath.Join(StateDir, ".lock"))
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			return f, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("waiting for %s: %w", StateDir, context.Cause(ctx))
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+func tryLock(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|syscall.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("locking %s: %w", path, err)
+	}
+	return f, nil
+}
+
+// mkdir makes directories of the run that the container's user may search.
+func (s *state) mkdir(parts ...string) (string, error) {
+	dir := s.dir
+	for _, p := range parts {
+		dir = filepath.Join(dir, p)
+		if err := mkdirMode(dir, 0o711); err != nil && !errors.Is(err, fs.ErrExist) {
+			return "", err
+		}
+	}
+	return dir, nil
+}
+
+// mkdirMode is os.Mkdir that no umask narrows.
+func mkdirMode(dir string, mode fs.FileMode) error {
+	if err := os.Mkdir(dir, mode); err != nil {
+		return err
+	}
+	return os.Chmod(dir, mode)
+}
+
+func (s *state) container(stage int) string {
+	return fmt.Sprintf("%s%s-%d", idPrefix, s.run, stage)
+}
+
+// close removes everything the run made below StateDir.
+func (s *state) close(r *Runtime) error {
+	err := r.clear(s.run)
+	s.lock.Close()
+	return err
+}
+
+// Sweep kills and removes what runs of dead workers left, and returns the ids
+// of those runs. It leaves alone what a living worker runs. Run calls it first.
+func (r *Runtime) Sweep(ctx context.Context) ([]string, error) {
+	if r == nil || r.path == "" {
+		return nil, errNoRuntime
+	}
+	all, err := lockStateDir(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("sandbox: sweeping: %w", err)
+	}
+	defer all.Close()
+	dirs, err := os.ReadDir(StateDir)
+	if err != nil {
+		return nil, fmt.Errorf("sandbox: sweeping: %w", err)
+	}
+	var swept []string
+	var errs []error
+	for _, d := range dirs {
+		if !d.IsDir() {
+			continue
+		}
+		lock, err := tryLock(filepath.Join(StateDir, d.Name(), "lock"))
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			continue
+		}
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		if err := r.clear(d.Name()); err != nil {
+			errs = append(errs, err)
+		} else {
+			swept = append(swept, d.Name())
+		}
+		lock.Close()
+	}
+	if err := errors.Join(errs...); err != nil {
+		return swept, fmt.Errorf("sandbox: sweeping: %w", err)
+	}
+	return swept, nil
+}
+
+// clear kills the containers of a run and removes its cgroups, mounts and
+// directory. Repeating it is harmless.
+func (r *Runtime) clear(run string) error {
+	dir := filepath.Join(StateDir, run)
+	containers, err := os.ReadDir(filepath.Join(dir, "runc"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	var errs []error
+	for _, c := range containers {
+		if strings.HasPrefix(c.Name(), idPrefix) {
+			errs = append(errs, r.destroy(dir, c.Name()))
+		}
+	}
+	errs = append(errs, r.cgroups.removeGroups(idPrefix+run), unmountBelow(dir))
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("removing run %s: %w", run, err)
+	}
+	return os.RemoveAll(dir)
+}
