@@ -122,7 +122,8 @@ func (q *Queue) Run(ctx context.Context) error {
 		}
 		job, wait, err := q.next(time.Now())
 		if err != nil {
-			return fmt.Errorf("queue: %w", err)
+			stop(fmt.Errorf("queue: %w", err))
+			break
 		}
 		if job.ID != "" {
 			start(job, q.work)
