@@ -148,7 +148,7 @@ func readList(r io.Reader) ([]blob, error) {
 // checkSourcePath refuses a path that is not plainly below the root. The rest
 // of clawfs-tree/v1's rules are package tree's.
 func checkSourcePath(p string) error {
-	if p == "" || p[0] == '/' || path.Clean(p) != p || len(p) > 4096 {
+	if p == "" || p == "." || p[0] == '/' || path.Clean(p) != p || len(p) > 4096 {
 		return fmt.Errorf("%.200q is no path below the source root", p)
 	}
 	for part := range strings.SplitSeq(p, "/") {
