@@ -198,6 +198,9 @@ func (c JobConfig) mint(att verifier.Attestation, rep *Reproduction, revoked []d
 		return nil, fail(capstore.Nondeterministic, "%v", err)
 	case errors.Is(err, mint.ErrNamed):
 		return nil, fail(capstore.CopiedInput, "%v", err)
+	case err != nil:
+		// Sign reads nothing but its arguments: again would end the same way.
+		return nil, fail(capstore.PolicyRefused, "%v", err)
 	}
-	return envelope, err
+	return envelope, nil
 }
