@@ -1,7 +1,7 @@
 package rebuild
 
 import (
-	"path/filepath"
+	"context"
 	"strings"
 	"testing"
 	"time"
@@ -131,11 +131,19 @@ func (p parties) revoke(t *testing.T, s *capstore.Store, kind capstore.Kind, tar
 
 // capability is what a mint would sign for an attestation; the queue's tests
 // need one without a build. Who signs is the caller's.
-func capability(t testing.TB, job jobFile, l verifier.Ledger, publisher dsse.PublicKey, mint dsse.PrivateKey, content string) []byte {
+func capability(t *testing.T, job jobFile, l verifier.Ledger, publisher dsse.PublicKey, mint dsse.PrivateKey, content string) []byte {
 	t.Helper()
-	m, err := hashpipe.Measure(t.Context(), strings.NewReader(content), nil)
+	envelope, err := signCapability(job, l, publisher, mint, content)
 	if err != nil {
 		t.Fatal(err)
+	}
+	return envelope
+}
+
+func signCapability(job jobFile, l verifier.Ledger, publisher dsse.PublicKey, mint dsse.PrivateKey, content string) ([]byte, error) {
+	m, err := hashpipe.Measure(context.Background(), strings.NewReader(content), nil)
+	if err != nil {
+		return nil, err
 	}
 	p := l.Statement().Predicate
 	now := time.Now().UTC().Truncate(time.Second)
@@ -150,20 +158,10 @@ func capability(t testing.TB, job jobFile, l verifier.Ledger, publisher dsse.Pub
 			NotBefore: now, NotAfter: now.Add(time.Hour),
 		}).Payload()
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
-	envelope, err := dsse.Sign(dsse.PayloadType, payload, mint)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return envelope
+	return dsse.Sign(dsse.PayloadType, payload, mint)
 }
 
-func abs(t *testing.T, elem ...string) string {
-	t.Helper()
-	p, err := filepath.Abs(filepath.Join(elem...))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return p
-}
+// removeWorld removes what the tests share.
+func removeWorld() {}
