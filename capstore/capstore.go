@@ -23,6 +23,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/go-json-experiment/json"
 	"github.com/openclaw/clawfs/hashpipe"
 	"github.com/openclaw/clawfs/verifier/dsse"
 )
@@ -106,10 +107,28 @@ func (r role) open(envelope []byte) (payload []byte, signers []dsse.PublicKey, e
 		return nil, nil, err
 	}
 	payload, signers, err = e.Verify(dsse.PayloadType, r.keys, 1)
-	if err != nil {
+	if errors.Is(err, dsse.ErrUnverified) {
 		return nil, nil, fmt.Errorf("not signed by a trusted %s: %w", r.name, err)
 	}
+	if err != nil {
+		return nil, nil, err
+	}
 	return payload, signers, nil
+}
+
+// checkType says early that a text is of another kind, before its unknown
+// fields would. The strict reader decides.
+func checkType(payload []byte, want string) error {
+	var head struct {
+		PredicateType string `json:"predicateType"`
+	}
+	if err := json.Unmarshal(payload, &head); err != nil {
+		return err
+	}
+	if head.PredicateType != want {
+		return fmt.Errorf("predicateType is %.200q, want %q", head.PredicateType, want)
+	}
+	return nil
 }
 
 // signed says whether the key that a statement names as its author is one of

@@ -117,6 +117,9 @@ func (st RevocationStatement) check() error {
 
 // parseRevocation reads a verified payload. It accepts exactly what Payload prints.
 func parseRevocation(payload []byte) (RevocationStatement, error) {
+	if err := checkType(payload, RevocationType); err != nil {
+		return RevocationStatement{}, fmt.Errorf("revocation: %w", err)
+	}
 	var st RevocationStatement
 	if err := json.Unmarshal(payload, &st, json.RejectUnknownMembers(true)); err != nil {
 		return RevocationStatement{}, fmt.Errorf("revocation: %w", err)

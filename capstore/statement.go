@@ -141,6 +141,9 @@ func (st Statement) Payload() ([]byte, error) {
 
 // parseStatement reads a verified payload. It accepts exactly what Payload prints.
 func parseStatement(payload []byte) (Statement, error) {
+	if err := checkType(payload, CapabilityType); err != nil {
+		return Statement{}, fmt.Errorf("capability: %w", err)
+	}
 	var st Statement
 	if err := json.Unmarshal(payload, &st, json.RejectUnknownMembers(true)); err != nil {
 		return Statement{}, fmt.Errorf("capability: %w", err)
@@ -294,7 +297,7 @@ func checkTime(what string, t time.Time) error {
 	case t.IsZero():
 		return fmt.Errorf("%s is missing", what)
 	case t.Location() != time.UTC:
-		return fmt.Errorf("%s %s is not in UTC (Z)", what, t.Format(time.RFC3339Nano))
+		return fmt.Errorf("%s %s is not in UTC, written Z", what, t.Format("2006-01-02T15:04:05-07:00"))
 	case t.Nanosecond() != 0:
 		return fmt.Errorf("%s %s is not a whole second", what, t.Format(time.RFC3339Nano))
 	case t.Year() < 1970 || t.Year() > 9999:
