@@ -66,6 +66,7 @@ func (d *daemon) status() (control.Status, error) {
 	s := control.Status{
 		Version: readVersion().Version, PID: os.Getpid(), State: string(d.state), StartedAt: d.started,
 		Jobs: map[string]int{}, Mounts: d.mounts.list(), Revocations: len(d.store.View().Revocations()), Warnings: d.warnings(),
+		Generation: d.store.View().Generation(),
 	}
 	jobs, err := d.store.Jobs()
 	if err != nil {

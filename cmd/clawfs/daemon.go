@@ -91,7 +91,7 @@ func (a *app) runDaemon(ctx context.Context, background bool) error {
 		return errors.Join(err, d.store.Close())
 	}
 	log.Info("daemon started", "version", readVersion().Version, "state", string(s), "socket", s.Socket())
-	err = d.run(ctx, l)
+	err = errors.Join(d.run(ctx, l), removeIfThere(s.Socket()))
 	if err != nil {
 		log.Error("daemon ended", "error", err)
 		return err

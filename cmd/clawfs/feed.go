@@ -23,10 +23,11 @@ type feed struct {
 
 	connected atomic.Bool
 	complete  chan struct{} // closed after the first whole snapshot
+	changed   chan struct{} // holds one token when the daemon does not know yet how far this view is
 }
 
 func newFeed(c *control.Client, v *capstore.View, log *slog.Logger) *feed {
-	return &feed{client: c, view: v, log: log, complete: make(chan struct{})}
+	return &feed{client: c, view: v, log: log, complete: make(chan struct{}), changed: make(chan struct{}, 1)}
 }
 
 // Pauses between attempts to reach the daemon.
@@ -67,15 +68,26 @@ func (f *feed) follow(ctx context.Context) error {
 			default:
 				close(f.complete)
 			}
+			f.tell()
 		default:
 			records++
 			// One bad record must not keep the others out.
 			if err := f.view.Apply(capstore.Record{Kind: l.Kind, Envelope: l.Envelope}); err != nil {
 				f.log.Error("the daemon sent a record that this mount does not accept; is the policy newer than the mount?", "kind", l.Kind, "error", err)
 			}
+			if f.connected.Load() {
+				f.tell()
+			}
 		}
 		return nil
 	})
+}
+
+func (f *feed) tell() {
+	select {
+	case f.changed <- struct{}{}:
+	default:
+	}
 }
 
 // await waits for the first whole snapshot.

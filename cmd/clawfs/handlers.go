@@ -106,7 +106,7 @@ func (d *daemon) cancelJob(r *http.Request) (capstore.Job, error) {
 func jobAnswer(job capstore.Job, err error) (capstore.Job, error) {
 	switch {
 	case errors.Is(err, capstore.ErrNotFound):
-		return job, answerError(http.StatusNotFound, codeError, errors.New("no such job; next: clawfs jobs"))
+		return job, answerError(http.StatusNotFound, codeError, errors.New("no such job; clawfs jobs lists them"))
 	case errors.Is(err, capstore.ErrFinished):
 		return job, answerError(http.StatusConflict, codeError, err)
 	}
@@ -134,15 +134,17 @@ func (d *daemon) copyJobFile(w http.ResponseWriter, r *http.Request, name, kind 
 	}
 	defer f.Close()
 	buf := make([]byte, 64<<10)
+	beat, whole := time.Now(), true
 	for {
 		// The state is read before the file, so that what was written before
 		// the end is sent.
 		job, err := d.store.Job(job.ID)
+		rc.SetWriteDeadline(time.Now().Add(10 * time.Second))
 		ended := err != nil || job.State.HasEnded() || r.FormValue("follow") != "1"
 		for {
 			n, err := f.Read(buf)
 			if n > 0 {
-				rc.SetWriteDeadline(time.Now().Add(10 * time.Second))
+				whole = buf[n-1] == '\n'
 				if _, err := w.Write(buf[:n]); err != nil {
 					return
 				}
@@ -157,6 +159,10 @@ func (d *daemon) copyJobFile(w http.ResponseWriter, r *http.Request, name, kind 
 		}
 		if rc.Flush() != nil || ended {
 			return
+		}
+		if name == rebuild.EventFile && whole && time.Since(beat) > control.Heartbeat {
+			beat = time.Now()
+			io.WriteString(w, "\n")
 		}
 		select {
 		case <-r.Context().Done():

@@ -52,26 +52,13 @@ func readRecord(s config.State, id string) (mountRecord, error) {
 	return r, nil
 }
 
-// write puts the record in place by a rename, so that nobody reads a half.
+// write puts the record in place, whole or not at all.
 func (r mountRecord) write(s config.State) error {
 	b, err := json.Marshal(r)
 	if err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(s.Mounts(), "."+r.ID+"-*")
-	if err != nil {
-		return fmt.Errorf("mount record: %w", err)
-	}
-	_, err = f.Write(append(b, '\n'))
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), s.Mount(r.ID))
-	}
-	if err != nil {
-		os.Remove(f.Name())
-		return fmt.Errorf("mount record: %w", err)
-	}
-	return nil
+	return replaceFile(s.Mount(r.ID), append(b, '\n'), 0o600)
 }
 
 // readRecords returns all records, and the files that are none.

@@ -133,11 +133,10 @@ func (p *mountProcess) serve(ctx context.Context) error {
 				p.releaseLock()
 				p.log.Info("detached; serving the files that are still open", "mountpoint", p.record.Mountpoint)
 			}
+		case <-p.feed.changed:
+			p.offer(reports)
 		case <-report.C:
-			select {
-			case reports <- p.report():
-			default: // the daemon is slow or away
-			}
+			p.offer(reports)
 		}
 	}
 }
@@ -193,6 +192,15 @@ func (p *mountProcess) forget() {
 	if err := os.Remove(p.state.Mount(p.record.ID)); err != nil {
 		p.log.Error("removing the mount's record", "error", err)
 	}
+}
+
+// offer replaces a report that waits for a slow daemon by a newer one.
+func (p *mountProcess) offer(reports chan control.MountReport) {
+	select {
+	case <-reports:
+	default:
+	}
+	reports <- p.report()
 }
 
 func (p *mountProcess) report() control.MountReport {

@@ -5,8 +5,12 @@ import "github.com/spf13/cobra"
 // verbs are the constructors of all verbs, one file each. Cobra sorts them
 // for --help.
 var verbs = []func(*app) *cobra.Command{
+	newCapsCommand,
 	newDaemonCommand,
+	newGrantCommand,
 	newInitCommand,
+	newJobCommand,
+	newJobsCommand,
 	newKeygenCommand,
 	newLedgerCommand,
 	newLsCommand,
@@ -14,6 +18,8 @@ var verbs = []func(*app) *cobra.Command{
 	newMountCommand,
 	newMountProcessCommand,
 	newPublisherCommand,
+	newRevokeCommand,
+	newStatusCommand,
 	newUmountCommand,
 	newValidateCommand,
 	newVersionCommand,

@@ -55,6 +55,7 @@ type Status struct {
 	Capabilities Counts         `json:"capabilities"`
 	Revocations  int            `json:"revocations"`
 	Rejected     []Rejected     `json:"rejected,omitempty"`
+	Generation   uint64         `json:"generation"` // of the store's view; a mount that reports it has everything
 	Mounts       []Mount        `json:"mounts"`
 }
 
@@ -187,7 +188,12 @@ func (c *Client) JobLog(ctx context.Context, id string, follow bool, w io.Writer
 // JobEvents hands each line of the worker's progress to each until the job has
 // ended. The daemon passes the lines on as the worker wrote them.
 func (c *Client) JobEvents(ctx context.Context, id string, each func(line []byte) error) error {
-	return c.stream(ctx, "/v1/jobs/"+url.PathEscape(id)+"/events"+followQuery(true), each)
+	return c.stream(ctx, "/v1/jobs/"+url.PathEscape(id)+"/events"+followQuery(true), func(line []byte) error {
+		if len(line) == 0 {
+			return nil // a heartbeat
+		}
+		return each(line)
+	})
 }
 
 func followQuery(follow bool) string {

@@ -1,0 +1,57 @@
+package main
+
+import (
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+)
+
+// shortID is how many hex digits of an identity a table shows; `revoke` takes
+// as few as minPrefix.
+const (
+	shortID   = 16
+	minPrefix = 8
+)
+
+func newCapsCommand(a *app) *cobra.Command {
+	var files bool
+	c := &cobra.Command{
+		Use:   "caps",
+		Short: "List the capabilities",
+		Long: `caps lists every capability in the store with what it is good for now: live,
+pending (not begun yet), expired or revoked. --files shows each file that a
+capability opens, with its full SHA-256.`,
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			caps, err := a.client().Capabilities(c.Context())
+			if err != nil {
+				return a.answered(err)
+			}
+			return a.print(caps, func() {
+				header := []string{"ID", "STATE", "MODEL", "VERSION", "SEQ", "LEVEL", "OPERATOR", "NOT AFTER", "FILES"}
+				if files {
+					header = []string{"ID", "STATE", "MODEL", "VERSION", "SHA256", "SIZE", "FILE"}
+				}
+				var rows [][]string
+				for _, k := range caps {
+					id := k.ID.String()[:shortID]
+					if !files {
+						var names []string
+						for _, f := range k.Files {
+							names = append(names, f.Name)
+						}
+						rows = append(rows, []string{id, k.State, k.Model, k.Version, strconv.FormatInt(k.Sequence, 10), k.Level, k.Operator, stamp(k.NotAfter), strings.Join(names, " ")})
+						continue
+					}
+					for _, f := range k.Files {
+						rows = append(rows, []string{id, k.State, k.Model, k.Version, f.SHA256.String(), strconv.FormatInt(f.Size, 10), f.Name})
+					}
+				}
+				a.table(header, rows)
+			})
+		},
+	}
+	c.Flags().BoolVar(&files, "files", false, "one line for each file")
+	return c
+}

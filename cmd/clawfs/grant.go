@@ -1,0 +1,211 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/spf13/cobra"
+
+	"github.com/openclaw/clawfs/capstore"
+	"github.com/openclaw/clawfs/cmd/clawfs/internal/control"
+	"github.com/openclaw/clawfs/rebuild"
+	"github.com/openclaw/clawfs/verifier"
+	"github.com/openclaw/clawfs/verifier/dsse"
+)
+
+func newGrantCommand(a *app) *cobra.Command {
+	var where rebuildFlags
+	var wait bool
+	var timeout time.Duration
+	c := &cobra.Command{
+		Use:   "grant FILE.sba",
+		Short: "Ask for the rebuild that earns a capability",
+		Long: `grant takes a publisher's Signed Build Attestation, never a hash. It verifies the
+attestation by the policy, and queues the rebuild: the worker runs the signed
+recipe twice in a sandbox, and if both builds gave the same bytes it mints a
+capability for those bytes. Where the ledger's own URIs do not lead to the
+inputs, the flags say where they are; every input is checked against the
+ledger's digest, so a wrong place can only fail.
+
+Exit code with --wait: 0 granted. 3 refused, or the build failed. 4 the signature
+or the signer is not acceptable. 5 the two builds differ. 6 not finished in time;
+the job goes on. Without --wait, 0 means that the job is queued.`,
+		Example: `  clawfs grant langid.sba --wait
+  clawfs grant langid.sba --source ./recipe --dataset corpus=./corpus --image ./image`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			if timeout < 0 || timeout > 0 && !wait {
+				return exitf(codeUsage, "--timeout %v: want a time of at least 0, together with --wait", timeout)
+			}
+			loc, err := where.locations()
+			if err != nil {
+				return err
+			}
+			return a.grant(c.Context(), args[0], loc, wait, timeout)
+		},
+	}
+	f := c.Flags()
+	f.BoolVar(&wait, "wait", false, "wait for the verdict, with progress on standard error")
+	f.DurationVar(&timeout, "timeout", 0, "with --wait: how long to wait (default for ever)")
+	f.StringVar(&where.source, "source", "", "git repository or bundle to fetch the commit from (default the ledger's URI)")
+	f.StringArrayVar(&where.datasets, "dataset", nil, "`NAME=DIR` where a dataset is (repeat; default the ledger's URI)")
+	f.StringVar(&where.image, "image", "", "OCI image layout `DIR` that holds the environment (default the ledger's URI)")
+	f.StringVar(&where.lockfile, "lockfile", "", "the lockfile (default the ledger's URI)")
+	return c
+}
+
+func (a *app) grant(ctx context.Context, path string, loc capstore.Locations, wait bool, timeout time.Duration) error {
+	envelope, err := readAttestation(path)
+	if err != nil {
+		return err
+	}
+	// The daemon verifies again; this answer needs none, and nothing is queued.
+	policy, err := a.config().LoadPolicy()
+	if err != nil {
+		return err
+	}
+	if _, err := policy.Verify(envelope, time.Now()); err != nil {
+		return refusal(path, explainMalformed(err))
+	}
+	c, err := a.daemon(ctx)
+	if err != nil {
+		return err
+	}
+	job, err := c.Submit(ctx, control.Submission{SBA: envelope, Locations: loc})
+	if err != nil {
+		return a.answered(err)
+	}
+	if !wait {
+		return a.print(job, func() { a.showSubmitted(job) })
+	}
+	a.notef("job %s: %s %s\n", job.ID, printable(job.Model), printable(job.Version))
+	job, err = a.await(ctx, c, job, timeout)
+	if err != nil {
+		return err
+	}
+	return a.showVerdict(ctx, c, job)
+}
+
+func (a *app) showSubmitted(job capstore.Job) {
+	a.printf("%s\n", job.ID)
+	if job.State.HasEnded() {
+		a.notef("%s %s is granted already: %s\n", printable(job.Model), printable(job.Version), job.Capability)
+		return
+	}
+	a.notef("%s %s is %s; next: %s\n", printable(job.Model), printable(job.Version), job.State, a.command("job", job.ID, "--logs", "-f"))
+}
+
+// showVerdict prints how a job ended and ends with its exit code.
+func (a *app) showVerdict(ctx context.Context, c *control.Client, job capstore.Job) error {
+	if job.Verdict.Granted() {
+		late := a.awaitMounts(ctx, c)
+		return a.print(job, func() {
+			a.printf("granted %s %s: capability %s\n", printable(job.Model), printable(job.Version), job.Capability)
+			for _, m := range late {
+				a.notef("the mount at %s has not confirmed it yet\n", printable(m))
+			}
+		})
+	}
+	var err error = &rebuild.Failure{Verdict: job.Verdict, Detail: fmt.Sprintf("%s; next: %s", job.Reason, a.command("job", job.ID, "--logs")), Diagnosis: job.Diagnosis}
+	code := verdictCode(job.Verdict)
+	if job.State == capstore.JobCancelled {
+		err, code = fmt.Errorf("job %s was cancelled", job.ID), codeRefused
+	}
+	if a.output == "json" {
+		if err := a.print(job, nil); err != nil {
+			return err
+		}
+		return &quietExit{code}
+	}
+	return exit(code, err)
+}
+
+// daemonPatience is how long a wait outlives a daemon that is being restarted.
+const daemonPatience = 20 * time.Second
+
+// await shows the worker's progress until the job has ended. A daemon that
+// goes away and comes back in the meantime is no reason to stop waiting.
+func (a *app) await(ctx context.Context, c *control.Client, job capstore.Job, timeout time.Duration) (capstore.Job, error) {
+	if timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, timeout)
+		defer cancel()
+	}
+	bar := a.progress("")
+	defer bar.done()
+	var seen time.Time // events come again from the start after a reconnect
+	heard := time.Now()
+	for !job.State.HasEnded() {
+		c.JobEvents(ctx, job.ID, func(line []byte) error {
+			var e rebuild.Event
+			if json.Unmarshal(line, &e) == nil && e.Time.After(seen) {
+				seen = e.Time
+				bar.observe(e)
+			}
+			return nil
+		})
+		now, err := c.Job(ctx, job.ID)
+		var gone *control.UnreachableError
+		switch {
+		case err == nil:
+			job, heard = now, time.Now()
+		case ctx.Err() != nil:
+		case !errors.As(err, &gone) || time.Since(heard) > daemonPatience:
+			return job, a.answered(err)
+		}
+		if ctx.Err() != nil {
+			return job, exitf(codePending, "job %s is still %s; it goes on; next: %s", job.ID, job.State, a.command("job", job.ID))
+		}
+		if !job.State.HasEnded() {
+			wait(ctx, time.After(200*time.Millisecond))
+		}
+	}
+	return job, nil
+}
+
+// awaitMounts waits a moment until every mount has what the store has now, and
+// returns those that have not said so.
+func (a *app) awaitMounts(ctx context.Context, c *control.Client) (late []string) {
+	for end := time.Now().Add(2 * time.Second); ; wait(ctx, time.After(20*time.Millisecond)) {
+		s, err := c.Status(ctx)
+		if err != nil {
+			return nil
+		}
+		late = nil
+		for _, m := range s.Mounts {
+			if m.Report == nil || m.Report.Generation < s.Generation {
+				late = append(late, m.Mountpoint)
+			}
+		}
+		if len(late) == 0 || ctx.Err() != nil || time.Now().After(end) {
+			return late
+		}
+	}
+}
+
+// bareHash matches a SHA-256 as people copy it, also as sha256sum prints it.
+var bareHash = regexp.MustCompile(`^(?i:sha256[:-])?[0-9A-Fa-f]{64}(\s+\*?\S[^\n]*)?$`)
+
+// readAttestation reads the file to be granted. There is no way to grant a
+// hash: whoever has only that is told what is needed instead.
+func readAttestation(path string) ([]byte, error) {
+	data, err := readBounded(path, dsse.MaxEnvelope)
+	if err != nil && bareHash.MatchString(path) || err == nil && bareHash.Match([]byte(strings.TrimSpace(string(data)))) {
+		return nil, exitf(codeRefused, "%.80s is a hash, and a hash cannot be granted: it says what bytes somebody has, not that the publisher's recipe produces them; give the publisher's Signed Build Attestation (FILE.sba), and the rebuild will find the hash", printable(path))
+	}
+	return data, err
+}
+
+// explainMalformed adds what people most often do wrong.
+func explainMalformed(err error) error {
+	var r *verifier.Refusal
+	if errors.As(err, &r) && r.Reason == verifier.ReasonMalformed {
+		return fmt.Errorf("%w (grant takes a publisher's Signed Build Attestation, not a model file)", err)
+	}
+	return err
+}

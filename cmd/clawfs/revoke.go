@@ -1,0 +1,170 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/openclaw/clawfs/capstore"
+	"github.com/openclaw/clawfs/cmd/clawfs/internal/control"
+	"github.com/openclaw/clawfs/hashpipe"
+	"github.com/openclaw/clawfs/verifier/dsse"
+)
+
+func newRevokeCommand(a *app) *cobra.Command {
+	var kind, reason, keyFile string
+	c := &cobra.Command{
+		Use:   "revoke ID... --reason TEXT",
+		Short: "Take capabilities back, for good",
+		Long: `revoke signs a revocation with the revocation key, here and not in the daemon,
+and returns after it is on stable storage. It holds for ever: there is no undo,
+but a later rebuild can earn a new capability if only the capability was revoked.
+
+An ID is what caps shows; eight digits are enough if they are unique. --kind says
+what it names:
+  capability  one capability (the default)
+  claim       the result, whoever minted it
+  sba         everything from one attestation
+  publisher   everything of a publisher's key (its key id)
+  mint        everything that a mint key signed (its key id)
+  file        one content by its SHA-256, under every capability`,
+		Example: `  clawfs revoke 4f6c1d2e --reason "training data withdrawn"
+  clawfs revoke --kind publisher 0449… --reason "key stolen"`,
+		Args: cobra.MinimumNArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			if keyFile == "" {
+				keyFile = a.config().RevokeKey()
+			}
+			return a.revoke(c.Context(), capstore.Kind(kind), args, reason, keyFile)
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&kind, "kind", string(capstore.KindCapability), "what the IDs name: capability, claim, sba, publisher, mint or file")
+	f.StringVar(&reason, "reason", "", "one line, shown to whoever is refused")
+	f.StringVar(&keyFile, "key", "", "revocation `keyfile` (default revoke.key in the state directory)")
+	c.MarkFlagRequired("reason")
+	return c
+}
+
+// revoke prepares every revocation before it sends the first, so that a wrong
+// ID revokes nothing.
+func (a *app) revoke(ctx context.Context, kind capstore.Kind, ids []string, reason, keyFile string) error {
+	c, err := a.daemon(ctx)
+	if err != nil {
+		return err
+	}
+	targets, err := a.revocationTargets(ctx, c, kind, ids)
+	if err != nil {
+		return err
+	}
+	key, err := a.readPrivateKey(keyFile)
+	if err != nil {
+		return err
+	}
+	envelopes, err := signRevocations(kind, targets, reason, key)
+	if err != nil {
+		return err
+	}
+	var done []control.Revocation
+	for _, e := range envelopes {
+		r, err := c.Revoke(ctx, e)
+		if err != nil {
+			if len(done) > 0 {
+				return fmt.Errorf("revoked %d of %d, then: %w", len(done), len(envelopes), a.answered(err))
+			}
+			return a.answered(err)
+		}
+		done = append(done, r)
+	}
+	late := a.awaitMounts(ctx, c)
+	return a.print(done, func() {
+		for _, r := range done {
+			a.printf("revoked %s %s: %s\n", r.Kind, r.Target, printable(r.Reason))
+		}
+		for _, m := range late {
+			a.notef("the mount at %s has not confirmed it yet; next: %s\n", printable(m), a.command("status"))
+		}
+	})
+}
+
+func signRevocations(kind capstore.Kind, targets []hashpipe.Digest, reason string, key dsse.PrivateKey) ([][]byte, error) {
+	var list [][]byte
+	for _, t := range targets {
+		st, err := capstore.NewRevocation(kind, t.String(), reason, time.Now())
+		if err != nil {
+			return nil, exit(codeUsage, err)
+		}
+		e, err := capstore.SignRevocation(st, key)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, e)
+	}
+	return list, nil
+}
+
+// revocationTargets resolves what the user typed. A full identity need not be
+// known: what arrives later is revoked on arrival.
+func (a *app) revocationTargets(ctx context.Context, c *control.Client, kind capstore.Kind, ids []string) ([]hashpipe.Digest, error) {
+	caps, err := c.Capabilities(ctx)
+	if err != nil {
+		return nil, a.answered(err)
+	}
+	var list []hashpipe.Digest
+	for _, id := range ids {
+		id = strings.TrimPrefix(strings.ToLower(id), "sha256:")
+		if d, err := hashpipe.ParseDigest(id); err == nil {
+			list = append(list, d)
+			continue
+		}
+		found := make(map[hashpipe.Digest]bool)
+		for _, k := range caps {
+			for _, d := range identities(k, kind) {
+				if len(id) >= minPrefix && strings.HasPrefix(d.String(), id) {
+					found[d] = true
+				}
+			}
+		}
+		if len(found) != 1 {
+			return nil, exitf(codeRefused, "%q names %d things of kind %s in the store, want exactly 1; nothing is revoked; next: %s", id, len(found), kind, a.command("caps", "-o", "json"))
+		}
+		for d := range found {
+			list = append(list, d)
+		}
+	}
+	return list, nil
+}
+
+// identities are what revocations of a kind can name of a capability.
+func identities(k control.Capability, kind capstore.Kind) []hashpipe.Digest {
+	switch kind {
+	case capstore.KindCapability:
+		return []hashpipe.Digest{k.ID}
+	case capstore.KindClaim:
+		return []hashpipe.Digest{k.Claim}
+	case capstore.KindSBA:
+		return []hashpipe.Digest{k.SBA}
+	case capstore.KindPublisher:
+		return keyDigests(k.Publisher)
+	case capstore.KindMint:
+		return keyDigests(k.Minter)
+	case capstore.KindFile:
+		var list []hashpipe.Digest
+		for _, f := range k.Files {
+			list = append(list, f.SHA256)
+		}
+		return list
+	}
+	return nil
+}
+
+func keyDigests(id dsse.KeyID) []hashpipe.Digest {
+	d, err := hashpipe.ParseDigest(string(id))
+	if err != nil {
+		return nil
+	}
+	return []hashpipe.Digest{d}
+}

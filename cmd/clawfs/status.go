@@ -1,0 +1,104 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/openclaw/clawfs/cmd/clawfs/internal/control"
+)
+
+func newStatusCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "status",
+		Short: "Show the daemon, the mounts, the queue and the store",
+		Long: `status shows what runs for this state directory. Without a daemon it shows the
+mounts that go on without one, and ends with exit code 7.`,
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			s, err := a.client().Status(c.Context())
+			var gone *control.UnreachableError
+			if errors.As(err, &gone) {
+				return a.statusWithoutDaemon(c.Context(), err)
+			}
+			if err != nil {
+				return a.answered(err)
+			}
+			return a.print(s, func() { a.showStatus(s) })
+		},
+	}
+}
+
+func (a *app) showStatus(s control.Status) {
+	var jobs []string
+	for _, state := range slices.Sorted(maps.Keys(s.Jobs)) {
+		jobs = append(jobs, fmt.Sprintf("%d %s", s.Jobs[state], state))
+	}
+	a.table([]string{"daemon", fmt.Sprintf("pid %d, version %s, up %s", s.PID, s.Version, time.Since(s.StartedAt).Round(time.Second))}, [][]string{
+		{"state", s.State},
+		{"jobs", dash(strings.Join(jobs, ", "))},
+		{"capabilities", fmt.Sprintf("%d live, %d expired, %d revoked", s.Capabilities.Live, s.Capabilities.Expired, s.Capabilities.Revoked)},
+		{"revocations", strconv.Itoa(s.Revocations)},
+		{"rejected rows", strconv.Itoa(len(s.Rejected))},
+	})
+	a.showMounts(s.Mounts)
+	for _, r := range s.Rejected {
+		a.printf("rejected row %s: %s\n", printable(r.Key), printable(r.Reason))
+	}
+	for _, w := range s.Warnings {
+		a.printf("warning: %s\n", printable(w))
+	}
+}
+
+func (a *app) showMounts(mounts []control.Mount) {
+	if len(mounts) == 0 {
+		a.printf("no mounts\n")
+		return
+	}
+	var rows [][]string
+	for _, m := range mounts {
+		tier, granted, refused, note := "-", "-", "-", m.LastError
+		if r := m.Report; r != nil {
+			tier = r.Tier
+			granted = strconv.FormatInt(r.Counters["granted"], 10)
+			refused = strconv.FormatInt(r.Counters["refused"], 10)
+			if r.Stale {
+				note = strings.TrimSpace("without the daemon's stream; " + note)
+			}
+		}
+		if m.Restarts > 0 {
+			note = strings.TrimSpace(fmt.Sprintf("restarted %d times; %s", m.Restarts, note))
+		}
+		rows = append(rows, []string{m.Mountpoint, m.State, tier, strconv.Itoa(m.PID), granted, refused, m.Source, strings.TrimSuffix(note, ";")})
+	}
+	a.table([]string{"MOUNT", "STATE", "TIER", "PID", "GRANTED", "REFUSED", "SOURCE", "NOTE"}, rows)
+}
+
+// statusWithoutDaemon shows what the state directory says by itself.
+func (a *app) statusWithoutDaemon(ctx context.Context, unreachable error) error {
+	records, _, err := readRecords(a.config())
+	if err != nil {
+		return err
+	}
+	s := newSupervisor(a.config(), nil, nil)
+	for _, r := range records {
+		s.mounts[r.ID] = &watched{record: r, state: mountDead}
+		if _, err := s.look(r); err != nil {
+			return err
+		}
+	}
+	if err := a.print(struct {
+		Daemon *int            `json:"daemon"` // null: none answers
+		Mounts []control.Mount `json:"mounts"`
+	}{nil, s.list()}, func() { a.showMounts(s.list()) }); err != nil {
+		return err
+	}
+	return a.answered(unreachable)
+}
