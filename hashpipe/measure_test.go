@@ -213,6 +213,7 @@ func TestProgress(t *testing.T) {
 			t.Errorf("progress(%d), or two calls at once", n)
 		}
 		total.Add(n)
+		time.Sleep(time.Millisecond) // long enough for another worker to come in
 		running.Add(-1)
 	}
 	check := func(what string, err error) {
