@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/openclaw/clawfs/hashpipe"
 )
@@ -98,7 +99,9 @@ type Job struct {
 	Log        string          `json:"log,omitzero"`        // the log's last lines, or its path
 }
 
-// printable makes the texts of a job storable: valid UTF-8 of bounded length.
+// printable makes the texts of a job storable and fit to be shown: valid UTF-8
+// of bounded length, whose control characters are line feeds and tabs alone. In
+// JSON such a text is at most twice as long.
 func (j Job) printable() Job {
 	j.Reason = clip(j.Reason, maxReason)
 	j.Diagnosis = clip(j.Diagnosis, maxDiagnosis)
@@ -108,7 +111,12 @@ func (j Job) printable() Job {
 }
 
 func clip(s string, max int) string {
-	s = strings.ToValidUTF8(s, "\uFFFD")
+	s = strings.Map(func(r rune) rune {
+		if r != '\n' && r != '\t' && unicode.IsControl(r) {
+			return unicode.ReplacementChar
+		}
+		return r
+	}, strings.ToValidUTF8(s, "\uFFFD"))
 	if len(s) <= max {
 		return s
 	}
