@@ -1,6 +1,7 @@
 package tree
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -94,7 +95,7 @@ func (w *walker) dir(rel string) error {
 		return err
 	}
 	f.Close()
-	return same(strings.TrimSuffix(rel, "/"), before, after)
+	return same(cmp.Or(rel, "."), before, after)
 }
 
 func (w *walker) list(rel string) ([]entry, unix.Stat_t, error) {
