@@ -110,7 +110,7 @@ func (p *Policy) Rule(model string) (PublisherRule, bool) {
 		for _, pattern := range r.Models {
 			// An exact pattern is as long as the model, and longer than any
 			// prefix of it with its star.
-			if matches(pattern, model) && len(pattern) >= length {
+			if matches(pattern, model) && len(pattern) > length {
 				best, length = r, len(pattern)
 				if pattern == model {
 					return r, true
@@ -184,6 +184,8 @@ func (p *Policy) check() error {
 		if err := r.check(patterns); err != nil {
 			return fmt.Errorf("publisher %s: %w", r.Name, err)
 		}
+	}
+	for _, r := range p.Publishers {
 		// A minimum that another rule's pattern hides would never be looked at.
 		for model := range r.MinimumSequence {
 			if best, ok := p.Rule(model); !ok || best.Name != r.Name {
