@@ -268,6 +268,7 @@ type filesystem struct {
 	units      *unitCache
 	sizes      sizeIndex
 	quarantine quarantine
+	sentBack   sentBack
 	counters   counters
 
 	ctx        context.Context // ends with the mount

@@ -33,7 +33,6 @@ type node struct {
 	// kernel is notified.
 	mu      sync.Mutex
 	attr    fuse.Attr
-	seen    time.Time    // last LOOKUP
 	bound   hashpipe.Sum // the one content of this inode; zero until the first grant
 	content *content     // while a handle is open
 	why     explained
@@ -84,7 +83,6 @@ func (t *nodeTable) lookup(path string, st *unix.Stat_t) *node {
 
 	n.mu.Lock()
 	n.attr = attrOf(st)
-	n.seen = time.Now()
 	n.mu.Unlock()
 	return n
 }

@@ -5,7 +5,6 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -13,11 +12,6 @@ import (
 	"github.com/openclaw/clawfs/capstore"
 	"github.com/openclaw/clawfs/hashpipe"
 )
-
-// freshLookup is the age up to which a lookup that is already wrong means that
-// the file is being written at this moment. It bounds how often the kernel is
-// sent round again.
-const freshLookup = 100 * time.Millisecond
 
 // content is a verified content that is open: the descriptor of the inode that
 // was measured and the tree that every read is checked against. All handles of
@@ -70,9 +64,10 @@ func (f *filesystem) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.Ope
 			file.Close()
 		}
 	}()
-	if id := identityOf(&st); id != n.ident {
-		return f.moved(in.Caller, n, id)
+	if identityOf(&st) != n.ident {
+		return f.moved(in.Caller, n)
 	}
+	f.sentBack.arrived(in.Pid, n.path)
 	generation := f.view.Generation() // before the decision: see handle.live
 	a := f.assess(cancel, in.Caller, n.path, n.ident, file)
 	if !a.verdict.Allowed() {
@@ -83,7 +78,7 @@ func (f *filesystem) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.Ope
 	keep = kept
 	if !ok {
 		f.nodes.retire(n)
-		return statusStale
+		return f.moved(in.Caller, n)
 	}
 	h.generation.Store(generation)
 	f.tell(in.Caller, n.path, a.verdict, a.flight)
@@ -110,13 +105,10 @@ func (f *filesystem) unopened(caller fuse.Caller, n *node, err error) fuse.Statu
 }
 
 // moved answers for a name that leads to another state than its inode stands
-// for: the kernel looks the name up again and gets another inode. If that has
-// just been tried, the file is being written.
-func (f *filesystem) moved(caller fuse.Caller, n *node, now identity) fuse.Status {
-	n.mu.Lock()
-	fresh := time.Since(n.seen) < freshLookup
-	n.mu.Unlock()
-	if fresh && now.sameFile(n.ident) {
+// for: the kernel looks the name up again and gets another inode. It does so
+// once for an open; if that led nowhere too, the file is being written.
+func (f *filesystem) moved(caller fuse.Caller, n *node) fuse.Status {
+	if f.sentBack.again(caller.Pid, n.path) {
 		f.tell(caller, n.path, refusedChanging(), nil)
 		return statusRefused
 	}

@@ -171,11 +171,6 @@ func identityOf(st *unix.Stat_t) identity {
 	return identity{kind: kind, dev: uint64(st.Dev), ino: st.Ino, size: st.Size, mtime: st.Mtim, ctime: st.Ctim}
 }
 
-// sameFile reports whether both are states of one file.
-func (a identity) sameFile(b identity) bool {
-	return a.kind == b.kind && a.dev == b.dev && a.ino == b.ino
-}
-
 // mountDevice finds the device number of a mount point without touching it.
 func mountDevice(mountpoint string) (dev uint64, known bool) {
 	info, err := os.ReadFile("/proc/self/mountinfo")

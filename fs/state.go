@@ -4,6 +4,7 @@ import (
 	"path"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/openclaw/clawfs/capstore"
 )
@@ -90,6 +91,47 @@ func (q *quarantine) count() int64 {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	return int64(len(q.order))
+}
+
+// sentBack remembers which callers were answered ESTALE, which the kernel turns
+// into one more lookup and open, so that a second one, which would reach the
+// program, becomes a refusal with a reason. The zero value is ready.
+type sentBack struct {
+	mu sync.Mutex // guards at
+	at map[trip]time.Time
+}
+
+type trip struct {
+	pid  uint32
+	path string
+}
+
+const (
+	tripTime = time.Second // the kernel's second try comes at once
+	maxTrips = 1024
+)
+
+// again notes that the caller is to be sent back, unless it has just been.
+func (s *sentBack) again(pid uint32, path string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t := trip{pid, path}
+	if since, was := s.at[t]; was && time.Since(since) < tripTime {
+		delete(s.at, t)
+		return true
+	}
+	if s.at == nil || len(s.at) >= maxTrips {
+		s.at = make(map[trip]time.Time) // whoever is forgotten gets ESTALE itself
+	}
+	s.at[t] = time.Now()
+	return false
+}
+
+// arrived notes that the second try found what it should.
+func (s *sentBack) arrived(pid uint32, path string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.at, trip{pid, path})
 }
 
 func baseName(p string) string { return path.Base(p) }

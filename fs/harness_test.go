@@ -1,0 +1,471 @@
+package fs
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/base64"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/go-json-experiment/json"
+
+	"github.com/openclaw/clawfs/capstore"
+	"github.com/openclaw/clawfs/hashpipe"
+	"github.com/openclaw/clawfs/verifier/dsse"
+)
+
+// The test binary is also the program that serves a mount and the program that
+// uses it: a process that serves a mount must never touch it, and a client that
+// hangs in one must not hang the test.
+const roleVariable = "CLAWFS_TEST_ROLE"
+
+func TestMain(m *testing.M) {
+	switch os.Getenv(roleVariable) {
+	case "":
+		os.Exit(m.Run())
+	case "server":
+		os.Exit(serve(os.Args[1]))
+	case "client":
+		os.Exit(client(os.Args[1:]))
+	}
+	fmt.Fprintln(os.Stderr, "unknown role")
+	os.Exit(2)
+}
+
+// serverSpec is what a serving child is told at its start, requests and
+// replies go over its stdin and stdout, one JSON text a line.
+type serverSpec struct {
+	Source, Mountpoint string
+	Mint, Revoker      dsse.PublicKey
+	Workers            int
+	AllowOther         bool
+}
+
+type request struct {
+	Op       string // admit, revoke, clock, stats, records, unmount, abandon
+	Envelope []byte
+	Shift    int64 // clock: from now on the wall clock is off by this, in seconds
+}
+
+type reply struct {
+	Err     string
+	Stats   Stats
+	Records []Record
+	Leaked  []string // unmount: descriptors that were not open before Mount
+}
+
+func serve(arg string) int {
+	spec, err := decodeArg[serverSpec](arg)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "server:", err)
+		return 2
+	}
+	var mu sync.Mutex // guards records and shift
+	var records []Record
+	var shift time.Duration
+	out := bufio.NewWriter(os.Stdout)
+	say := func(r reply) {
+		if err := json.MarshalWrite(out, r); err != nil {
+			panic(err)
+		}
+		out.WriteByte('\n')
+		out.Flush()
+	}
+	before := descriptors()
+	view, err := capstore.NewView(capstore.Trust{
+		Mints:    []capstore.Signer{{Operator: "test", Key: spec.Mint}},
+		Revokers: []capstore.Signer{{Operator: "test", Key: spec.Revoker}},
+	})
+	var s *Server
+	if err == nil {
+		s, err = Mount(Config{
+			Source: spec.Source, Mountpoint: spec.Mountpoint, View: view,
+			HashWorkers: spec.Workers, AllowOther: spec.AllowOther,
+			Audit: func(r Record) {
+				mu.Lock()
+				defer mu.Unlock()
+				records = append(records, r)
+			},
+			Clock: func() time.Time {
+				mu.Lock()
+				defer mu.Unlock()
+				return time.Now().Add(shift)
+			},
+		})
+	}
+	if err != nil {
+		say(reply{Err: err.Error()})
+		return 1
+	}
+	say(reply{})
+	for in := bufio.NewReader(os.Stdin); ; {
+		line, err := in.ReadBytes('\n')
+		if err != nil {
+			// The test is gone, or has killed the mount on purpose.
+			_ = s.Abandon()
+			return 0
+		}
+		var q request
+		if err := json.Unmarshal(line, &q); err != nil {
+			say(reply{Err: err.Error()})
+			continue
+		}
+		var r reply
+		switch q.Op {
+		case "admit":
+			_, err = view.Admit(q.Envelope)
+		case "revoke":
+			_, err = view.Revoke(q.Envelope)
+		case "clock":
+			mu.Lock()
+			shift = time.Duration(q.Shift) * time.Second
+			mu.Unlock()
+		case "stats":
+		case "records":
+			mu.Lock()
+			r.Records = slices.Clone(records)
+			mu.Unlock()
+		case "unmount":
+			err = s.Unmount()
+		case "abandon":
+			err = s.Abandon()
+		case "leaks":
+			s.Wait()
+			for fd, what := range descriptors() {
+				if before[fd] != what && !strings.HasPrefix(what, "anon_inode:") {
+					r.Leaked = append(r.Leaked, fd+" "+what)
+				}
+			}
+		default:
+			err = fmt.Errorf("unknown op %q", q.Op)
+		}
+		if err != nil {
+			r.Err = err.Error()
+		}
+		r.Stats = s.Stats()
+		say(r)
+	}
+}
+
+// descriptors returns what this process has open, by number.
+func descriptors() map[string]string {
+	out := make(map[string]string)
+	entries, _ := os.ReadDir("/proc/self/fd")
+	for _, e := range entries {
+		if link, err := os.Readlink("/proc/self/fd/" + e.Name()); err == nil && !strings.HasPrefix(link, "/proc/") {
+			out[e.Name()] = link
+		}
+	}
+	return out
+}
+
+func encodeArg(v any) string {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic(err)
+	}
+	return base64.StdEncoding.EncodeToString(b)
+}
+
+func decodeArg[T any](s string) (v T, err error) {
+	b, err := base64.StdEncoding.DecodeString(s)
+	if err == nil {
+		err = json.Unmarshal(b, &v)
+	}
+	return v, err
+}
+
+// mounted is a live mount in a child, seen from a test.
+type mounted struct {
+	t         *testing.T
+	src, dir  string
+	mint, rev dsse.PrivateKey
+	cmd       *exec.Cmd
+	exited    chan struct{}
+	stderr    *bytes.Buffer
+	gone      bool // the test has unmounted or killed it
+	mu        sync.Mutex
+	in        io.WriteCloser
+	out       *bufio.Reader
+}
+
+func needMounts(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Fatal("mounting needs root here: run the tests with sudo")
+	}
+	if _, err := os.Stat("/dev/fuse"); err != nil {
+		t.Fatalf("no FUSE device: modprobe fuse (%v)", err)
+	}
+	if _, err := exec.LookPath("fusermount3"); err != nil {
+		t.Fatal("no fusermount3: apt-get install fuse3")
+	}
+}
+
+func newKey(t *testing.T) dsse.PrivateKey {
+	t.Helper()
+	k, err := dsse.GenerateKey("ed25519")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+// tempDir is t.TempDir, but every user may enter, and a mount that died inside
+// does not fail the removal.
+func tempDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "clawfs-fs-test-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o755); err != nil { // nobody is a client too
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// mountEmpty mounts a fresh source directory.
+func mountEmpty(t *testing.T, change ...func(*serverSpec)) *mounted {
+	t.Helper()
+	needMounts(t)
+	dir := tempDir(t)
+	m := &mounted{
+		t: t, src: filepath.Join(dir, "src"), dir: filepath.Join(dir, "mnt"),
+		mint: newKey(t), rev: newKey(t),
+		exited: make(chan struct{}), stderr: new(bytes.Buffer),
+	}
+	for _, d := range []string{m.src, m.dir} {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	spec := serverSpec{Source: m.src, Mountpoint: m.dir, Mint: m.mint.Public(), Revoker: m.rev.Public(), AllowOther: true}
+	for _, c := range change {
+		c(&spec)
+	}
+	m.cmd = exec.Command(os.Args[0], encodeArg(spec))
+	m.cmd.Env = append(os.Environ(), roleVariable+"=server")
+	m.cmd.Stderr = m.stderr
+	stdin, err := m.cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := m.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.in, m.out = stdin, bufio.NewReader(stdout)
+	if err := m.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(m.end)
+	if r := m.receive(); r.Err != "" {
+		m.gone = true
+		t.Fatalf("mount: %s", r.Err)
+	}
+	return m
+}
+
+// end unmounts and looks for what was left behind.
+func (m *mounted) end() {
+	if !m.gone {
+		r := m.ask(request{Op: "unmount"})
+		if r.Err != "" {
+			m.t.Errorf("at the end: %s", r.Err)
+			m.ask(request{Op: "abandon"})
+		} else {
+			r = m.ask(request{Op: "leaks"})
+			if len(r.Leaked) > 0 {
+				m.t.Errorf("descriptors left open after unmount: %q", r.Leaked)
+			}
+			if r.Stats.Handles != 0 || r.Stats.Verifying != 0 {
+				m.t.Errorf("left after unmount: %+v", r.Stats)
+			}
+		}
+		if r.Stats.Panics != 0 || r.Stats.AuditDropped != 0 {
+			m.t.Errorf("%d panics, %d audit records dropped", r.Stats.Panics, r.Stats.AuditDropped)
+		}
+	}
+	m.in.Close()
+	done := make(chan error, 1)
+	go func() { done <- m.cmd.Wait() }()
+	select {
+	case err := <-done:
+		if err != nil && !m.gone {
+			m.t.Errorf("server: %v", err)
+		}
+	case <-time.After(20 * time.Second):
+		m.t.Error("the server did not end in 20 s")
+		m.cmd.Process.Kill()
+		<-done
+	}
+	if m.stderr.Len() > 0 {
+		m.t.Logf("server said:\n%s", m.stderr)
+	}
+	syscall.Unmount(m.dir, syscall.MNT_DETACH) // only if the test failed
+}
+
+func (m *mounted) ask(q request) reply {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	b, err := json.Marshal(q)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	if _, err := m.in.Write(append(b, '\n')); err != nil {
+		m.t.Fatalf("server: %v\n%s", err, m.stderr)
+	}
+	return m.receive()
+}
+
+func (m *mounted) receive() reply {
+	line, err := m.out.ReadBytes('\n')
+	if err != nil {
+		m.t.Fatalf("server: %v\n%s", err, m.stderr)
+	}
+	var r reply
+	if err := json.Unmarshal(line, &r); err != nil {
+		m.t.Fatal(err)
+	}
+	return r
+}
+
+func (m *mounted) do(q request) {
+	m.t.Helper()
+	if r := m.ask(q); r.Err != "" {
+		m.t.Fatalf("%s: %s", q.Op, r.Err)
+	}
+}
+
+func (m *mounted) stats() Stats { return m.ask(request{Op: "stats"}).Stats }
+
+// lastRecord waits for the newest record of a path.
+func (m *mounted) lastRecord(path string, want Decision) Record {
+	m.t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		records := m.ask(request{Op: "records"}).Records
+		for _, r := range slices.Backward(records) {
+			if r.Path == path && r.Decision == want {
+				return r
+			}
+		}
+	}
+	m.t.Fatalf("no %s record of %s", want, path)
+	return Record{}
+}
+
+// write puts a file into the source.
+func (m *mounted) write(name string, data []byte) string {
+	m.t.Helper()
+	p := filepath.Join(m.src, name)
+	if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil {
+		m.t.Fatal(err)
+	}
+	if err := os.WriteFile(p, data, 0o644); err != nil {
+		m.t.Fatal(err)
+	}
+	return p
+}
+
+// terms are what differs between the capabilities of these tests.
+type terms struct {
+	notBefore, notAfter time.Time
+	sequence            int64
+}
+
+// grant makes the mint sign a capability for one file and admits it.
+func (m *mounted) grant(name string, data []byte, change ...func(*terms)) []byte {
+	m.t.Helper()
+	e := signed(m.t, m.mint, []capstore.Subject{subject(m.t, name, data)}, change...)
+	m.do(request{Op: "admit", Envelope: e})
+	return e
+}
+
+func (m *mounted) revoke(kind capstore.Kind, target hashpipe.Digest) {
+	m.t.Helper()
+	m.do(request{Op: "revoke", Envelope: revocation(m.t, m.rev, kind, target)})
+}
+
+func subject(t *testing.T, name string, data []byte) capstore.Subject {
+	t.Helper()
+	got, err := hashpipe.Measure(t.Context(), bytes.NewReader(data), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return capstore.Subject{Name: name, Digest: got.Sum().Claim(), Verity: got.Tree().Claim(), Size: got.Size()}
+}
+
+// publisher is one for all tests of a run; nothing here depends on whose it is.
+var publisher = sync.OnceValue(func() dsse.PublicKey {
+	k, err := dsse.GenerateKey("ed25519")
+	if err != nil {
+		panic(err)
+	}
+	return k.Public()
+})
+
+// signed makes a capability as the mint would.
+func signed(t *testing.T, mint dsse.PrivateKey, subjects []capstore.Subject, change ...func(*terms)) []byte {
+	t.Helper()
+	now := time.Now().UTC().Truncate(time.Second)
+	w := terms{notBefore: now.Add(-time.Hour), notAfter: now.Add(time.Hour), sequence: 1}
+	for _, c := range change {
+		c(&w)
+	}
+	st := capstore.NewStatement(subjects, capstore.Predicate{
+		Model: "acme/langid", Version: "1.2.0", Sequence: w.sequence,
+		SBA:       capstore.Reference{Digest: capstore.DigestSet{SHA256: hashpipe.SumBytes([]byte("an attestation")).Claim()}},
+		Publisher: capstore.Publisher{KeyID: publisher().ID(), PublicKey: publisher()},
+		Minter:    capstore.Minter{KeyID: mint.Public().ID()},
+		Platform:  capstore.Platform{OS: "linux", Arch: "amd64", Accelerator: "none"},
+		NotBefore: w.notBefore, NotAfter: w.notAfter,
+	})
+	payload, err := st.Payload()
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := dsse.Sign(dsse.PayloadType, payload, mint)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return e
+}
+
+func revocation(t *testing.T, key dsse.PrivateKey, kind capstore.Kind, target hashpipe.Digest) []byte {
+	t.Helper()
+	st, err := capstore.NewRevocation(kind, target.String(), "planted in a test", time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := capstore.SignRevocation(st, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return e
+}
+
+// sample makes n bytes that differ with the seed and have no short period.
+func sample(seed byte, n int) []byte {
+	out := make([]byte, n)
+	x := uint64(seed)*0x9e3779b97f4a7c15 + 1
+	for i := range out {
+		x ^= x << 13
+		x ^= x >> 7
+		x ^= x << 17
+		out[i] = byte(x >> 24)
+	}
+	return out
+}
+
+func sumOf(data []byte) string { return hashpipe.SumBytes(data).String() }
