@@ -18,10 +18,11 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/openclaw/clawfs/capstore"
 	"github.com/openclaw/clawfs/rebuild/oci"
@@ -134,7 +135,7 @@ func (r *Reproduction) run(ctx context.Context, c Config, l verifier.Ledger, st 
 		log = &logWriter{w: c.Log, left: 4*c.Limits.LogBytes + 4096}
 	}
 	spec.Log = log
-	for i, v := range variations() {
+	for i, v := range variations(in.rootfs) {
 		spec.Dir = filepath.Join(r.dir, fmt.Sprint("build", i+1))
 		if err := os.Mkdir(spec.Dir, 0o700); err != nil {
 			return fmt.Errorf("rebuilding: %w", err)
@@ -184,17 +185,34 @@ func recipe(c Config, l verifier.Ledger, st verifier.Statement, in inputs) sandb
 
 // variations are the surroundings of the two builds. The second has one
 // processor less where there are two.
-func variations() [2]sandbox.Variation {
+func variations(rootfs string) [2]sandbox.Variation {
 	v := [2]sandbox.Variation{
-		{Hostname: "build", WorkDir: "/work", UID: 1 << 30},
-		{Hostname: "rebuilder-2", WorkDir: "/work2/again", UID: 1<<30 + 1<<20, ReverseEnv: true, Uptime: 37*24*time.Hour + 11*time.Hour},
+		{Hostname: "build", WorkDir: freeDir(rootfs, "work"), UID: 1 << 30},
+		{Hostname: "rebuilder-2", WorkDir: freeDir(rootfs, "again") + "/work", UID: 1<<30 + 1<<20, ReverseEnv: true, Uptime: 37*24*time.Hour + 11*time.Hour},
 	}
-	if n := runtime.NumCPU(); n > 1 {
-		for cpu := 1; cpu < n; cpu++ {
-			v[1].CPUs = append(v[1].CPUs, cpu)
+	var may unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &may); err == nil && may.Count() > 1 {
+		for cpu, skipped := 0, false; len(v[1].CPUs) < may.Count()-1; cpu++ {
+			if may.IsSet(cpu) && !skipped {
+				skipped = true
+			} else if may.IsSet(cpu) {
+				v[1].CPUs = append(v[1].CPUs, cpu)
+			}
 		}
 	}
 	return v
+}
+
+// freeDir returns the first of /name, /name-1, … that the image does not have:
+// the sandbox puts an empty directory there.
+func freeDir(rootfs, name string) string {
+	dir := "/" + name
+	for i := 1; ; i++ {
+		if _, err := os.Lstat(filepath.Join(rootfs, dir)); err != nil {
+			return dir
+		}
+		dir = fmt.Sprintf("/%s-%d", name, i)
+	}
 }
 
 // buildFailure translates what the sandbox says about the build; what it says

@@ -162,6 +162,3 @@ func signCapability(job jobFile, l verifier.Ledger, publisher dsse.PublicKey, mi
 	}
 	return dsse.Sign(dsse.PayloadType, payload, mint)
 }
-
-// removeWorld removes what the tests share.
-func removeWorld() {}
