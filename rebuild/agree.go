@@ -97,11 +97,6 @@ func buildOf(st verifier.Statement) compare.Build {
 // digest stands in it, and those that are byte for byte one of its inputs.
 // A build that only copies has reproduced nothing.
 func notCopied(ctx context.Context, in inputs, l verifier.Ledger, outputs []sandbox.Output) error {
-	for _, o := range outputs {
-		if form := mentions(l.Payload(), o.Measurement()); form != "" {
-			return fail(capstore.CopiedInput, "output %q: its digest stands in the ledger (%s), which promises a process and no result", o.Name(), form)
-		}
-	}
 	wanted := make([]hashpipe.Measurement, len(outputs))
 	for i, o := range outputs {
 		wanted[i] = o.Measurement()
@@ -117,6 +112,11 @@ func notCopied(ctx context.Context, in inputs, l verifier.Ledger, outputs []sand
 					return fail(capstore.CopiedInput, "output %q has the very bytes of the input %s%s: a build that only copies has reproduced nothing", o.Name(), place.name, c.Path)
 				}
 			}
+		}
+	}
+	for _, o := range outputs {
+		if form := mentions(l.Payload(), o.Measurement()); form != "" {
+			return fail(capstore.CopiedInput, "output %q: its digest stands in the ledger (%s), which promises a process and no result", o.Name(), form)
 		}
 	}
 	return nil

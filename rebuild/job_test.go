@@ -161,6 +161,7 @@ func TestRunJobAnswers(t *testing.T) {
 		{"no dataset", nil, func(s *jobSite) { s.place(s.envelope, jobFile{ID: "aaaaaaaaaa", SBA: s.att.Digest()}) }, capstore.FetchFailed, "--source"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			s := newJobSite(t, c.argv...)
 			if c.change != nil {
 				c.change(s)
@@ -210,6 +211,7 @@ func TestRunJobErrors(t *testing.T) {
 		}, errJobLocked.Error()},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			s := newJobSite(t)
 			c.change(s)
 			r, err := RunJob(t.Context(), s.config)

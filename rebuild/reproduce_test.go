@@ -303,6 +303,7 @@ func TestReproduceRefuses(t *testing.T) {
 		{"digest in base64url", argv("write", secret, "x="+base64.RawURLEncoding.EncodeToString(raw)), capstore.CopiedInput, "SHA-256 in base64", ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			s := newSite(t)
 			c.change(s)
 			var log bytes.Buffer
