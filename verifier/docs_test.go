@@ -1,0 +1,39 @@
+package verifier_test
+
+import (
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/openclaw/clawfs/verifier"
+)
+
+// TestDocs parses the examples of docs/ledger.md, and sees that the policy
+// there trusts the ledger's key for its model.
+func TestDocs(t *testing.T) {
+	text, err := os.ReadFile("../docs/ledger.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	example := func(kind string) []byte {
+		_, after, ok := strings.Cut(string(text), "```json "+kind+"\n")
+		body, _, closed := strings.Cut(after, "\n```")
+		if !ok || !closed {
+			t.Fatalf("docs/ledger.md has no example of a %s", kind)
+		}
+		return []byte(body)
+	}
+	l, err := verifier.ParseLedger(example("ledger"))
+	if err != nil {
+		t.Fatalf("the ledger of docs/ledger.md: %v", err)
+	}
+	p, err := verifier.ParsePolicy(example("policy"))
+	if err != nil {
+		t.Fatalf("the policy of docs/ledger.md: %v", err)
+	}
+	st := l.Statement()
+	rule, ok := p.Rule(st.Predicate.Model)
+	if !ok || rule.Keys[0].ID() != st.Predicate.Publisher.KeyID {
+		t.Errorf("the policy's rule for %s is %q with key %s, want the ledger's key %s", st.Predicate.Model, rule.Name, rule.Keys[0].ID(), st.Predicate.Publisher.KeyID)
+	}
+}
