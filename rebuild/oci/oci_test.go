@@ -208,7 +208,7 @@ func TestHostileArchives(t *testing.T) {
 	if err := os.WriteFile(outside, []byte("untouched"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	deep := strings.Repeat("d/", 2000) + "f"
+	deep := strings.Repeat("d/", 2000) + "f" // [3600:] is 200 directories and a file
 	good := archive(t, file("a", "1"))
 	for _, tt := range []struct {
 		name  string
@@ -246,7 +246,9 @@ func TestHostileArchives(t *testing.T) {
 		{"whiteout of self", archive(t, file("d/.wh..", "")), "whiteout"},
 		{"whiteout of nothing", archive(t, file(".wh.", "")), "whiteout"},
 		{"whiteout through link", archive(t, link("l", filepath.Dir(outside)), file("l/.wh.victim", ""), file("l/.wh..wh..opq", "")), ""},
-		{"2000 directories deep", archive(t, file(deep, "1")), "larger than allowed"},
+		{"2000 directories deep", archive(t, file(deep, "1")), "2001 directories deep"},
+		{"1000 directories in 5 entries", archive(t, file("1/"+deep[3600:], "1"), file("2/"+deep[3600:], "1"), file("3/"+deep[3600:], "1"),
+			file("4/"+deep[3600:], "1"), file("5/"+deep[3600:], "1")), "larger than allowed: directories"},
 		{"too many entries", archive(t, slices.Repeat([]tar.Header{dir("d")}, 1001)...), "larger than allowed: archive entries"},
 		{"too many bytes", archive(t, file("a", strings.Repeat("x", 1<<20)), file("b", strings.Repeat("x", 1<<20))), "larger than allowed"},
 		{"sparse bomb", sparse(t, 1<<40), "larger than allowed"},

@@ -24,6 +24,10 @@ import (
 // `zstd --ultra -22` uses.
 const maxWindow = 128 << 20
 
+// maxDepth bounds the components of a path: every entry is resolved from the
+// root, so depth multiplies the work of each.
+const maxDepth = 256
+
 // Unpack makes the directory dest out of the image's layers and returns the
 // image's configuration. dest must not exist; it appears, by a rename, only
 // after every blob and every layer was verified. After a crash a directory
@@ -291,6 +295,9 @@ func cleanName(name string) (string, error) {
 		default:
 			parts = append(parts, p)
 		}
+	}
+	if len(parts) > maxDepth {
+		return "", fmt.Errorf("archive entry %q: %d directories deep, the limit is %d", clip(name), len(parts), maxDepth)
 	}
 	return strings.Join(parts, "/"), nil
 }

@@ -122,10 +122,10 @@ func (h *hierarchy) probe() error {
 			return fmt.Errorf("no %s controller: not mounted as cgroup v1, and /sys/fs/cgroup is not cgroup v2 (runc uses only the v1 half of a hybrid layout)", c)
 		}
 		dir, err := h.dir("self", c)
-		if err != nil {
-			return err
+		if err == nil {
+			err = probeMkdir(dir)
 		}
-		if err := probeMkdir(dir); err != nil {
+		if err != nil {
 			return fmt.Errorf("%s controller: %w", c, err)
 		}
 	}

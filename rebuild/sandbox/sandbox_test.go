@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -504,5 +505,131 @@ func TestVariation(t *testing.T) {
 	}
 	if !strings.HasSuffix(down, "\nHOME=/tmp\nB=stage\nA=1") {
 		t.Errorf("descending environment = %q", down)
+	}
+}
+
+// workerEnv makes the test binary run one build that never ends, as a worker
+// that the test then kills.
+const workerEnv = "CLAWFS_SANDBOX_TEST_WORKER"
+
+func TestWorkerKilled(t *testing.T) {
+	if dir := os.Getenv(workerEnv); dir != "" {
+		r, s := spec(t, "stubborn")
+		s.Dir, s.Progress = dir, func(string) { time.AfterFunc(time.Second, func() { os.WriteFile(dir+"/started", nil, 0o644) }) }
+		_, err := r.Run(context.Background(), s)
+		t.Fatal(err)
+	}
+	r, s := spec(t, "cat", "/out/a")
+	living, other := spec(t, "sleep")
+	clean(t, func() {
+		worker := exec.Command(os.Args[0], "-test.run=^TestWorkerKilled$")
+		worker.Env = append(os.Environ(), workerEnv+"="+s.Dir)
+		if err := worker.Start(); err != nil {
+			t.Fatal(err)
+		}
+		for range 500 {
+			if exists(s.Dir + "/started") {
+				break
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+		mine := exclusive(t, worker.Process.Pid)
+		if len(mine) != 1 {
+			t.Fatalf("the worker holds %q, want one run", mine)
+		}
+		// While the worker lives, a sweep leaves its run alone.
+		if swept, err := r.Sweep(t.Context()); err != nil || slices.Contains(swept, mine[0]) {
+			t.Errorf("Sweep = %q, %v: took a living worker's run", swept, err)
+		}
+		worker.Process.Kill()
+		worker.Wait()
+		if got := host(t); !strings.Contains(got, "cgroup") || !strings.Contains(got, mine[0]) {
+			t.Errorf("the container died with its worker; the host has\n%s", got)
+		}
+		// A run that goes on meanwhile is not swept either.
+		ctx, cancel := context.WithCancel(t.Context())
+		started, ended := make(chan bool), make(chan error)
+		other.Progress = func(string) { close(started) }
+		go func() {
+			_, err := living.Run(ctx, other)
+			ended <- err
+		}()
+		<-started
+		if _, err := r.Run(t.Context(), s); err != nil {
+			t.Errorf("Run after a killed worker: %v", err)
+		}
+		if got := host(t); strings.Contains(got, mine[0]) {
+			t.Errorf("the killed worker's run was not swept:\n%s", got)
+		}
+		select {
+		case err := <-ended:
+			t.Errorf("the other run ended: %v", err)
+		default:
+		}
+		cancel()
+		if err := <-ended; !errors.Is(err, context.Canceled) {
+			t.Errorf("the other run: %v", err)
+		}
+	})
+	if left, _ := filepath.Glob(s.Dir + "/*.ext4"); len(left) != 0 {
+		t.Errorf("the killed worker left %q", left)
+	}
+}
+
+// exclusive lists the runs whose lock process pid holds open.
+func exclusive(t *testing.T, pid int) []string {
+	t.Helper()
+	fds, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var runs []string
+	for _, fd := range fds {
+		if path, _ := os.Readlink(fd); strings.HasPrefix(path, StateDir+"/") && filepath.Base(path) == "lock" {
+			runs = append(runs, filepath.Base(filepath.Dir(path)))
+		}
+	}
+	return runs
+}
+
+func TestSweepRemains(t *testing.T) {
+	r, _ := spec(t)
+	// A worker that died between making its directory and locking it.
+	dir := filepath.Join(StateDir, "0123456789abcdef0123456789abcdef")
+	if err := os.Mkdir(dir, 0o711); err != nil {
+		t.Fatal(err)
+	}
+	// A runc that died before it wrote any state leaves a cgroup.
+	group, err := r.cgroups.dir("self", "pids")
+	if err != nil {
+		t.Fatal(err)
+	}
+	group = filepath.Join(group, idPrefix+filepath.Base(dir)+"-0")
+	if err := os.Mkdir(group, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	sleeper := exec.Command("sleep", "600")
+	if err := sleeper.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(group, "cgroup.procs"), fmt.Append(nil, sleeper.Process.Pid), 0); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- sleeper.Wait() }()
+	if swept, err := r.Sweep(t.Context()); err != nil || !slices.Contains(swept, filepath.Base(dir)) {
+		t.Errorf("Sweep = %q, %v", swept, err)
+	}
+	select {
+	case err := <-ended:
+		if err == nil {
+			t.Error("the process in the leftover cgroup ended by itself")
+		}
+	case <-time.After(5 * time.Second):
+		t.Error("the process in the leftover cgroup lives")
+		sleeper.Process.Kill()
+	}
+	if exists(dir) || exists(group) {
+		t.Error("directory or cgroup is still there")
 	}
 }
