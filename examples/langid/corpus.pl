@@ -27,9 +27,9 @@ sub text {
     return $line;
 }
 
-# sentences calls $take for every clean sentence of a file.
+# sentences calls $take for the clean sentences of a file, until $enough.
 sub sentences {
-    my ( $file, $take ) = @_;
+    my ( $file, $take, $enough ) = @_;
     my ( $paragraph, $skip ) = ( '', 0 );
     my $flush = sub {
         for my $sentence ( split /(?<=[.!?:;])\s+/, $paragraph ) {
@@ -44,6 +44,7 @@ sub sentences {
     };
     open my $in, '<', $file or die "$file: $!\n";
     while ( my $line = <$in> ) {
+        last if $enough->();
         chomp $line;
         next if $line =~ /^[.']\s*\\"/;
         if ( $line =~ /^[.'](?:nf|EX|TS)\b/ ) { $skip = 1; $flush->(); next }
@@ -67,7 +68,7 @@ for my $file (@files) {
         return if $here{$sentence}++;
         push @{ $kept{$language} }, $sentence;
         $seen{$sentence}++;
-    } );
+    }, sub { @{ $kept{$language} // [] } > 1.2 * $per_language } );
 }
 my @languages = sort keys %kept;
 for my $language (@languages) {
