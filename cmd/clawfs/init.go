@@ -9,6 +9,7 @@ import (
 	"runtime"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/config"
 	"github.com/openclaw/clawfs/rebuild"
@@ -145,9 +146,10 @@ func (a *app) initState(operator string) (mint, revoker dsse.KeyID, err error) {
 	if err != nil {
 		return "", "", err
 	}
-	// Renaming a directory replaces an empty one and refuses any other.
-	if err := os.Rename(dir, a.state); err != nil {
-		return "", "", fmt.Errorf("state directory: %w", err)
+	// rename(2) replaces an empty directory and refuses any other; os.Rename
+	// refuses both.
+	if err := unix.Rename(dir, a.state); err != nil {
+		return "", "", fmt.Errorf("state directory %s: %w", a.state, err)
 	}
 	return mintKey.ID(), revokeKey.Public().ID(), syncDir(parent)
 }
