@@ -1,0 +1,84 @@
+#!/bin/bash
+# usage: sudo examples/torch/demo.sh
+#
+# The road of examples/langid with PyTorch: a small character model, saved with
+# torch.save, loaded through the mount by torch.load. The publisher, the build
+# and the client all use Debian's python3-torch from one image, so nothing is
+# installed. Needs bin/clawfs and bin/runc (make build), mmdebstrap, the
+# network the first time, and 5 GB of disk. The image stays in build/torch.
+set -euo pipefail
+
+here=$(cd "$(dirname "$0")" && pwd)
+repo=$(cd "$here/../.." && pwd)
+clawfs=$repo/bin/clawfs
+# shellcheck source=examples/steps.sh
+. "$here/../steps.sh"
+begin demo-torch mmdebstrap unshare
+
+root=$repo/build/torch/root
+layout=$repo/build/torch/image
+publisher=$dir/publisher
+consumer=$dir/consumer
+mountpoint=$consumer/models
+mkdir -p "$publisher/corpus" "$consumer/downloads" "$mountpoint"
+inputs=(--source "$publisher/recipe" --dataset corpus="$publisher/corpus" --image "$layout")
+# Numeric libraries choose their code by the processor; these keep it the same
+# on every machine of the class.
+pins=(OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41)
+
+# inside RUNS a command in the unpacked image, with DATA at /mnt: inside DATA COMMAND...
+inside() { "$here/inside.sh" "$root" "$@"; }
+
+say "PUBLISHER. PyTorch from Debian packages, a text that Debian ships."
+if [ -f "$layout/index.json" ] && [ -x "$root/usr/bin/python3" ]; then
+	echo "using $layout"
+else
+	mkdir -p "$repo/build/torch"
+	step 0 "$here/image.sh" "$root" "$layout"
+fi
+# From the package, not from this machine: others shall find the same bytes.
+deb=$("$here/../debs.sh" "$repo/build/debs" base-files)
+dpkg-deb --fsys-tarfile "$deb" | tar -xO ./usr/share/common-licenses/GPL-3 >"$publisher/corpus/text.txt"
+cp -r "$here/recipe" "$publisher/recipe"
+commit "$publisher/recipe"
+
+say "They train without clawfs, save with torch.save, and upload the file."
+mkdir "$publisher/work"
+cp "$here/recipe/train.py" "$publisher/corpus/text.txt" "$publisher/work/"
+step 0 inside "$publisher/work" env "${pins[@]}" python3 /mnt/train.py /mnt/text.txt /mnt/charmodel.pt
+cp "$publisher/work/charmodel.pt" "$consumer/downloads/charmodel.pt"
+native=$(digest "$publisher/work/charmodel.pt")
+
+say "They write down the process, try it twice, and sign it."
+step 0 "$clawfs" keygen --out "$publisher/acme"
+step 0 "$clawfs" ledger new --model acme/charmodel --version 1.0 --sequence 1 --key "$publisher/acme.pub" \
+	--source "$publisher/recipe" --dataset corpus="$publisher/corpus" --image "$layout" \
+	--env "${pins[0]}" --env "${pins[1]}" --env "${pins[2]}" --env PYTHONHASHSEED=0 --env PYTHONDONTWRITEBYTECODE=1 \
+	--stage 'train: python3 /in/source/train.py /in/dataset/corpus/text.txt /out/charmodel.pt' \
+	--output charmodel.pt --out "$publisher/charmodel.json"
+step 0 "$clawfs" ledger check "$publisher/charmodel.json" "${inputs[@]}"
+expect "$native" # the sandbox made the bytes of the publisher's machine
+step 0 "$clawfs" ledger sign "$publisher/charmodel.json" --key "$publisher/acme" --out "$publisher/charmodel.sba"
+
+say "CONSUMER. Before the rebuild, torch.load gets a PermissionError."
+step 0 "$clawfs" init
+step 0 "$clawfs" publisher trust "$publisher/acme.pub" --name acme --models 'acme/*'
+step 0 "$clawfs" mount "$consumer/downloads" "$mountpoint"
+step 1 inside "$mountpoint" python3 /client.py /mnt/charmodel.pt 'This program'
+expect PermissionError
+
+say "After it, the unmodified loader reads the file."
+step 0 "$clawfs" grant "$publisher/charmodel.sba" --wait "${inputs[@]}"
+step 0 inside "$mountpoint" python3 /client.py /mnt/charmodel.pt 'This program'
+expect "'This program "
+step 0 "$clawfs" why "$mountpoint/charmodel.pt"
+
+say "The same file with one bit changed does not load."
+mkdir "$consumer/downloads/mirror"
+flip "$consumer/downloads/charmodel.pt" "$consumer/downloads/mirror/charmodel.pt"
+step 1 inside "$mountpoint" python3 /client.py /mnt/mirror/charmodel.pt 'This program'
+expect PermissionError
+step 3 "$clawfs" why "$mountpoint/mirror/charmodel.pt"
+
+step 0 "$clawfs" umount "$mountpoint"
+finish
