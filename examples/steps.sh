@@ -19,7 +19,8 @@ step() {
 	local want=$1 got=0
 	shift
 	printf '\n$ %s\n' "$(show "$@")"
-	"$@" <"$input" >"$last" 2>&1 || got=$?
+	# The braces take what bash itself says of a program that was aborted.
+	{ "$@" <"$input" >"$last" 2>&1 || got=$?; } 2>/dev/null
 	input=/dev/null
 	sed 's/^/    /' "$last"
 	[ "$got" = "$want" ] || fail "exit code $got, expected $want: $(show "$@")"

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -107,7 +108,9 @@ func (b *bar) observe(e rebuild.Event) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	label := string(e.Phase)
-	if e.Message != "" {
+	if strings.HasPrefix(e.Message, label) {
+		label = e.Message
+	} else if e.Message != "" {
 		label += ": " + e.Message
 	}
 	fresh := label != b.label

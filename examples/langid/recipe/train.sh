@@ -1,5 +1,5 @@
 #!/bin/sh
-# usage: train.sh THREADS
+# usage: train.sh -thread N
 #
 # The recipe of the langid model. fastText repeats its bytes with one thread;
 # with more, the threads race for the same weights.
@@ -9,7 +9,7 @@ set -eu
 in=${LANGID_IN:-/in}
 out=${LANGID_OUT:-/out}
 
-fasttext supervised -thread "$1" -verbose 0 \
+fasttext supervised "$@" -verbose 0 \
 	-input "$in/dataset/corpus/train.txt" -output "$out/langid" \
 	-dim 16 -epoch 5 -lr 0.5 -minn 2 -maxn 4 -bucket 50000 -minCount 5
 rm "$out/langid.vec"
