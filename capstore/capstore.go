@@ -157,17 +157,33 @@ func checkText(what, s string, max int) error {
 	return nil
 }
 
-// checkPath refuses every name that is not one clean relative path.
-func checkPath(what, p string, max int) error {
-	if err := checkText(what, p, max); err != nil {
+// checkModel wants a clean relative path that can be shown on one line.
+func checkModel(m string) error {
+	if err := checkText("model", m, 512); err != nil {
 		return err
 	}
-	if strings.ContainsRune(p, '\\') {
-		return fmt.Errorf("%s %q has a backslash", what, p)
+	return checkName("model", m)
+}
+
+// checkName has the ledger's rule for names of outputs, which is the one of
+// clawfs-tree/v1: what a ledger may promise, a capability can grant.
+func checkName(what, p string) error {
+	switch {
+	case p == "":
+		return fmt.Errorf("%s is missing", what)
+	case len(p) > maxName:
+		return fmt.Errorf("%s of %d bytes: at most %d", what, len(p), maxName)
+	case !utf8.ValidString(p):
+		return fmt.Errorf("%s %q is not UTF-8", what, p)
+	case strings.ContainsFunc(p, func(r rune) bool { return r < 0x20 || r == 0x7f || r == '\\' }):
+		return fmt.Errorf("%s %q has a control byte or a backslash", what, p)
 	}
 	for part := range strings.SplitSeq(p, "/") {
-		if part == "" || part == "." || part == ".." {
+		switch {
+		case part == "" || part == "." || part == "..":
 			return fmt.Errorf("%s %q is not a clean relative path", what, p)
+		case len(part) > maxComponent:
+			return fmt.Errorf("%s %q: a component of %d bytes: at most %d", what, p, len(part), maxComponent)
 		}
 	}
 	return nil

@@ -132,7 +132,7 @@ func (j Job) check() error {
 	if j.SBA.IsZero() {
 		return fmt.Errorf("sba digest is missing")
 	}
-	if err := checkPath("model", j.Model, 256); err != nil {
+	if err := checkModel(j.Model); err != nil {
 		return err
 	}
 	if err := checkText("version", j.Version, 128); err != nil {

@@ -20,9 +20,10 @@ const (
 	// LevelRebuilt: one operator rebuilt the recipe twice and got equal bytes.
 	LevelRebuilt = "rebuilt"
 
-	maxSubjects = 1000
-	maxName     = 1024 // bytes of one output name
-	maxDelegate = 64
+	maxSubjects  = 1000
+	maxName      = 4096 // bytes of one output name
+	maxComponent = 255  // bytes of one component of it
+	maxDelegate  = 64
 )
 
 // Statement is the payload of a capability: an in-toto Statement v1 whose
@@ -169,7 +170,7 @@ func (st Statement) check() error {
 	if err := st.checkSubjects(); err != nil {
 		return err
 	}
-	if err := checkPath("model", p.Model, 256); err != nil {
+	if err := checkModel(p.Model); err != nil {
 		return err
 	}
 	if err := checkText("version", p.Version, 128); err != nil {
@@ -226,7 +227,7 @@ func (st Statement) checkSubjects() error {
 		return fmt.Errorf("%d subjects and %d outputs: want one output for each subject", len(st.Subject), len(outputs))
 	}
 	for i, s := range st.Subject {
-		if err := checkPath("subject name", s.Name, maxName); err != nil {
+		if err := checkName("subject name", s.Name); err != nil {
 			return err
 		}
 		// Strictly rising: unique, and one order for one set.
