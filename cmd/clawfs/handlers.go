@@ -253,7 +253,7 @@ func (d *daemon) mount(r *http.Request) (control.Mount, error) {
 	if err := control.ReadBody(r, &in); err != nil {
 		return control.Mount{}, err
 	}
-	m, err := d.mounts.add(r.Context(), newRecord(in.Source, in.Mountpoint, false))
+	m, err := d.mounts.add(newRecord(in.Source, in.Mountpoint, false))
 	if err != nil {
 		return control.Mount{}, answerError(http.StatusConflict, codeMount, err)
 	}

@@ -106,8 +106,9 @@ func (s *supervisor) adopt(ctx context.Context, r mountRecord) {
 }
 
 // add starts a mount and returns when it serves. If it does not come up, the
-// wish is forgotten and the error says why.
-func (s *supervisor) add(ctx context.Context, r mountRecord) (control.Mount, error) {
+// wish is forgotten and the error says why. If the daemon ends meanwhile, the
+// mount is the next one's.
+func (s *supervisor) add(r mountRecord) (control.Mount, error) {
 	s.mu.Lock()
 	life := s.ctx
 	if w, known := s.mounts[r.ID]; known {
@@ -125,9 +126,9 @@ func (s *supervisor) add(ctx context.Context, r mountRecord) (control.Mount, err
 	err := clearStale(r.Mountpoint)
 	if err == nil {
 		if err = r.write(s.state); err == nil {
-			err = s.start(ctx, r)
+			err = s.start(life, r)
 		}
-		if err != nil {
+		if err != nil && life.Err() == nil {
 			err = errors.Join(err, removeIfThere(s.state.Mount(r.ID)))
 		}
 	}
@@ -230,7 +231,8 @@ type startReport struct {
 }
 
 // start runs a mount process and waits until it serves. The process is of its
-// own session and keeps nothing of the daemon's.
+// own session and keeps nothing of the daemon's; when ctx ends it is left to
+// come up by itself.
 func (s *supervisor) start(ctx context.Context, r mountRecord) error {
 	log, err := openLog(s.state.MountLog(r.ID))
 	if err != nil {
@@ -263,6 +265,9 @@ func (s *supervisor) start(ctx context.Context, r mountRecord) error {
 	defer stop()
 	out.SetReadDeadline(time.Now().Add(readyPatience))
 	line, err := io.ReadAll(io.LimitReader(out, 64<<10))
+	if ctx.Err() != nil {
+		return errors.New("the daemon ends while the mount process starts")
+	}
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		cmd.Process.Kill()
 		return fmt.Errorf("the mount process does not get ready%s", logTail(log.Name(), before))

@@ -99,8 +99,11 @@ func (s State) checkParents() error {
 }
 
 // MakeRun makes what the daemon needs and `clawfs init` may not have made,
-// then checks all of it. Existing directories keep their mode.
+// and checks all of it, before and after. Existing directories keep their mode.
 func (s State) MakeRun() error {
+	if err := s.Check(); err != nil {
+		return err
+	}
 	for _, dir := range []string{s.Store(), s.Jobs(), s.Work(), s.Log(), s.Run(), s.Mounts()} {
 		if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 			return err

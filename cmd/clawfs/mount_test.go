@@ -1,0 +1,457 @@
+package main
+
+import (
+	"bufio"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/go-json-experiment/json"
+)
+
+func TestMount(t *testing.T) {
+	r := newRig(t)
+	files := map[string]string{"good.bin": "the approved bytes"}
+	r.admit(files)
+	r.file("good.bin", files["good.bin"])
+	r.file("bad.bin", "other bytes")
+	var m mounted
+	r.document(&m, "mount", r.src, r.mnt)
+	if !r.isMounted() {
+		t.Fatal("clawfs mount returned before the mount was in the mount table")
+	}
+	if m.Source != r.src || m.Mountpoint != r.mnt || m.PID != r.serverPID() {
+		t.Errorf("mount -o json = %+v, want source, mount point and pid %d", m, r.serverPID())
+	}
+	if !r.opens("good.bin", files["good.bin"]) {
+		t.Error("the granted file was refused right after clawfs mount returned")
+	}
+	if r.opens("bad.bin", "other bytes") {
+		t.Error("a file without a capability opened")
+	}
+	r.eventually("the refusal is in the log with everything a person needs", func() bool {
+		for _, l := range auditLines(t, m.Log) {
+			if l.Decision == "refused" && l.Path == filepath.Join(r.mnt, "bad.bin") && l.Comm == "cat" && l.PID > 0 && l.Reason != "" && l.Detail != "" && l.Next != "" {
+				return true
+			}
+		}
+		return false
+	})
+	r.eventually("status shows tier and counters", func() bool {
+		s := r.status()
+		return len(s.Mounts) == 1 && s.Mounts[0].State == mountLive && s.Mounts[0].Report != nil &&
+			s.Mounts[0].Report.Tier == "blocks" && s.Mounts[0].Report.Counters["granted"] > 0 && s.Mounts[0].Report.Counters["refused"] > 0
+	})
+	if out := r.ok("status"); !strings.Contains(out, r.mnt) || !strings.Contains(out, "1 live, 0 expired, 0 revoked") {
+		t.Errorf("status table lacks the mount or the capability:\n%s", out)
+	}
+	r.ok("umount", r.mnt)
+	if r.isMounted() || r.hasRecord() || r.serverPID() != 0 {
+		t.Errorf("after umount: mounted %v, record %v, process %d; want nothing left", r.isMounted(), r.hasRecord(), r.serverPID())
+	}
+	r.ok("mount", r.src, r.mnt) // the place is free again
+	if !r.opens("good.bin", files["good.bin"]) {
+		t.Error("the granted file was refused on the second mount")
+	}
+}
+
+func auditLines(t *testing.T, path string) []auditLine {
+	t.Helper()
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	var list []auditLine
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		var l auditLine
+		if err := json.Unmarshal(lines.Bytes(), &l); err != nil {
+			t.Fatalf("%s: line %q: %v", path, lines.Text(), err)
+		}
+		if l.Event == "audit" {
+			list = append(list, l)
+		}
+	}
+	return list
+}
+
+func TestMountRefusals(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		args func(t *testing.T, r *rig) (src, dir string)
+		want []string
+	}{
+		{"no source", func(t *testing.T, r *rig) (string, string) { return r.src + "x", r.mnt }, []string{"source", "does not exist"}},
+		{"source is a file", func(t *testing.T, r *rig) (string, string) { return r.state.Policy(), r.mnt }, []string{"source", "not a directory"}},
+		{"no mount point", func(t *testing.T, r *rig) (string, string) { return r.src, r.mnt + "x" }, []string{"mount point", "mkdir -p"}},
+		{"no parent of the mount point", func(t *testing.T, r *rig) (string, string) { return r.src, r.mnt + "x/y" }, []string{"mount point", "mkdir -p"}},
+		{"mount point is a file", func(t *testing.T, r *rig) (string, string) {
+			r.file("f", "")
+			return r.src, filepath.Join(filepath.Dir(r.mnt), "src", "f")
+		}, []string{"inside the source"}},
+		{"mount point holds files", func(t *testing.T, r *rig) (string, string) {
+			if err := os.WriteFile(filepath.Join(r.mnt, "keep"), nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			return r.src, r.mnt
+		}, []string{"holds keep", "empty directory"}},
+		{"mount point is the source", func(t *testing.T, r *rig) (string, string) { return r.src, r.src }, []string{"inside the source"}},
+		{"mount point in the source", func(t *testing.T, r *rig) (string, string) {
+			dir := filepath.Join(r.src, "in")
+			if err := os.Mkdir(dir, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			return r.src, dir
+		}, []string{"inside the source"}},
+		{"mount point in the source by a link", func(t *testing.T, r *rig) (string, string) {
+			dir := filepath.Join(r.src, "in")
+			if err := os.Mkdir(dir, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Symlink(dir, r.mnt+".link"); err != nil {
+				t.Fatal(err)
+			}
+			return r.src, r.mnt + ".link"
+		}, []string{"inside the source"}},
+		{"source in the mount point", func(t *testing.T, r *rig) (string, string) { return r.src, filepath.Dir(r.src) }, []string{"inside the mount point"}},
+		{"state in the mount point", func(t *testing.T, r *rig) (string, string) { return "/usr", filepath.Dir(string(r.state)) }, []string{"state directory", "inside the mount point"}},
+		{"mount point in the state", func(t *testing.T, r *rig) (string, string) { return r.src, filepath.Join(string(r.state), "mnt") }, []string{"inside the state directory"}},
+		{"source in the state", func(t *testing.T, r *rig) (string, string) {
+			if err := os.Mkdir(r.state.Jobs(), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			return r.state.Jobs(), r.mnt
+		}, []string{"inside the state directory"}},
+		{"state in the source", func(t *testing.T, r *rig) (string, string) {
+			return filepath.Dir(string(r.state)), filepath.Join(t.TempDir())
+		}, []string{"inside the source", "--state"}},
+		{"another file system", func(t *testing.T, r *rig) (string, string) {
+			if err := syscall.Mount("none", r.mnt, "tmpfs", 0, ""); err != nil {
+				t.Fatal(err)
+			}
+			return r.src, filepath.Join(r.mnt, "x")
+		}, []string{"mount point", "mkdir -p"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r := newRig(t)
+			src, dir := tt.args(t, r)
+			for _, args := range [][]string{{"mount", src, dir}, {"mount", "--foreground", src, dir}} {
+				got := r.refused(codeMount, args, tt.want...)
+				if got.stdout != "" {
+					t.Errorf("a refusal wrote %q to standard output", got.stdout)
+				}
+			}
+			if r.daemonPID() != 0 {
+				t.Error("a refused mount started a daemon")
+			}
+		})
+	}
+}
+
+func TestMountTwice(t *testing.T) {
+	r := newRig(t)
+	r.ok("mount", r.src, r.mnt)
+	pid := r.serverPID()
+	r.refused(codeMount, []string{"mount", r.src, r.mnt}, "already", "umount", r.mnt)
+	r.refused(codeMount, []string{"mount", "--foreground", r.src, r.mnt}, "already", "umount")
+	// Another state directory's daemon does not take it either.
+	other := newRig(t)
+	other.refused(codeMount, []string{"mount", other.src, r.mnt}, "already")
+	if r.serverPID() != pid || !r.isMounted() {
+		t.Error("a refused mount disturbed the one that was there")
+	}
+}
+
+// One mount process is kill -9'd, and with it its mount. It comes back by
+// itself and serves.
+func TestKilledMountProcessComesBack(t *testing.T) {
+	r := newRig(t)
+	files := map[string]string{"m.bin": "model"}
+	r.admit(files)
+	r.file("m.bin", "model")
+	r.ok("mount", r.src, r.mnt)
+	for round := 1; round <= 3; round++ {
+		pid := r.serverPID()
+		if !r.opens("m.bin", "model") {
+			t.Fatalf("round %d: the granted file is refused", round)
+		}
+		start := time.Now()
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		r.eventually("another process serves the mount", func() bool {
+			now := r.serverPID()
+			return now != 0 && now != pid && r.isMounted() && exec.Command("cat", filepath.Join(r.mnt, "m.bin")).Run() == nil
+		})
+		t.Logf("round %d: back after %v", round, time.Since(start))
+	}
+	r.eventually("status tells of the restarts", func() bool { s := r.status(); return s.Mounts[0].Restarts >= 3 })
+	r.ok("umount", r.mnt)
+}
+
+// The daemon is kill -9'd: the mount serves on; the next daemon takes it over
+// as it is, and what was granted meanwhile arrives.
+func TestMountOutlivesDaemon(t *testing.T) {
+	r := newRig(t)
+	r.admit(map[string]string{"old.bin": "old"})
+	r.file("old.bin", "old")
+	r.file("new.bin", "new")
+	r.ok("mount", r.src, r.mnt)
+	server := r.serverPID()
+	r.stopDaemon(syscall.SIGKILL)
+	if !r.opens("old.bin", "old") || r.opens("new.bin", "new") {
+		t.Error("without a daemon: want the granted file served and the other refused")
+	}
+	got := r.refused(codeDaemon, []string{"status"}, "no daemon answers")
+	if !strings.Contains(got.stdout, r.mnt) || !strings.Contains(got.stdout, "live") {
+		t.Errorf("status without a daemon does not show the live mount:\n%s", got.stdout)
+	}
+	r.admit(map[string]string{"new.bin": "new"})
+	r.startDaemon()
+	r.eventually("the new capability reaches the old mount", func() bool { return r.opens("new.bin", "new") })
+	if r.serverPID() != server {
+		t.Errorf("mount process %d was replaced by %d; want it adopted", server, r.serverPID())
+	}
+	s := r.status()
+	if len(s.Mounts) != 1 || s.Mounts[0].PID != server || s.Mounts[0].State != mountLive || s.Mounts[0].Restarts != 0 {
+		t.Errorf("mounts after adoption = %+v, want pid %d, live, no restart", s.Mounts, server)
+	}
+	// An adopted process is watched like any other.
+	if err := syscall.Kill(server, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	r.eventually("the adopted mount comes back", func() bool { now := r.serverPID(); return now != 0 && now != server && r.isMounted() })
+	// SIGTERM leaves the mount alone too.
+	server = r.serverPID()
+	r.stopDaemon(syscall.SIGTERM)
+	if r.serverPID() != server || !r.opens("old.bin", "old") {
+		t.Error("a daemon that ended in order took the mount with it")
+	}
+	r.ok("umount", r.mnt) // needs no daemon
+	if r.isMounted() || r.hasRecord() {
+		t.Error("umount without a daemon left something")
+	}
+}
+
+// Daemon and mount process die together, as in a crash of the machine's
+// memory: the next daemon finds the wish and a dead mount, and mends it.
+func TestBothKilled(t *testing.T) {
+	r := newRig(t)
+	r.admit(map[string]string{"m.bin": "model"})
+	r.file("m.bin", "model")
+	r.ok("mount", r.src, r.mnt)
+	server := r.serverPID()
+	r.stopDaemon(syscall.SIGKILL)
+	if err := syscall.Kill(server, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	r.eventually("the mount is dead", func() bool { return r.serverPID() == 0 })
+	if out := r.exec("cat", filepath.Join(r.mnt, "m.bin")); !strings.Contains(out.stderr, "not connected") {
+		t.Errorf("a dead mount says %q", out.stderr)
+	}
+	r.startDaemon()
+	r.eventually("the mount is back", func() bool { return r.serverPID() != 0 && r.isMounted() })
+	if !r.opens("m.bin", "model") {
+		t.Error("the granted file is refused after the repair")
+	}
+}
+
+// A dead mount that no record names any more is cleared by the next mount.
+func TestStaleMountIsCleared(t *testing.T) {
+	r := newRig(t)
+	r.ok("mount", r.src, r.mnt)
+	server := r.serverPID()
+	r.stopDaemon(syscall.SIGKILL)
+	syscall.Kill(server, syscall.SIGKILL)
+	r.eventually("the mount is dead", func() bool { return r.serverPID() == 0 })
+	if err := os.Remove(r.state.Mount(mountID(r.mnt))); err != nil {
+		t.Fatal(err)
+	}
+	r.ok("mount", r.src, r.mnt)
+	list, err := mounts()
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for _, m := range list {
+		if m.point == r.mnt {
+			n++
+		}
+	}
+	if n != 1 {
+		t.Errorf("%d mounts lie at %s, want the new one alone", n, r.mnt)
+	}
+}
+
+// The kernel's connection is aborted by an administrator: that is no wish to
+// unmount.
+func TestAbortedConnectionComesBack(t *testing.T) {
+	r := newRig(t)
+	r.ok("mount", r.src, r.mnt)
+	pid := r.serverPID()
+	m, _, err := mountedAt(r.mnt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	script := "mount -t fusectl none /sys/fs/fuse/connections && echo 1 > /sys/fs/fuse/connections/" + strconv.Itoa(int(m.minor)) + "/abort"
+	if got := r.exec("unshare", "-m", "sh", "-c", script); got.code != 0 {
+		t.Fatalf("aborting the connection: %s", got.stderr)
+	}
+	r.eventually("another process serves the mount", func() bool { now := r.serverPID(); return now != 0 && now != pid && r.isMounted() })
+}
+
+// Whoever unmounts by other means means it too.
+func TestPlainUmount(t *testing.T) {
+	r := newRig(t)
+	r.ok("mount", r.src, r.mnt)
+	if got := r.exec("umount", r.mnt); got.code != 0 {
+		t.Fatalf("umount(8): %s", got.stderr)
+	}
+	r.eventually("the wish is gone", func() bool { return !r.hasRecord() && r.serverPID() == 0 && len(r.status().Mounts) == 0 })
+	time.Sleep(3 * lookEvery)
+	if r.isMounted() {
+		t.Error("the daemon brought back what was unmounted")
+	}
+	// SIGTERM to the mount process as well.
+	r.ok("mount", r.src, r.mnt)
+	if err := syscall.Kill(r.serverPID(), syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	r.eventually("the mount is gone", func() bool { return !r.isMounted() && !r.hasRecord() && r.serverPID() == 0 })
+}
+
+func TestUmountRefusals(t *testing.T) {
+	r := newRig(t)
+	r.refused(codeMount, []string{"umount", r.mnt}, "nothing is mounted", "status")
+	r.refused(codeMount, []string{"umount", filepath.Join(r.mnt, "x", "y")}, "x")
+	r.refused(codeMount, []string{"umount", "/proc"}, "proc", "not clawfs")
+	r.refused(codeUsage, []string{"umount"}, "accepts 1 arg")
+}
+
+// A mount in use stays, and the message names who uses it; --lazy lets the
+// reader finish and frees the place at once.
+func TestUmountBusy(t *testing.T) {
+	r := newRig(t)
+	content := strings.Repeat("model ", 1<<20)
+	r.admit(map[string]string{"m.bin": content})
+	r.file("m.bin", content)
+	r.ok("mount", r.src, r.mnt)
+	reader := exec.Command("sh", "-c", "exec 9<"+filepath.Join(r.mnt, "m.bin")+"; echo open; read go; cat <&9 | cksum")
+	in, _ := reader.StdinPipe()
+	pipe, _ := reader.StdoutPipe()
+	if err := reader.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { reader.Process.Kill(); reader.Wait() })
+	out := bufio.NewReader(pipe)
+	if line, err := out.ReadString('\n'); line != "open\n" {
+		t.Fatalf("the reader said %q, %v", line, err)
+	}
+	r.refused(codeMount, []string{"umount", r.mnt}, "in use", "sh("+strconv.Itoa(reader.Process.Pid), "open file", "--lazy")
+	if !r.isMounted() || !r.hasRecord() {
+		t.Error("a refused umount took something away")
+	}
+	old := r.serverPID()
+	r.ok("umount", "--lazy", r.mnt)
+	if r.isMounted() {
+		t.Error("the mount is still in the mount table after --lazy")
+	}
+	r.ok("mount", r.src, r.mnt)
+	if r.serverPID() == old {
+		t.Error("the detached process serves the new mount")
+	}
+	in.Write([]byte("go\n"))
+	sum, err := out.ReadString('\n')
+	want := r.exec("cksum", filepath.Join(r.src, "m.bin")).stdout
+	if err != nil || strings.Fields(sum)[0] != strings.Fields(want)[0] {
+		t.Errorf("the reader of the detached mount got %q, %v, want %q", sum, err, want)
+	}
+	if err := reader.Wait(); err != nil {
+		t.Error(err)
+	}
+	r.eventually("the detached process ends after its last reader", func() bool { return syscall.Kill(old, 0) != nil })
+	if !r.isMounted() || !r.hasRecord() {
+		t.Error("the end of the detached process took the new mount's record")
+	}
+}
+
+func TestForeground(t *testing.T) {
+	r := newRig(t)
+	r.file("a.bin", "a")
+	cmd := exec.Command(r.bin, "--state", string(r.state), "mount", "--foreground", r.src, r.mnt)
+	var errs strings.Builder
+	cmd.Stderr = &errs
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	r.eventually("the mount is live", func() bool { return r.isMounted() && r.hasRecord() })
+	if r.serverPID() != cmd.Process.Pid {
+		t.Errorf("process %d serves, want the foreground process %d", r.serverPID(), cmd.Process.Pid)
+	}
+	if r.opens("a.bin", "a") {
+		t.Error("a file without a capability opened")
+	}
+	r.eventually("status shows it as a foreground mount", func() bool {
+		s := r.status()
+		return len(s.Mounts) == 1 && s.Mounts[0].Foreground && s.Mounts[0].State == mountLive
+	})
+	start := time.Now()
+	if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("the foreground process ended with %v, want exit code 0", err)
+	}
+	if took := time.Since(start); took > 5*time.Second {
+		t.Errorf("it took %v to end, want at most 5 s", took)
+	}
+	if r.isMounted() || r.hasRecord() {
+		t.Error("the foreground mount left something")
+	}
+	if text := errs.String(); !strings.Contains(text, "refused: "+filepath.Join(r.mnt, "a.bin")+" by cat(") || !strings.Contains(text, "Next: ") {
+		t.Errorf("standard error lacks the refusal as a sentence:\n%s", text)
+	}
+}
+
+// A foreground mount whose process is killed is cleared, and not restarted
+// behind its owner's back.
+func TestForegroundKilled(t *testing.T) {
+	r := newRig(t)
+	cmd := exec.Command(r.bin, "--state", string(r.state), "mount", "--foreground", r.src, r.mnt)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	r.eventually("the daemon knows the mount", func() bool { s := r.run("status"); return s.code == 0 && strings.Contains(s.stdout, r.mnt) })
+	cmd.Process.Kill()
+	cmd.Wait()
+	r.eventually("the dead mount is cleared", func() bool { return !r.isMounted() && !r.hasRecord() })
+}
+
+// A process of another user cannot be told by its paths to report anything
+// that a log line or a terminal would take for something else.
+func TestHostileNamesInTheLog(t *testing.T) {
+	r := newRig(t)
+	name := "a\nb\x1b[2J\xff.bin"
+	r.file(name, "x")
+	var m mounted
+	r.document(&m, "mount", r.src, r.mnt)
+	r.exec("cat", filepath.Join(r.mnt, name))
+	r.eventually("one line tells of it", func() bool {
+		for _, l := range auditLines(t, m.Log) { // fails if a name broke a line
+			if l.Decision == "refused" && strings.HasPrefix(l.Path, r.mnt+"/a\nb") {
+				return true
+			}
+		}
+		return false
+	})
+	line := auditLine{Decision: "refused", Path: r.mnt + "/" + name, Comm: "c\x1bm", PID: 1, Detail: "d\r"}
+	if s := line.sentence(); strings.ContainsAny(s, "\n\r\x1b") {
+		t.Errorf("sentence %q can control a terminal", s)
+	}
+}
