@@ -44,8 +44,9 @@ type Explanation struct {
 // explained keeps an answer between the call that asks for its length and the
 // one that fetches it.
 type explained struct {
-	text []byte
-	at   time.Time
+	text       []byte
+	at         time.Time
+	generation uint64 // of the view: a revocation makes the answer void
 }
 
 // explainedFor is how long an answer is kept.
@@ -137,7 +138,8 @@ func (f *filesystem) explain(cancel <-chan struct{}, caller fuse.Caller, n *node
 	n.mu.Lock()
 	kept := n.why
 	n.mu.Unlock()
-	if kept.text != nil && time.Since(kept.at) < explainedFor {
+	generation := f.view.Generation() // before the evaluation
+	if kept.text != nil && kept.generation == generation && time.Since(kept.at) < explainedFor {
 		return kept.text, fuse.OK
 	}
 	file, st, err := f.src.open(n.path)
@@ -160,7 +162,7 @@ func (f *filesystem) explain(cancel <-chan struct{}, caller fuse.Caller, n *node
 		return nil, statusIO
 	}
 	n.mu.Lock()
-	n.why = explained{text, time.Now()}
+	n.why = explained{text, time.Now(), generation}
 	n.mu.Unlock()
 	return text, fuse.OK
 }

@@ -28,7 +28,7 @@ func TestForgedRowGrantsNothing(t *testing.T) {
 		if err != nil {
 			t.Fatalf("forger -list printed %q: %v", line, err)
 		}
-		if strings.Contains(key, "cap") {
+		if strings.HasPrefix(key, "cap/") {
 			row = key
 		}
 	}
@@ -36,7 +36,7 @@ func TestForgedRowGrantsNothing(t *testing.T) {
 		t.Fatalf("no capability row among\n%s", theirs)
 	}
 	envelope := filepath.Join(t.TempDir(), "envelope")
-	out, err := exec.Command(built.forger, filepath.Join(mallory.state, "store"), "-get", row).Output()
+	out, err := exec.Command(built.forger, filepath.Join(mallory.state, "store", "db"), "-get", row).Output()
 	if err != nil || len(out) == 0 {
 		t.Fatalf("forger -get %q: %v, %d bytes", row, err, len(out))
 	}
@@ -69,7 +69,7 @@ func TestForgedRowGrantsNothing(t *testing.T) {
 
 func forge(t *testing.T, w *world, args ...string) string {
 	t.Helper()
-	out, err := exec.Command(built.forger, append([]string{filepath.Join(w.state, "store")}, args...)...).CombinedOutput()
+	out, err := exec.Command(built.forger, append([]string{filepath.Join(w.state, "store", "db")}, args...)...).CombinedOutput()
 	if err != nil {
 		t.Fatalf("forger %v: %v\n%s", args, err, out)
 	}

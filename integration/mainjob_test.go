@@ -101,10 +101,10 @@ func TestGrantRefuses(t *testing.T) {
 		{"sha256:" + strings.Repeat("ab", 32), refused, "hash"},
 		{hash, refused, "hash"},
 		{cut, refused, cut},
-		{flipped, badSigner, "signature"},
+		{flipped, badSigner, "not signed by"},
 		{filepath.Join(w.dir, "absent.sba"), failed, "no such file"},
-		{filepath.Join(w.dir, "pairs.json"), refused, "sign"},
-		{"/dev/zero", refused, ""},
+		{filepath.Join(w.dir, "pairs.json"), refused, "Signed Build Attestation"},
+		{"/dev/zero", refused, "longer than"},
 	} {
 		code, out, errs := w.run("grant", tt.arg, "--wait")
 		if code != tt.code || !strings.Contains(errs, tt.says) {

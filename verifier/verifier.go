@@ -125,7 +125,7 @@ func (v *Verifier) Verify(s SBA, now time.Time) (Attestation, error) {
 	}
 	keys := v.policy.publisherKeys()
 	if len(keys) == 0 {
-		return Attestation{}, refuse(ReasonPolicy, "SBA: the policy names no publisher; next: clawfs publisher trust")
+		return Attestation{}, refuse(ReasonSigner, "SBA: the policy names no publisher; next: clawfs publisher trust")
 	}
 	payload, _, err := s.envelope.Verify(dsse.PayloadType, keys, 1)
 	if err != nil {

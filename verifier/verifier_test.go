@@ -336,7 +336,7 @@ func TestNoPublishersDeniesEverything(t *testing.T) {
 	}
 	_, err = verify(t, empty, sign(t, dsse.PayloadType, payload(t, statement(t, p.publisher.Public())), p.publisher))
 	var r *verifier.Refusal
-	if !errors.As(err, &r) || r.Reason != verifier.ReasonPolicy || !strings.Contains(err.Error(), "clawfs publisher trust") {
+	if !errors.As(err, &r) || r.Reason != verifier.ReasonSigner || !strings.Contains(err.Error(), "clawfs publisher trust") {
 		t.Errorf("Verify = %v, want a refusal that names the next command", err)
 	}
 }

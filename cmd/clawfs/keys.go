@@ -67,7 +67,7 @@ func readBounded(path string, limit int64) ([]byte, error) {
 		return nil, fmt.Errorf("reading %s: %w", path, err)
 	}
 	if int64(len(data)) > limit {
-		return nil, fmt.Errorf("%s: longer than %d bytes", path, limit)
+		return nil, exitf(codeRefused, "%s: longer than %d bytes", path, limit)
 	}
 	return data, nil
 }
