@@ -61,19 +61,19 @@ func TestMainJob(t *testing.T) {
 	}
 	w.must(done, "why", file)
 
-	var caps []struct{ ID, State string }
+	var caps []struct{ ID, State, Claim string }
 	w.query(&caps, "caps")
 	if len(caps) != 1 || caps[0].State != "live" {
 		t.Fatalf("caps = %+v, want one live capability", caps)
 	}
-	w.must(done, "revoke", caps[0].ID, "--reason", "trained on the wrong corpus")
+	w.must(done, "revoke", "--kind", "claim", caps[0].Claim, "--reason", "trained on the wrong corpus")
 	w.wantErrno(file, syscall.EACCES)
 	if out := w.must(refused, "why", file); !strings.Contains(out, "trained on the wrong corpus") {
 		t.Errorf("why after revoke says %q, want the reason of the revocation", out)
 	}
-	// A revoked attestation does not mint again.
+	// A revoked result is not minted again.
 	if code, out, errs := w.run("grant", sba, "--wait"); code != refused {
-		t.Errorf("grant of a revoked capability's SBA: exit %d, want %d\n%s%s", code, refused, out, errs)
+		t.Errorf("grant of a revoked claim's SBA: exit %d, want %d\n%s%s", code, refused, out, errs)
 	}
 	w.must(done, "umount", w.mnt)
 }
