@@ -60,7 +60,7 @@ func agree(ctx context.Context, first, second sandbox.Result, st verifier.Statem
 	}
 	f := fail(capstore.Nondeterministic, "two builds of the same recipe differ in %d of %d outputs: %s", len(names), len(first.Outputs), strings.Join(names, ", "))
 	if len(hints) == 0 {
-		hints = []string{"hint: the second build had another host name, user id, working directory, order of the environment and set of processors: " + strings.Join(second.Varied, ", ")}
+		hints = []string{"hint: no known cause fits; the builds had different dates and surroundings, the second one " + strings.Join(second.Varied, ", ")}
 	}
 	f.Diagnosis = escape(strings.Join(append(lines, hints...), "\n"))
 	return f

@@ -72,6 +72,9 @@ func CheckOut(ctx context.Context, s Source, scratch, dest string, seen func(byt
 	ctx, cancel := context.WithTimeoutCause(ctx, maxFetch, fmt.Errorf("source not fetched within %v", maxFetch))
 	defer cancel()
 	if err := g.fetch(ctx, remote, string(s.Commit), seen); err != nil {
+		if strings.Contains(err.Error(), "dubious ownership") {
+			err = errors.New("git does not read a repository of another owner because a ledger names it: name it yourself with --source PATH, or make a bundle of it")
+		}
 		return tree.Root{}, fmt.Errorf("fetching commit %s from %s: %w", s.Commit, s.Location, err)
 	}
 	if err := g.write(ctx, string(s.Commit), dest); err != nil {
@@ -206,7 +209,7 @@ func (g *gitProgram) fetch(ctx context.Context, r remote, commit string, seen fu
 	}
 	out, err := outputGit(g.command(ctx, "--git-dir="+g.repository, "rev-parse", "--verify", "--quiet", "--end-of-options", commit+"^{commit}"))
 	if err != nil || strings.TrimSpace(out) != commit {
-		return errors.New("the repository does not have this commit on any branch or tag")
+		return errors.New("the repository does not have this commit on any branch or tag; push it there, or name another with --source PATH or URL")
 	}
 	return nil
 }

@@ -286,6 +286,17 @@ func TestQueueRevokedMint(t *testing.T) {
 	}
 }
 
+// TestQueueRevokedWhileWaiting: no worker starts for what was revoked since.
+func TestQueueRevokedWhileWaiting(t *testing.T) {
+	b := newBench(t, mints)
+	job := b.submit("1.0.0")
+	b.revoke(t, b.store, capstore.KindPublisher, string(b.publisher.Public().ID()))
+	b.run()
+	if job = b.wait(job.ID); job.Verdict != capstore.PolicyRefused || !strings.Contains(job.Reason, "was revoked") || len(b.starts) != 0 {
+		t.Errorf("%s %q after %d workers, want a refusal and none", job.Verdict, job.Reason, len(b.starts))
+	}
+}
+
 func TestCancel(t *testing.T) {
 	began := make(chan struct{}, 1)
 	b := newBench(t, func(ctx context.Context, b *bench, dir string, job jobFile, l verifier.Ledger) error {

@@ -135,7 +135,12 @@ func (r *Reproduction) run(ctx context.Context, c Config, l verifier.Ledger, st 
 		log = &logWriter{w: c.Log, left: 4*c.Limits.LogBytes + 4096}
 	}
 	spec.Log = log
+	var began time.Time
 	for i, v := range variations(in.rootfs) {
+		if err := sleep(ctx, apart-time.Since(began)); err != nil {
+			return err
+		}
+		began = time.Now()
 		spec.Dir = filepath.Join(r.dir, fmt.Sprint("build", i+1))
 		if err := os.Mkdir(spec.Dir, 0o700); err != nil {
 			return fmt.Errorf("rebuilding: %w", err)
@@ -158,6 +163,22 @@ func (r *Reproduction) run(ctx context.Context, c Config, l verifier.Ledger, st 
 		return err
 	}
 	return notCopied(ctx, in, l, r.first.Outputs)
+}
+
+// apart is the least time between the starts of the two builds, so that a date
+// in an output shows: zip members carry it in steps of two seconds.
+const apart = 2100 * time.Millisecond
+
+func sleep(ctx context.Context, d time.Duration) error {
+	if d <= 0 {
+		return nil
+	}
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 // recipe lays out what both builds have in common.
