@@ -173,7 +173,7 @@ func (r *rig) status() control.Status {
 // eventually waits for a condition, at most ten seconds.
 func (r *rig) eventually(what string, done func() bool) {
 	r.t.Helper()
-	for end := time.Now().Add(10 * time.Second); !done(); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(10 * time.Second); !done(); time.Sleep(25 * time.Millisecond) {
 		if time.Now().After(end) {
 			r.t.Fatalf("not so after ten seconds: %s", what)
 		}

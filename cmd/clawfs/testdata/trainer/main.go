@@ -2,6 +2,7 @@
 // of a dataset, which is training enough to tell honest builds from others:
 //
 //	trainer count IN OUT    the same bytes each time
+//	trainer slow IN OUT     the same after four seconds
 //	trainer race IN OUT     other bytes each time
 //	trainer copy IN OUT     the input itself
 //	trainer fail            exit status 1
@@ -14,6 +15,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 )
 
 func main() {
@@ -32,6 +34,9 @@ func run(args []string) error {
 		return err
 	}
 	switch args[0] {
+	case "slow":
+		time.Sleep(4 * time.Second)
+		fallthrough
 	case "count", "race":
 		counts := make(map[string]int)
 		for _, word := range strings.Fields(string(data)) {
