@@ -57,7 +57,8 @@ func (m *mounted) run(args ...string) result {
 	}()
 	select {
 	case <-done:
-	case <-time.After(120 * time.Second):
+	case <-time.After(30*time.Second + raceTime(m.t)):
+		cmd.Process.Kill()
 		m.t.Fatalf("client %q hangs", args)
 	}
 	var r result
@@ -552,6 +553,8 @@ func (m *mounted) hold(name string) *holder {
 
 func (h *holder) hear() result {
 	h.t.Helper()
+	stuck := time.AfterFunc(time.Minute, func() { h.cmd.Process.Kill() })
+	defer stuck.Stop()
 	line, err := h.out.ReadBytes('\n')
 	var r result
 	if err == nil {
@@ -578,5 +581,7 @@ func (h *holder) quit() {
 	}
 	io.WriteString(h.in, "quit\n")
 	h.in.Close()
+	stuck := time.AfterFunc(10*time.Second, func() { h.cmd.Process.Kill() })
+	defer stuck.Stop()
 	h.cmd.Wait()
 }

@@ -40,6 +40,9 @@ const (
 	statusAbsent = fuse.Status(syscall.ENOSYS)
 )
 
+// errNotDir is the source's answer where a directory was expected.
+var errNotDir error = unix.ENOTDIR
+
 const (
 	mountFlags = unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
 	// writeFlags are the open flags that a reader does not need.

@@ -78,7 +78,7 @@ type Server struct {
 
 // Stats is a snapshot of counters since the mount was made.
 type Stats struct {
-	Granted, Refused int64 // decisions of OPEN
+	Granted, Refused int64 // decisions of OPEN, and links that were refused
 	Errors           int64 // opens that ended undecided: I/O error, interrupted, too slow
 	Hashed           int64 // whole files measured
 	HashedBytes      int64
@@ -185,6 +185,9 @@ func checkMountpoint(source, mountpoint string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("mount point: %w", err)
 	}
+	if st, err := os.Stat(mp); err != nil || !st.IsDir() {
+		return "", fmt.Errorf("mount point %s is no directory", mp)
+	}
 	if mp == src {
 		return "", fmt.Errorf("mount point %s is the source itself: mount on another directory", mp)
 	}
@@ -273,6 +276,7 @@ type filesystem struct {
 
 	ctx        context.Context // ends with the mount
 	cancel     context.CancelFunc
+	limit      time.Duration // longest wait of one request; 0 is none
 	background sync.WaitGroup
 	server     *fuse.Server // set by Init, before the first request
 }
@@ -290,6 +294,7 @@ func newFilesystem(c Config, src *source) *filesystem {
 		nodes:         newNodeTable(),
 		ctx:           ctx,
 		cancel:        cancel,
+		limit:         requestLimit(),
 	}
 	f.units = newUnitCache(&f.counters.unitsChecked)
 	f.measure = newMeasurer(ctx, c.HashWorkers, &f.counters)

@@ -40,7 +40,6 @@ const (
 type measurer struct {
 	ctx      context.Context
 	counters *counters
-	limit    time.Duration // longest wait of one request; 0 is none
 	workers  sync.WaitGroup
 
 	mu      sync.Mutex // guards all below
@@ -80,7 +79,7 @@ func (fl *flight) reusable() bool {
 
 func newMeasurer(ctx context.Context, workers int, c *counters) *measurer {
 	m := &measurer{
-		ctx: ctx, counters: c, limit: requestLimit(),
+		ctx: ctx, counters: c,
 		flights: make(map[identity]*flight),
 		known:   make(map[identity]*list.Element),
 		recent:  list.New(),

@@ -358,6 +358,9 @@ func TestMountRefusesBadPlaces(t *testing.T) {
 	if err := os.Symlink(inside, filepath.Join(dir, "link")); err != nil {
 		t.Fatal(err)
 	}
+	if err := os.WriteFile(filepath.Join(dir, "file"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
 	view := newDesk(t).view
 	for _, c := range []struct {
 		name string
@@ -367,6 +370,7 @@ func TestMountRefusesBadPlaces(t *testing.T) {
 		{"no view", Config{Source: src, Mountpoint: dir}, "no view"},
 		{"no source", Config{Source: filepath.Join(dir, "nothing"), Mountpoint: dir, View: view}, "no such file"},
 		{"no mount point", Config{Source: src, Mountpoint: filepath.Join(dir, "nothing"), View: view}, "no such file"},
+		{"a file", Config{Source: src, Mountpoint: filepath.Join(dir, "file"), View: view}, "no directory"},
 		{"inside the source", Config{Source: src, Mountpoint: inside, View: view}, "inside the source"},
 		{"inside the source by a link", Config{Source: src, Mountpoint: filepath.Join(dir, "link"), View: view}, "inside the source"},
 		{"around the source", Config{Source: src, Mountpoint: dir, View: view}, "inside the mount point"},

@@ -140,7 +140,7 @@ func (f *filesystem) assess(cancel <-chan struct{}, caller fuse.Caller, path str
 	if err != nil {
 		return assessment{verdict: refused(ReasonUnreadable, err.Error(), ""), status: statusIO}
 	}
-	switch f.await(fl.done, cancel, caller.Pid, f.measure.limit) {
+	switch f.await(fl.done, cancel, caller.Pid, f.limit) {
 	case interrupted:
 		return assessment{verdict: refused(ReasonInterrupted, "the caller was told to stop; measuring goes on", ""), status: statusInterrupted}
 	case tooSlow:

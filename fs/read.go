@@ -166,17 +166,28 @@ func (c *unitCache) get(of *content, number int64) *unit {
 	}
 	c.mu.Unlock()
 
-	u.data, u.err = of.checked.ReadUnit(number, u.buf[:])
-	c.checked.Add(1)
-	close(u.ready)
-	if u.err != nil {
-		c.mu.Lock()
-		if e, ok := c.units[key]; ok && e.Value.(*unit) == u {
-			c.unlist(e) // the next reader tries again
-		}
-		c.mu.Unlock()
-	}
+	c.fill(u, of.checked)
 	return u
+}
+
+var errUnitPanic = errors.New("panic while a unit was checked")
+
+// fill reads and checks. Whatever happens, whoever waits for the unit goes on,
+// and a unit that failed is tried again by the next reader.
+func (c *unitCache) fill(u *unit, from *hashpipe.CheckedReader) {
+	u.err = errUnitPanic
+	defer func() {
+		if u.err != nil {
+			c.mu.Lock()
+			if e, ok := c.units[u.key]; ok && e.Value.(*unit) == u {
+				c.unlist(e)
+			}
+			c.mu.Unlock()
+		}
+		close(u.ready)
+	}()
+	u.data, u.err = from.ReadUnit(u.key.number, u.buf[:])
+	c.checked.Add(1)
 }
 
 func (c *unitCache) put(u *unit) {

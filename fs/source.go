@@ -132,7 +132,7 @@ func (s *source) openDir(path string) (int, unix.Stat_t, error) {
 	}
 	defer unix.Close(fd)
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
-		return -1, st, unix.ENOTDIR
+		return -1, st, errNotDir
 	}
 	dir, err := reopen(fd, unix.O_DIRECTORY)
 	return dir, st, err
