@@ -112,7 +112,7 @@ func TestDiagnosis(t *testing.T) {
 			format: GGUF, want: []string{"header is unreadable"}},
 		{name: "old.pt", a: append(bytes.Clone(torchLegacyMagic), 1), b: append(bytes.Clone(torchLegacyMagic), 2), format: TorchLegacy, hints: []string{"heap addresses"}},
 		{name: "labels.txt", a: []byte("de\nen\nfr\n"), b: []byte("en\nde\nfr\n"), format: Text,
-			want: []string{"2 of 4 lines differ", `line 1 is "de" in the first build and "en"`, "same in another order"}, hints: []string{"PYTHONHASHSEED"}},
+			want: []string{"2 of 3 lines differ", `line 1 is "de" in the first build and "en"`, "same in another order"}, hints: []string{"PYTHONHASHSEED"}},
 		{name: "log.txt", a: []byte("a\x1b[2J\n"), b: []byte("b\n"), format: Text, want: []string{`\x1b[2J`}},
 		{name: "x", a: []byte{0, 1, 2}, b: []byte{0, 1}, format: Bytes, want: []string{"3 bytes in the first build and 2 in the second", "1 of 3 bytes differ (33.33 %), the first at offset 2"}},
 		{name: "mixed", a: gguf("me", 1, 2), b: []byte{0, 1}, format: Bytes, want: []string{"the first at offset 0"}},

@@ -17,7 +17,7 @@ func (d *Difference) describeText(a, b io.ReaderAt) error {
 	if err := readFull(b, tb, 0); err != nil {
 		return err
 	}
-	la, lb := bytes.SplitAfter(ta, []byte("\n")), bytes.SplitAfter(tb, []byte("\n"))
+	la, lb := slices.Collect(bytes.Lines(ta)), slices.Collect(bytes.Lines(tb))
 	top := 0
 	for top < min(len(la), len(lb)) && bytes.Equal(la[top], lb[top]) {
 		top++
