@@ -7,6 +7,7 @@ import (
 	"encoding/base64"
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -264,9 +265,12 @@ func TestRule(t *testing.T) {
 		"":                  "",
 		"*":                 "",
 	} {
-		r, ok := p.Rule(model)
-		if r.Name != want || ok != (want != "") {
-			t.Errorf("Rule(%q) = %q, %v, want %q", model, r.Name, ok, want)
+		for range 2 { // in either order of the rules
+			r, ok := p.Rule(model)
+			if r.Name != want || ok != (want != "") {
+				t.Errorf("Rule(%q) = %q, %v, want %q", model, r.Name, ok, want)
+			}
+			slices.Reverse(p.Publishers)
 		}
 	}
 }

@@ -262,6 +262,9 @@ func TestPublicKeyRefuses(t *testing.T) {
 	offCurve[len(offCurve)-1] ^= 1
 	infinity := append(unhex(t, "3019301306072a8648ce3d020106082a8648ce3d030107030200"), 0)
 	zeroPoint := append(bytes.Clone(p256.SPKI()[:len(p256.SPKI())-64]), make([]byte, 64)...)
+	// Go's asn1 lets a SEQUENCE end in elements that it does not know.
+	extra := append(ed.SPKI(), 5, 0)
+	extra[1] += 2
 	longForm := append([]byte{0x30, 0x81}, ed.SPKI()[1:]...)
 	high := bytes.Repeat([]byte{0xff}, 32)
 	high[0], high[31] = 0xf1, 0x7f // p+4
@@ -278,6 +281,7 @@ func TestPublicKeyRefuses(t *testing.T) {
 		{"cut short", string(ed.PEM()[:40]), "damaged"},
 		{"DER cut short", block("PUBLIC KEY", ed.SPKI()[:20]), "public key:"},
 		{"DER with more after it", block("PUBLIC KEY", append(ed.SPKI(), 0)), "public key:"},
+		{"DER with more inside", block("PUBLIC KEY", extra), "not the usual encoding"},
 		{"DER with a long length", block("PUBLIC KEY", longForm), "public key:"},
 		{"Ed25519 of 31 bytes", block("PUBLIC KEY", append(unhex(t, "3029300506032b65700320"), make([]byte, 32)...)), "public key:"},
 		{"Ed25519 not canonical", block("PUBLIC KEY", spki(t, ed25519.PublicKey(high))), "canonical"},
