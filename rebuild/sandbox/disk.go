@@ -38,9 +38,10 @@ type outFS struct {
 
 type usedDisk struct{ bytes, files int64 }
 
-// newOutFS makes room for bytes of files owned by host user uid.
-func newOutFS(mkfs, scratch, mount string, bytes int64, uid uint32) (*outFS, error) {
-	file, err := os.CreateTemp(scratch, "out-*.ext4")
+// newOutFS makes room for bytes of files owned by host user uid. The backing
+// file is image; it must not exist.
+func newOutFS(mkfs, image, mount string, bytes int64, uid uint32) (*outFS, error) {
+	file, err := os.OpenFile(image, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, err
 	}

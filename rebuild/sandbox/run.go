@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"time"
 )
@@ -28,6 +27,8 @@ type run struct {
 	// outs are the /out of the stages so far, in order.
 	outs []*outFS
 	left int64 // of Limits.OutputBytes
+	// reversed names the inputs whose directories list in reverse order.
+	reversed []string
 }
 
 // Run runs the stages in order and returns after every process is dead and
@@ -99,6 +100,11 @@ func (x *run) prepare() (err error) {
 	if !x.r.cgroups.cpuset {
 		x.cpus = ""
 	}
+	if x.spec.Variation.ReverseInputs {
+		if err := x.reverseInputs(); err != nil {
+			return err
+		}
+	}
 	points, err := x.state.mkdir("points")
 	if err != nil {
 		return err
@@ -134,7 +140,7 @@ func (x *run) stage(ctx context.Context, i int, stage Stage) (StageRecord, error
 	if err != nil {
 		return StageRecord{}, err
 	}
-	out, err := newOutFS(x.r.mkfs, x.spec.Dir, point, x.left, x.spec.Variation.UID+buildUID)
+	out, err := newOutFS(x.r.mkfs, filepath.Join(x.spec.Dir, x.state.container(i)+".ext4"), point, x.left, x.spec.Variation.UID+buildUID)
 	if err != nil {
 		return StageRecord{}, err
 	}
@@ -327,8 +333,11 @@ func (x *run) varied() []string {
 	} else {
 		list = append(list, "envorder=ascending")
 	}
+	if len(x.reversed) > 0 {
+		list = append(list, x.reversedText())
+	}
 	if x.r.timeNS {
-		list = append(list, "uptime=+"+strings.TrimSpace(v.Uptime.Truncate(time.Second).String()))
+		list = append(list, "uptime=+"+v.Uptime.Truncate(time.Second).String())
 	}
 	return list
 }

@@ -109,6 +109,10 @@ type Variation struct {
 	CPUs []int
 	// ReverseEnv hands the environment over in descending order.
 	ReverseEnv bool
+	// ReverseInputs shows the build the directories of its inputs in the
+	// reverse of their order, by copies in memory. Inputs of more than 256 MiB
+	// or 100,000 files together stay as they are.
+	ReverseInputs bool
 	// Uptime shifts the monotonic and boot-time clocks forward.
 	Uptime time.Duration
 }

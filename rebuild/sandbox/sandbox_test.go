@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -138,7 +139,7 @@ func host(t *testing.T) string {
 			b.WriteString("mount " + line)
 		}
 	}
-	runs, _ := filepath.Glob(StateDir + "/*")
+	runs, _ := filepath.Glob(StateDir + "/[0-9a-f]*")
 	for _, d := range runs {
 		b.WriteString("state " + d + "\n")
 	}
@@ -148,10 +149,13 @@ func host(t *testing.T) string {
 		}
 		return nil
 	})
-	status, _ := filepath.Glob("/proc/[0-9]*/cmdline")
-	for _, f := range status {
-		if cmd, err := os.ReadFile(f); err == nil && (bytes.HasPrefix(cmd, []byte("payload\x00")) || bytes.Contains(cmd, []byte("runc\x00init"))) {
-			b.WriteString("process " + f + "\n")
+	processes, _ := filepath.Glob("/proc/[0-9]*/cgroup")
+	for _, f := range processes {
+		groups, _ := os.ReadFile(f)
+		status, _ := os.ReadFile(filepath.Join(filepath.Dir(f), "status"))
+		// A zombie is of a run that another process of this host swept.
+		if bytes.Contains(groups, []byte("/"+idPrefix)) && !bytes.Contains(status, []byte("\nState:\tZ")) {
+			b.WriteString("process " + f + " " + strings.ReplaceAll(string(groups), "\n", " ") + "\n")
 		}
 	}
 	backing, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
@@ -160,12 +164,44 @@ func host(t *testing.T) string {
 			b.WriteString("loop " + string(file))
 		}
 	}
-	return b.String()
+	var mine strings.Builder
+	others := foreign(t)
+	for line := range strings.Lines(b.String()) {
+		if !slices.ContainsFunc(others, func(run string) bool { return strings.Contains(line, run) }) {
+			mine.WriteString(line)
+		}
+	}
+	return mine.String()
+}
+
+// foreign lists the runs that living other processes hold, such as the tests
+// of other packages.
+func foreign(t *testing.T) []string {
+	t.Helper()
+	locks, err := os.ReadFile("/proc/locks")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var runs []string
+	files, _ := filepath.Glob(StateDir + "/*/lock")
+	for _, f := range files {
+		var st syscall.Stat_t
+		if err := syscall.Stat(f, &st); err != nil {
+			continue
+		}
+		for line := range strings.Lines(string(locks)) {
+			// 1: FLOCK  ADVISORY  WRITE 4711 00:1a:12345 0 EOF
+			at := strings.Fields(line)
+			if len(at) > 5 && at[1] == "FLOCK" && strings.HasSuffix(at[5], fmt.Sprintf(":%d", st.Ino)) && at[4] != fmt.Sprint(os.Getpid()) {
+				runs = append(runs, filepath.Base(filepath.Dir(f)))
+			}
+		}
+	}
+	return runs
 }
 
 // clean runs f and checks that what it brought to the host goes away again.
-// Loop devices detach a moment after their last user, and runs of other tests
-// on this machine come and go; what f leaked would stay.
+// Loop devices detach a moment after their last user.
 func clean(t *testing.T, f func()) {
 	t.Helper()
 	before := host(t)
@@ -474,6 +510,57 @@ func TestCancel(t *testing.T) {
 	})
 	if took := time.Since(begin); took > 5*time.Second {
 		t.Errorf("took %v", took)
+	}
+}
+
+func TestReverseInputs(t *testing.T) {
+	r, s := spec(t, "list", "/out/a", "/in/data", "/in/data/sub")
+	data := tree(t, map[string]string{"a": "1", "b": "2", "c": "3", "sub/d": "4", "sub/e": "5", "sub/f": "6"})
+	os.Symlink("a", filepath.Join(data, "link"))
+	odd := tree(t, map[string]string{"x": "1"})
+	if err := syscall.Mkfifo(filepath.Join(odd, "pipe"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	s.Inputs = []Input{{"data", data}, {"odd", odd}, {"file", filepath.Join(data, "a")}}
+	var order [2][]string
+	for i := range order {
+		s.Variation.ReverseInputs = i == 1
+		var res Result
+		var err error
+		clean(t, func() { res, err = r.Run(t.Context(), s) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := slices.Contains(res.Varied, "inputorder=reversed:data"); got != (i == 1) {
+			t.Errorf("Varied = %q", res.Varied)
+		}
+		order[i] = strings.Fields(read(t, res.Outputs[0]))
+	}
+	if len(order[0]) != 8 {
+		t.Fatalf("order = %q, want 8 names", order[0])
+	}
+	slices.Reverse(order[1][:5])
+	slices.Reverse(order[1][5:])
+	if !slices.Equal(order[0], order[1]) {
+		t.Errorf("order %q is not the reverse of %q", order[1], order[0])
+	}
+	// The copy has the same bytes, modes, links and times.
+	a, b := t.TempDir()+"/a", t.TempDir()+"/b"
+	for _, dir := range []string{a, b} {
+		if err := copyReversed(data, dir, dir == a); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, dir := range []string{a, b} {
+		filepath.WalkDir(data, func(path string, _ os.DirEntry, _ error) error {
+			rel, _ := filepath.Rel(data, path)
+			was, _ := os.Lstat(path)
+			is, err := os.Lstat(filepath.Join(dir, rel))
+			if err != nil || is.Mode() != was.Mode() || !is.ModTime().Equal(was.ModTime()) || !is.IsDir() && is.Size() != was.Size() {
+				t.Errorf("copy of %s is %v, %v; want %v", rel, is, err, was)
+			}
+			return nil
+		})
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -171,6 +172,7 @@ func (r *Runtime) clear(run string) error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
+	orphans := r.orphans(run)
 	var errs []error
 	for _, c := range containers {
 		if strings.HasPrefix(c.Name(), idPrefix) {
@@ -178,8 +180,33 @@ func (r *Runtime) clear(run string) error {
 		}
 	}
 	errs = append(errs, r.cgroups.removeGroups(idPrefix+run), unmountBelow(dir))
+	for _, pid := range orphans {
+		syscall.Wait4(pid, nil, 0, nil) // dead by now: its cgroup is gone
+	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("removing run %s: %w", run, err)
 	}
 	return os.RemoveAll(dir)
+}
+
+// orphans finds first processes of a dead worker's containers that became
+// children of this process, because it is a subreaper above that worker. They
+// would stay as zombies.
+func (r *Runtime) orphans(run string) []int {
+	files, _ := filepath.Glob(filepath.Join(StateDir, run, "bundle", "*", "pid"))
+	var pids []int
+	for _, f := range files {
+		text, _ := os.ReadFile(f)
+		pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+		if err != nil || pid < 2 {
+			continue
+		}
+		proc := filepath.Join("/proc", strconv.Itoa(pid))
+		groups, _ := os.ReadFile(filepath.Join(proc, "cgroup"))
+		status, _ := os.ReadFile(filepath.Join(proc, "status"))
+		if strings.Contains(string(groups), "/"+idPrefix+run) && strings.Contains(string(status), fmt.Sprintf("\nPPid:\t%d\n", os.Getpid())) {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
 }

@@ -145,6 +145,16 @@ func main() {
 		mkodd(args)
 	case "env":
 		check(os.WriteFile("/out/a", []byte(strings.Join(os.Environ(), "\n")), 0o644))
+	case "list": // list DST DIR...: names in directory order
+		var names []string
+		for _, dir := range args[1:] {
+			f, err := os.Open(dir)
+			check(err)
+			list, err := f.Readdirnames(-1)
+			check(err)
+			names = append(names, list...)
+		}
+		check(os.WriteFile(args[0], []byte(strings.Join(names, " ")), 0o644))
 	case "cwd":
 		wd, err := os.Getwd()
 		check(err)
