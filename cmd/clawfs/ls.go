@@ -59,7 +59,7 @@ func list(dir string) ([]listed, error) {
 		row, err := listOne(dir, fi)
 		return []listed{row}, err
 	}
-	if _, err := lreadXattr(dir, statusXattr); err != nil {
+	if err := onMount(dir); err != nil {
 		return nil, mountError(dir, err)
 	}
 	entries, err := os.ReadDir(dir)

@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -59,6 +61,21 @@ func (v *rebuildFlags) locations() (capstore.Locations, error) {
 	return loc, nil
 }
 
+// known refuses a location of an input that the ledger does not have: a
+// mistyped name would be ignored otherwise.
+func known(st verifier.Statement, loc capstore.Locations) error {
+	sets := st.Datasets()
+	for name := range loc.Datasets {
+		if _, ok := sets[name]; !ok {
+			return exitf(codeUsage, "--dataset %s: the ledger has no such dataset, but %q", name, slices.Sorted(maps.Keys(sets)))
+		}
+	}
+	if _, ok := st.Lockfile(); !ok && loc.Lockfile != "" {
+		return exitf(codeUsage, "--lockfile: the ledger has none")
+	}
+	return nil
+}
+
 // absolute makes a path absolute and leaves URLs and "" alone.
 func absolute(where string) (string, error) {
 	if where == "" || strings.Contains(where, "://") {
@@ -86,6 +103,9 @@ func (a *app) builds() (verifier.Builds, error) {
 func (a *app) reproduce(ctx context.Context, l verifier.Ledger, v rebuildFlags) (*rebuild.Reproduction, func(), error) {
 	loc, err := v.locations()
 	if err != nil {
+		return nil, nil, err
+	}
+	if err := known(l.Statement(), loc); err != nil {
 		return nil, nil, err
 	}
 	builds, err := a.builds()

@@ -80,12 +80,15 @@ func explain(path string) (explanation, error) {
 	if err != nil {
 		return e, mountError(abs, err)
 	}
+	if fi.IsDir() {
+		if err := onMount(abs); err != nil {
+			return e, mountError(abs, err)
+		}
+		return e, exitf(codeRefused, "%s is a directory, and only files are granted or refused; next: clawfs ls -l %s", abs, path)
+	}
 	doc, err := readXattr(abs, whyXattr)
 	if err != nil {
 		return e, mountError(abs, err)
-	}
-	if fi.IsDir() && len(doc) == 0 {
-		return e, exitf(codeRefused, "%s is a directory, and those need no capability; next: clawfs ls -l %s", abs, path)
 	}
 	if err := json.Unmarshal(doc, &e); err != nil {
 		return e, fmt.Errorf("%s: reading %s: %w", abs, whyXattr, err)
@@ -94,6 +97,25 @@ func explain(path string) (explanation, error) {
 		e.Path = abs
 	}
 	return e, nil
+}
+
+// onMount returns ENODATA, as a missing attribute would, if the directory dir
+// lies on no clawfs mount. Directories carry no attributes themselves.
+func onMount(dir string) error {
+	var st unix.Stat_t
+	if err := unix.Stat(dir, &st); err != nil {
+		return err
+	}
+	list, err := mounts()
+	if err != nil {
+		return err
+	}
+	for _, m := range list {
+		if m.fstype == mountType && unix.Major(st.Dev) == 0 && unix.Minor(st.Dev) == m.minor {
+			return nil
+		}
+	}
+	return unix.ENODATA
 }
 
 // mountError explains an error of a system call on path, with the exit code
