@@ -48,6 +48,7 @@ type serverSpec struct {
 	Mint, Revoker      dsse.PublicKey
 	Workers            int
 	AllowOther         bool
+	asNobody           bool // the server runs without root
 }
 
 type request struct {
@@ -168,6 +169,22 @@ func descriptors() map[string]string {
 	return out
 }
 
+const nobody = 65534
+
+// reachable copies the test binary to where every user may execute it.
+func reachable(t *testing.T) string {
+	t.Helper()
+	data, err := os.ReadFile(os.Args[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := filepath.Join(tempDir(t), "test")
+	if err := os.WriteFile(p, data, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
 func encodeArg(v any) string {
 	b, err := json.Marshal(v)
 	if err != nil {
@@ -254,7 +271,18 @@ func mountEmpty(t *testing.T, change ...func(*serverSpec)) *mounted {
 	for _, c := range change {
 		c(&spec)
 	}
-	m.cmd = exec.Command(os.Args[0], encodeArg(spec))
+	program := os.Args[0]
+	if spec.asNobody {
+		program = reachable(t)
+		if err := os.Chown(m.dir, nobody, nobody); err != nil { // fusermount3 wants to own it
+			t.Fatal(err)
+		}
+	}
+	m.cmd = exec.Command(program, encodeArg(spec))
+	if spec.asNobody {
+		m.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+		m.cmd.Dir = "/"
+	}
 	m.cmd.Env = append(os.Environ(), roleVariable+"=server")
 	m.cmd.Stderr = m.stderr
 	stdin, err := m.cmd.StdinPipe()
