@@ -180,11 +180,11 @@ func (r *Runtime) clear(run string) error {
 		}
 	}
 	errs = append(errs, r.cgroups.removeGroups(idPrefix+run), unmountBelow(dir))
-	for _, pid := range orphans {
-		syscall.Wait4(pid, nil, 0, nil) // dead by now: its cgroup is gone
-	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("removing run %s: %w", run, err)
+	}
+	for _, pid := range orphans {
+		syscall.Wait4(pid, nil, 0, nil) // does not block: its cgroup is gone
 	}
 	return os.RemoveAll(dir)
 }

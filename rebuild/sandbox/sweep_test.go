@@ -1,0 +1,242 @@
+package sandbox
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// host is what a run must leave as it found it.
+func host(t *testing.T) string {
+	t.Helper()
+	var b strings.Builder
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(mounts)) {
+		if strings.Contains(line, StateDir) || strings.Contains(line, "/dev/loop") {
+			b.WriteString("mount " + line)
+		}
+	}
+	runs, _ := filepath.Glob(StateDir + "/[0-9a-f]*")
+	for _, d := range runs {
+		b.WriteString("state " + d + "\n")
+	}
+	filepath.WalkDir("/sys/fs/cgroup", func(path string, d os.DirEntry, err error) error {
+		if err == nil && strings.HasPrefix(d.Name(), idPrefix) {
+			b.WriteString("cgroup " + path + "\n")
+		}
+		return nil
+	})
+	processes, _ := filepath.Glob("/proc/[0-9]*/cgroup")
+	for _, f := range processes {
+		groups, _ := os.ReadFile(f)
+		status, _ := os.ReadFile(filepath.Join(filepath.Dir(f), "status"))
+		// A zombie is of a run that another process of this host swept.
+		if bytes.Contains(groups, []byte("/"+idPrefix)) && !bytes.Contains(status, []byte("\nState:\tZ")) {
+			b.WriteString("process " + f + " " + strings.ReplaceAll(string(groups), "\n", " ") + "\n")
+		}
+	}
+	backing, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	for _, f := range backing {
+		if file, err := os.ReadFile(f); err == nil {
+			b.WriteString("loop " + string(file))
+		}
+	}
+	var mine strings.Builder
+	others := foreign(t)
+	for line := range strings.Lines(b.String()) {
+		if !slices.ContainsFunc(others, func(run string) bool { return strings.Contains(line, run) }) {
+			mine.WriteString(line)
+		}
+	}
+	return mine.String()
+}
+
+// foreign lists the runs that living other processes hold, such as the tests
+// of other packages.
+func foreign(t *testing.T) []string {
+	t.Helper()
+	locks, err := os.ReadFile("/proc/locks")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var runs []string
+	files, _ := filepath.Glob(StateDir + "/*/lock")
+	for _, f := range files {
+		var st syscall.Stat_t
+		if err := syscall.Stat(f, &st); err != nil {
+			continue
+		}
+		for line := range strings.Lines(string(locks)) {
+			// 1: FLOCK  ADVISORY  WRITE 4711 00:1a:12345 0 EOF
+			at := strings.Fields(line)
+			if len(at) > 5 && at[1] == "FLOCK" && strings.HasSuffix(at[5], fmt.Sprintf(":%d", st.Ino)) && at[4] != fmt.Sprint(os.Getpid()) {
+				runs = append(runs, filepath.Base(filepath.Dir(f)))
+			}
+		}
+	}
+	return runs
+}
+
+// clean runs f and checks that what it brought to the host goes away again.
+// Loop devices detach a moment after their last user.
+func clean(t *testing.T, f func()) {
+	t.Helper()
+	before := host(t)
+	f()
+	after := host(t)
+	left := map[string]bool{}
+	for line := range strings.Lines(after) {
+		if !strings.Contains(before, line) {
+			left[line] = true
+		}
+	}
+	for deadline := time.Now().Add(time.Minute); len(left) > 0 && time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		now := host(t)
+		for line := range left {
+			if !strings.Contains(now, line) {
+				delete(left, line)
+			}
+		}
+	}
+	for line := range left {
+		t.Errorf("left on the host: %s", line)
+	}
+}
+
+// workerEnv makes the test binary run one build that never ends, as a worker
+// that the test then kills.
+const workerEnv = "CLAWFS_SANDBOX_TEST_WORKER"
+
+func TestWorkerKilled(t *testing.T) {
+	if dir := os.Getenv(workerEnv); dir != "" {
+		r, s := spec(t, "stubborn")
+		s.Dir, s.Progress = dir, func(string) { time.AfterFunc(time.Second, func() { os.WriteFile(dir+"/started", nil, 0o644) }) }
+		_, err := r.Run(context.Background(), s)
+		t.Fatal(err)
+	}
+	r, s := spec(t, "cat", "/out/a")
+	living, other := spec(t, "sleep")
+	clean(t, func() {
+		worker := exec.Command(os.Args[0], "-test.run=^TestWorkerKilled$")
+		worker.Env = append(os.Environ(), workerEnv+"="+s.Dir)
+		if err := worker.Start(); err != nil {
+			t.Fatal(err)
+		}
+		for range 500 {
+			if exists(s.Dir + "/started") {
+				break
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+		mine := exclusive(t, worker.Process.Pid)
+		if len(mine) != 1 {
+			t.Fatalf("the worker holds %q, want one run", mine)
+		}
+		// While the worker lives, a sweep leaves its run alone.
+		if swept, err := r.Sweep(t.Context()); err != nil || slices.Contains(swept, mine[0]) {
+			t.Errorf("Sweep = %q, %v: took a living worker's run", swept, err)
+		}
+		worker.Process.Kill()
+		worker.Wait()
+		if got := host(t); !strings.Contains(got, "cgroup") || !strings.Contains(got, mine[0]) {
+			t.Errorf("the container died with its worker; the host has\n%s", got)
+		}
+		// A run that goes on meanwhile is not swept either.
+		ctx, cancel := context.WithCancel(t.Context())
+		started, ended := make(chan bool), make(chan error)
+		other.Progress = func(string) { close(started) }
+		go func() {
+			_, err := living.Run(ctx, other)
+			ended <- err
+		}()
+		<-started
+		if _, err := r.Run(t.Context(), s); err != nil {
+			t.Errorf("Run after a killed worker: %v", err)
+		}
+		if got := host(t); strings.Contains(got, mine[0]) {
+			t.Errorf("the killed worker's run was not swept:\n%s", got)
+		}
+		select {
+		case err := <-ended:
+			t.Errorf("the other run ended: %v", err)
+		default:
+		}
+		cancel()
+		if err := <-ended; !errors.Is(err, context.Canceled) {
+			t.Errorf("the other run: %v", err)
+		}
+	})
+	if left, _ := filepath.Glob(s.Dir + "/*.ext4"); len(left) != 0 {
+		t.Errorf("the killed worker left %q", left)
+	}
+}
+
+// exclusive lists the runs whose lock process pid holds open.
+func exclusive(t *testing.T, pid int) []string {
+	t.Helper()
+	fds, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var runs []string
+	for _, fd := range fds {
+		if path, _ := os.Readlink(fd); strings.HasPrefix(path, StateDir+"/") && filepath.Base(path) == "lock" {
+			runs = append(runs, filepath.Base(filepath.Dir(path)))
+		}
+	}
+	return runs
+}
+
+func TestSweepRemains(t *testing.T) {
+	r, _ := spec(t)
+	// A worker that died between making its directory and locking it.
+	dir := filepath.Join(StateDir, "0123456789abcdef0123456789abcdef")
+	if err := os.Mkdir(dir, 0o711); err != nil {
+		t.Fatal(err)
+	}
+	// A runc that died before it wrote any state leaves a cgroup.
+	group, err := r.cgroups.dir("self", "pids")
+	if err != nil {
+		t.Fatal(err)
+	}
+	group = filepath.Join(group, idPrefix+filepath.Base(dir)+"-0")
+	if err := os.Mkdir(group, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	sleeper := exec.Command("sleep", "600")
+	if err := sleeper.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(group, "cgroup.procs"), fmt.Append(nil, sleeper.Process.Pid), 0); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- sleeper.Wait() }()
+	if swept, err := r.Sweep(t.Context()); err != nil || !slices.Contains(swept, filepath.Base(dir)) {
+		t.Errorf("Sweep = %q, %v", swept, err)
+	}
+	select {
+	case err := <-ended:
+		if err == nil {
+			t.Error("the process in the leftover cgroup ended by itself")
+		}
+	case <-time.After(5 * time.Second):
+		t.Error("the process in the leftover cgroup lives")
+		sleeper.Process.Kill()
+	}
+	if exists(dir) || exists(group) {
+		t.Error("directory or cgroup is still there")
+	}
+}
