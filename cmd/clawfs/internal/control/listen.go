@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"os"
@@ -66,7 +67,7 @@ func Listen(lock *Lock, path string, refused func(Peer, error)) (net.Listener, e
 	// The path may be /proc/self/fd/N/…, which means nothing at exit; a socket
 	// left behind is stale and the next daemon removes it.
 	l.SetUnlinkOnClose(false)
-	return &guarded{UnixListener: l, uid: uint32(os.Geteuid()), slots: make(chan struct{}, MaxConnections), refused: refused}, nil
+	return &guarded{UnixListener: l, uid: uint32(os.Geteuid()), slots: make(chan struct{}, MaxConnections), strangers: make(chan struct{}, 16), refused: refused}, nil
 }
 
 // address is path, or, when path does not fit into a socket address, a name
@@ -88,9 +89,10 @@ type Peer struct{ UID, GID, PID uint32 }
 // guarded accepts connections of root and of one user only, and not too many.
 type guarded struct {
 	*net.UnixListener
-	uid     uint32
-	slots   chan struct{}
-	refused func(Peer, error) // may be nil
+	uid       uint32
+	slots     chan struct{}     // one token for each open connection
+	strangers chan struct{}     // one for each refused one that may still send
+	refused   func(Peer, error) // may be nil
 }
 
 var (
@@ -121,14 +123,26 @@ func (g *guarded) Accept() (net.Conn, error) {
 	}
 }
 
-// refuse answers without reading: what a stranger sends is not looked at.
-func (g *guarded) refuse(c net.Conn, p Peer, status string, why error) {
-	c.SetWriteDeadline(time.Now().Add(time.Second))
-	body := fmt.Sprintf("{\"error\":%q}\n", why.Error())
-	fmt.Fprintf(c, "HTTP/1.1 %s\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s", status, len(body), body)
-	c.Close()
+// refuse answers without looking at what was sent, and lets the client send
+// its request, or it would see a broken pipe instead of the answer. Only so
+// many strangers are waited for at a time; the others are cut off.
+func (g *guarded) refuse(c *net.UnixConn, p Peer, status string, why error) {
 	if g.refused != nil {
 		g.refused(p, why)
+	}
+	c.SetDeadline(time.Now().Add(time.Second))
+	body := fmt.Sprintf("{\"error\":%q}\n", why.Error())
+	fmt.Fprintf(c, "HTTP/1.1 %s\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s", status, len(body), body)
+	select {
+	case g.strangers <- struct{}{}:
+		go func() {
+			defer func() { <-g.strangers }()
+			defer c.Close()
+			c.CloseWrite()
+			io.Copy(io.Discard, io.LimitReader(c, maxHeader))
+		}()
+	default:
+		c.Close()
 	}
 }
 
