@@ -16,10 +16,7 @@ import (
 )
 
 // blob is one entry of a commit's tree.
-type blob struct {
-	mode, object, path string
-	size               int64
-}
+type blob struct{ mode, object, path string }
 
 // write puts the blobs of a commit into dest, which it creates. Links are made
 // last, so that no file is ever written through one.

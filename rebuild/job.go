@@ -122,7 +122,7 @@ func (c JobConfig) run(ctx context.Context, job jobFile, envelope []byte) (Resul
 		r.Verdict = capstore.Minted
 	}
 	r.FinishedAt = time.Now().UTC()
-	log.text.printf("%s %s", r.Verdict, r.Reason)
+	log.text.printf("%s", strings.TrimSpace(string(r.Verdict)+" "+r.Reason))
 	if r.Diagnosis != "" {
 		log.text.printf("%s", r.Diagnosis)
 	}

@@ -206,6 +206,9 @@ func recipe(c Config, l verifier.Ledger, st verifier.Statement, in inputs) sandb
 
 // variations are the surroundings of the two builds. The second has one
 // processor less where there are two.
+//
+// BUG: a file system that lists directories by hash lists /in in the same
+// order for both builds; only /out gets another order.
 func variations(rootfs string) [2]sandbox.Variation {
 	v := [2]sandbox.Variation{
 		{Hostname: "build", WorkDir: freeDir(rootfs, "work"), UID: 1 << 30},

@@ -103,11 +103,10 @@ func removeWorld() {
 // site is one publisher's inputs, on disk.
 type site struct {
 	parties
-	t        *testing.T
-	runtime  *sandbox.Runtime
-	st       verifier.Statement // a ledger that reproduces
-	loc      capstore.Locations
-	lockfile string
+	t       *testing.T
+	runtime *sandbox.Runtime
+	st      verifier.Statement // a ledger that reproduces
+	loc     capstore.Locations
 }
 
 const lockText = "numpy==1.24.2 --hash=sha256:00\n"

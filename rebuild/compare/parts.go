@@ -13,7 +13,6 @@ type layout struct {
 	noun  string
 	parts map[string]part
 	order []string // names as the header lists them
-	times bool     // members carry times
 	notes []string
 }
 

@@ -3,6 +3,7 @@ package compare
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -214,12 +215,7 @@ func parseGGUF(r io.ReaderAt, size int64) (layout, error) {
 		l.order = append(l.order, t.name)
 	}
 	base := (g.pos + alignment - 1) / alignment * alignment
-	slices.SortFunc(found, func(x, y at) int {
-		if x.offset < y.offset {
-			return -1
-		}
-		return 1
-	})
+	slices.SortFunc(found, func(x, y at) int { return cmp.Compare(x.offset, y.offset) })
 	for i, t := range found {
 		end := uint64(max(size-base, 0))
 		if t.offset > end {

@@ -45,7 +45,7 @@ func parseZip(r io.ReaderAt, size int64) (layout, error) {
 		l.order = append(l.order, f.Name)
 		l.parts[f.Name] = part{
 			offset: offset, size: stored, shape: fmt.Sprint(f.Method),
-			time: fmt.Sprint(f.ModifiedDate, f.ModifiedTime), //nolint:staticcheck // the raw DOS fields are what differs
+			time: fmt.Sprint(f.ModifiedDate, f.ModifiedTime), // the raw DOS fields are what differs
 		}
 	}
 	return l, nil
