@@ -73,7 +73,7 @@ func (m *mounted) run(args ...string) result {
 
 func (m *mounted) command(args ...string) *exec.Cmd {
 	cmd := exec.Command(os.Args[0], args...)
-	cmd.Env = append(os.Environ(), roleVariable+"=client")
+	cmd.Env = append(os.Environ(), roleVariable+"=client", quickExit)
 	return cmd
 }
 

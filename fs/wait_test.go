@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -144,7 +145,7 @@ func TestKilledOpener(t *testing.T) {
 // A timer signal every 5 ms neither fails an open nor starts the hash again.
 func TestTimerSignals(t *testing.T) {
 	m := mountEmpty(t)
-	s := m.sparse("model.bin", 1<<30, true)
+	s := m.sparse("model.bin", 512<<20, true)
 	m.admit(s)
 	r := m.run("alarm", m.at("model.bin"))
 	if r.Errno != 0 || r.SHA256 != s.Digest.String() {
@@ -153,6 +154,43 @@ func TestTimerSignals(t *testing.T) {
 	if s := m.stats(); s.Hashed != 1 || s.Errors != 0 {
 		t.Errorf("stats: %+v", s)
 	}
+}
+
+// A panic in a handler answers its one request, and is counted and told.
+func TestPanic(t *testing.T) {
+	src, err := openSource(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var told []Record
+	f := newFilesystem(Config{View: newDesk(t).view, Log: slog.New(slog.DiscardHandler), HashWorkers: 1,
+		Audit: func(r Record) { told = append(told, r) }}, src)
+	if st := f.panicked("planted"); st != statusIO {
+		t.Errorf("answer to a panic: %v, want EIO", st)
+	}
+	if n := f.stats().Panics; n != 1 {
+		t.Errorf("%d panics counted, want 1", n)
+	}
+	f.shutdown()
+	if len(told) != 1 || told[0].Reason != ReasonPanic || told[0].Decision != Failed || told[0].Detail != "planted" {
+		t.Errorf("records: %+v", told)
+	}
+}
+
+// A slow audit costs records, and no opener waits for it.
+func TestAuditNeverBlocks(t *testing.T) {
+	release := make(chan struct{})
+	a := newAuditor(func(Record) { <-release })
+	const extra = 100
+	for range auditRing + 1 + extra {
+		a.add(Record{Decision: Granted})
+	}
+	// One record may be with the audit already.
+	if n := a.dropped.Load(); n < extra || n > extra+1 {
+		t.Errorf("%d records dropped, want %d or one more", n, extra)
+	}
+	close(release)
+	a.close()
 }
 
 // Other files open while a long measurement runs on every worker.
