@@ -388,6 +388,32 @@ func TestMountRefusesBadPlaces(t *testing.T) {
 	}
 }
 
+// A mount that shows up inside its own source would make the daemon wait for
+// itself.
+func TestOwnMountInsideTheSource(t *testing.T) {
+	m := mountEmpty(t)
+	good := sample(9, 1000)
+	m.write("model.bin", good)
+	m.grant("model.bin", good)
+	inner := filepath.Join(m.src, "inner")
+	if err := os.Mkdir(inner, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount(m.dir, inner, "", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	if r := m.run("stat", m.at("inner")); r.Errno != syscall.EACCES {
+		t.Errorf("stat of the mount inside itself: %v, want EACCES", r)
+	}
+	if r := m.run("read", m.at("inner/model.bin")); r.Errno != syscall.EACCES {
+		t.Errorf("reading through the mount inside itself: %v, want EACCES", r)
+	}
+	m.reads("model.bin", good)
+	if err := unix.Unmount(inner, 0); err != nil {
+		t.Errorf("umount %s: %v", inner, err)
+	}
+}
+
 func TestXattrs(t *testing.T) {
 	m := mountEmpty(t)
 	good := sample(8, 9000)
