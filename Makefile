@@ -18,11 +18,12 @@ export GOTOOLCHAIN := local
 #   git                   the source of a ledger
 #   fsverity              known answers for the fs-verity digest
 #   attr                  getfattr: the reason of a refusal without clawfs
+#   e2fsprogs             mke2fs: the bounded /out of a build
 #   qemu-user-static      the arm64 run of the hashing tests
 #   mmdebstrap zstd       environment images of the examples
 #   fasttext              the unmodified client of examples/langid
 #   shellcheck            lint
-DEBS := ca-certificates git make gcc libc6-dev libseccomp-dev pkg-config fuse3 fsverity attr \
+DEBS := ca-certificates git make gcc libc6-dev libseccomp-dev pkg-config fuse3 fsverity attr e2fsprogs \
         qemu-user-static mmdebstrap zstd xz-utils fasttext shellcheck
 
 GOBUILD := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=auto
