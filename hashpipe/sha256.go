@@ -17,21 +17,21 @@ const maxWrite = 64 << 10
 // crypto/sha256, the second to a generic loop several times slower.
 type hasher struct{ h hash.Hash }
 
-func newHasher() hasher { return hasher{sha256.New()} }
+func newHasher() *hasher { return &hasher{sha256.New()} }
 
 // hashers holds idle hashers; get one by getHasher.
 var hashers = sync.Pool{New: func() any { return newHasher() }}
 
 // getHasher returns a fresh state; the caller puts it back into hashers.
-func getHasher() hasher {
-	h := hashers.Get().(hasher)
+func getHasher() *hasher {
+	h := hashers.Get().(*hasher)
 	h.reset()
 	return h
 }
 
-func (h hasher) reset() { h.h.Reset() }
+func (h *hasher) reset() { h.h.Reset() }
 
-func (h hasher) write(p []byte) {
+func (h *hasher) write(p []byte) {
 	for len(p) > maxWrite {
 		h.h.Write(p[:maxWrite])
 		p = p[maxWrite:]
@@ -40,9 +40,9 @@ func (h hasher) write(p []byte) {
 }
 
 // sum writes the hash into dst, which has room for 32 bytes.
-func (h hasher) sum(dst []byte) { h.h.Sum(dst[:0]) }
+func (h *hasher) sum(dst []byte) { h.h.Sum(dst[:0]) }
 
-func (h hasher) measured() (s Sum) {
+func (h *hasher) measured() (s Sum) {
 	h.sum(s.measured[:])
 	return s
 }

@@ -156,7 +156,7 @@ var zeros [BlockSize]byte
 
 // unitHasher hashes one unit at a time; it is not for concurrent use.
 type unitHasher struct {
-	h     hasher
+	h     *hasher
 	block [BlockSize]byte // the level-1 hash block
 	out   [hashSize]byte
 }

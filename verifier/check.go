@@ -15,7 +15,7 @@ import (
 // Bounds of a ledger. They are far above real builds and far below what hurts.
 const (
 	maxStages       = 256
-	maxOutputs      = 4096
+	maxOutputs      = 1000 // what one capability can name
 	maxDependencies = 256
 	maxArgs         = 4096
 	maxEnv          = 256
