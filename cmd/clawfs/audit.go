@@ -6,6 +6,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-json-experiment/json"
@@ -21,6 +22,7 @@ const maxLogFile = 64 << 20
 // logFile appends whole lines to a file of bounded size.
 type logFile struct {
 	path string
+	lost atomic.Int64 // lines that could not be written
 
 	// mu guards f and size, and keeps lines whole.
 	mu   sync.Mutex
@@ -83,7 +85,7 @@ type auditLine struct {
 
 // auditTrail writes the records of one mount: all of them as JSON lines, and
 // what was not granted as a sentence too, where a person may be looking.
-func auditTrail(mountpoint string, lines, sentences io.Writer) func(fs.Record) {
+func auditTrail(mountpoint string, lines *logFile, sentences io.Writer) func(fs.Record) {
 	return func(r fs.Record) {
 		line := auditLine{
 			Time: r.Time.UTC(), Event: "audit", Decision: string(r.Decision), Reason: string(r.Reason),
@@ -99,7 +101,9 @@ func auditTrail(mountpoint string, lines, sentences io.Writer) func(fs.Record) {
 		if err != nil {
 			b = fmt.Appendf(nil, `{"event":"audit","decision":%q,"detail":"the record could not be encoded"}`, r.Decision)
 		}
-		lines.Write(append(b, '\n'))
+		if _, err := lines.Write(append(b, '\n')); err != nil {
+			lines.lost.Add(1) // a full disk must not stop the mount; status tells
+		}
 		if sentences != nil && r.Decision != fs.Granted {
 			fmt.Fprintln(sentences, line.sentence())
 		}

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"os"
@@ -252,6 +253,11 @@ func (d *daemon) mount(r *http.Request) (control.Mount, error) {
 	var in control.MountRequest
 	if err := control.ReadBody(r, &in); err != nil {
 		return control.Mount{}, err
+	}
+	for _, path := range []string{in.Source, in.Mountpoint} {
+		if !filepath.IsAbs(path) || filepath.Clean(path) != path {
+			return control.Mount{}, answerError(http.StatusBadRequest, codeUsage, fmt.Errorf("%q is not an absolute, clean path", path))
+		}
 	}
 	m, err := d.mounts.add(newRecord(in.Source, in.Mountpoint, false))
 	if err != nil {

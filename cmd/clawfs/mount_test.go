@@ -455,3 +455,55 @@ func TestHostileNamesInTheLog(t *testing.T) {
 		t.Errorf("sentence %q can control a terminal", s)
 	}
 }
+
+// The same as a user without rights, by fusermount3, in namespaces of its own
+// with a /dev/fuse that everybody may open, as distributions have it.
+func TestWithoutRoot(t *testing.T) {
+	bin, err := binary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	base, err := os.MkdirTemp("/tmp", "clawfs-user-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(base) })
+	for _, dir := range []string{base, filepath.Join(base, "dev"), filepath.Join(base, "home")} {
+		os.Mkdir(dir, 0o755)
+		if err := os.Chmod(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	program, err := os.ReadFile(bin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(base, "clawfs"), program, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	const script = `set -eu
+cd "$1"
+mount -t tmpfs none dev && mknod -m 666 dev/fuse c 10 229 && mount --bind dev/fuse /dev/fuse
+chown 65534:65534 home && cd home
+exec setpriv --reuid 65534 --regid 65534 --clear-groups env -i PATH="$1:$PATH" HOME="$1/home" sh -eu -c '
+mkdir src mnt; echo hello >src/a.txt
+clawfs init >/dev/null
+clawfs mount src mnt
+if cat mnt/a.txt; then echo "OPENED"; fi
+lock=$(ls .local/state/clawfs/run/mounts/*.lock)
+kill -9 $(cat $lock)
+for i in $(seq 100); do clawfs status | grep -q "live.*restarted 1 times" && break; sleep 0.1; done
+clawfs status
+if cat mnt/a.txt; then echo "OPENED"; fi
+clawfs umount mnt
+if grep " $HOME/mnt " /proc/self/mountinfo; then echo "STILL MOUNTED"; fi
+kill $(cat .local/state/clawfs/run/daemon.lock)'`
+	out, err := exec.Command("unshare", "-m", "-p", "--fork", "--kill-child", "--mount-proc", "sh", "-c", script, "sh", base).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v; next: apt-get install fuse3\n%s", err, out)
+	}
+	text := string(out)
+	if strings.Contains(text, "OPENED") || strings.Contains(text, "STILL MOUNTED") || strings.Count(text, "Permission denied") != 2 || !strings.Contains(text, "restarted 1 times") {
+		t.Errorf("want two refusals, one restart and nothing left:\n%s", text)
+	}
+}

@@ -118,7 +118,7 @@ func (p *mountProcess) serve(ctx context.Context) error {
 	reported := make(chan struct{})
 	go func() { defer close(reported); p.sendReports(ctx, reports) }()
 	defer func() { close(reports); <-reported }()
-	detached := false
+	missing := 0 // looks in a row that found no mount
 	for {
 		select {
 		case <-gone:
@@ -126,9 +126,11 @@ func (p *mountProcess) serve(ctx context.Context) error {
 		case <-ctx.Done():
 			return p.stop(gone)
 		case <-table.C:
-			if !detached && !p.isMounted() {
-				// A lazy unmount: readers go on, and the place is free again.
-				detached = true
+			if p.isMounted() {
+				missing = 0
+			} else if missing++; missing == 2 {
+				// Not an unmount, which ends this process by now, but a lazy one:
+				// readers go on, and the place is free again.
 				p.forget()
 				p.releaseLock()
 				p.log.Info("detached; serving the files that are still open", "mountpoint", p.record.Mountpoint)
@@ -210,7 +212,7 @@ func (p *mountProcess) report() control.MountReport {
 		Counters: map[string]int64{
 			"granted": s.Granted, "refused": s.Refused, "errors": s.Errors, "hashed": s.Hashed, "hashedBytes": s.HashedBytes,
 			"joined": s.Joined, "unitsChecked": s.UnitsChecked, "lateMismatches": s.LateMismatches, "revoked": s.Revoked,
-			"quarantined": s.Quarantined, "panics": s.Panics, "auditDropped": s.AuditDropped, "nodes": s.Nodes,
+			"quarantined": s.Quarantined, "panics": s.Panics, "auditDropped": s.AuditDropped, "auditLost": p.audit.lost.Load(), "nodes": s.Nodes,
 			"handles": s.Handles, "verifying": s.Verifying,
 		},
 	}

@@ -327,12 +327,14 @@ func clearStale(dir string) error {
 }
 
 // isDead asks a mount that no process of ours serves. A dead one answers
-// ENOTCONN at once; one that does not answer is somebody's, and hangs.
+// ENOTCONN at once; one that does not answer is somebody's, and hangs. It asks
+// by statfs(2), because the kernel answers stat(2) of a dead mount from its
+// cache for a second.
 func isDead(dir string) (bool, error) {
 	answer := make(chan error, 1)
 	go func() {
-		var st unix.Stat_t
-		answer <- unix.Stat(dir, &st)
+		var st unix.Statfs_t
+		answer <- unix.Statfs(dir, &st)
 	}()
 	select {
 	case err := <-answer:

@@ -17,6 +17,9 @@ import (
 // maxReply bounds an answer that is not a stream, in bytes.
 const maxReply = 64 << 20
 
+// patience bounds a request that is not a stream: the daemon gives up earlier.
+const patience = replyTimeout + 10*time.Second
+
 // maxLine bounds one line of a stream in bytes: a record below 1 MiB, twice
 // in base64.
 const maxLine = 4 << 20
@@ -50,12 +53,17 @@ func (e *UnreachableError) Unwrap() error { return e.Err }
 
 // do sends one request; in and out may be nil.
 func (c *Client) do(ctx context.Context, method, path string, in, out any) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, patience, &UnreachableError{c.socket, fmt.Errorf("it has been silent for %v", patience)})
+	defer cancel()
 	r, err := c.open(ctx, method, path, in)
 	if err != nil {
 		return err
 	}
 	defer r.Close()
 	b, err := io.ReadAll(io.LimitReader(r, maxReply+1))
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
 	if err != nil {
 		return fmt.Errorf("reading the daemon's answer to %s: %w", path, err)
 	}
@@ -88,7 +96,7 @@ func (c *Client) open(ctx context.Context, method, path string, in any) (io.Read
 	resp, err := c.http.Do(req)
 	if err != nil {
 		if ctx.Err() != nil {
-			return nil, ctx.Err()
+			return nil, context.Cause(ctx)
 		}
 		var op *net.OpError
 		if errors.As(err, &op) {
@@ -123,7 +131,7 @@ func (c *Client) stream(ctx context.Context, path string, each func(line []byte)
 	defer watch.Stop()
 	r, err := c.open(ctx, http.MethodGet, path, nil)
 	if err != nil {
-		return cause(ctx, err)
+		return err
 	}
 	defer r.Close()
 	lines := bufio.NewScanner(r)
@@ -134,12 +142,8 @@ func (c *Client) stream(ctx context.Context, path string, each func(line []byte)
 			return err
 		}
 	}
-	return cause(ctx, lines.Err())
-}
-
-func cause(ctx context.Context, err error) error {
-	if errors.Is(context.Cause(ctx), errSilent) {
-		return errSilent
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
 	}
-	return err
+	return lines.Err()
 }

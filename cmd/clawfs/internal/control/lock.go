@@ -58,10 +58,7 @@ func TakeLock(path string) (*Lock, error) {
 		}
 		return nil, fmt.Errorf("lock %s: %w", path, err)
 	}
-	if err := writePID(f); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("lock %s: %w", path, err)
-	}
+	writePID(f)
 	return &Lock{f: f}, nil
 }
 
@@ -93,12 +90,12 @@ func Holder(path string) (int, error) {
 	return -1, nil
 }
 
-func writePID(f *os.File) error {
-	if err := f.Truncate(0); err != nil {
-		return err
+// writePID leaves the holder's name for people. The lock holds without it: a
+// full disk must not keep a mount from coming back.
+func writePID(f *os.File) {
+	if f.Truncate(0) == nil {
+		f.WriteAt(strconv.AppendInt(nil, int64(os.Getpid()), 10), 0)
 	}
-	_, err := f.WriteAt(strconv.AppendInt(nil, int64(os.Getpid()), 10), 0)
-	return err
 }
 
 func readPID(f *os.File) int {
