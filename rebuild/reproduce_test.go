@@ -52,6 +52,7 @@ var world = sync.OnceValues(func() (w struct {
 	if w.dir, err = os.MkdirTemp("", "clawfs-rebuild-test-"); err != nil {
 		return w, err
 	}
+	worldDir = w.dir
 	program := filepath.Join(w.dir, "payload")
 	build := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", program, "./testdata/payload")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
@@ -94,9 +95,12 @@ var world = sync.OnceValues(func() (w struct {
 	return w, err
 })
 
+// worldDir is removed by TestMain; empty if no test needed the world.
+var worldDir string
+
 func removeWorld() {
-	if w, err := world(); err == nil {
-		os.RemoveAll(w.dir)
+	if worldDir != "" {
+		os.RemoveAll(worldDir)
 	}
 }
 
