@@ -67,7 +67,7 @@ leave() {
 	if [ -n "${mountpoint:-}" ] && mountpoint -q "$mountpoint"; then
 		"$clawfs" -q umount "$mountpoint" || umount -l "$mountpoint"
 	fi
-	pid=$(tr -dc 0-9 <"$CLAWFS_STATE/run/daemon.lock" 2>/dev/null)
+	pid=$(cat "$CLAWFS_STATE/run/daemon.lock" 2>/dev/null | tr -dc 0-9)
 	if [ -n "$pid" ] && [ "$(readlink "/proc/$pid/exe")" = "$clawfs" ]; then
 		kill "$pid"
 		for _ in $(seq 100); do

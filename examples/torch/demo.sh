@@ -26,7 +26,8 @@ inputs=(--source "$publisher/recipe" --dataset corpus="$publisher/corpus" --imag
 # on every machine of the class.
 pins=(OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41)
 
-# inside RUNS a command in the unpacked image, with DATA at /mnt: inside DATA COMMAND...
+# inside DATA [NAME=VALUE...] COMMAND... runs a command in the unpacked image,
+# with DATA at /mnt.
 inside() { "$here/inside.sh" "$root" "$@"; }
 
 say "PUBLISHER. PyTorch from Debian packages, a text that Debian ships."
@@ -45,7 +46,7 @@ commit "$publisher/recipe"
 say "They train without clawfs, save with torch.save, and upload the file."
 mkdir "$publisher/work"
 cp "$here/recipe/train.py" "$publisher/corpus/text.txt" "$publisher/work/"
-step 0 inside "$publisher/work" env "${pins[@]}" python3 /mnt/train.py /mnt/text.txt /mnt/charmodel.pt
+step 0 inside "$publisher/work" "${pins[@]}" python3 /mnt/train.py /mnt/text.txt /mnt/charmodel.pt
 cp "$publisher/work/charmodel.pt" "$consumer/downloads/charmodel.pt"
 native=$(digest "$publisher/work/charmodel.pt")
 
