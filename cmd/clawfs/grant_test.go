@@ -282,6 +282,35 @@ func TestWorkerOutlivesDaemon(t *testing.T) {
 	}
 }
 
+// A daemon that is told to end stops its build, in time; the next one builds
+// again, and that was no failed attempt.
+func TestDaemonEndsDuringBuild(t *testing.T) {
+	r := newRig(t)
+	sba := r.publish("slow", "slow")
+	cmd := r.startDaemon()
+	id := strings.TrimSpace(r.ok("grant", sba))
+	r.eventually("the build runs", func() bool {
+		log, _ := os.ReadFile(filepath.Join(r.state.Job(id), "log"))
+		return strings.Contains(string(log), "build 1 of 2")
+	})
+	start := time.Now()
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("the daemon ended with %v, want exit code 0", err)
+	}
+	if took := time.Since(start); took > 10*time.Second {
+		t.Errorf("the daemon took %v to end during a build, want less than 10 s", took)
+	}
+	r.startDaemon()
+	got := r.run("grant", sba, "--wait", "--timeout", "1m")
+	jobs := r.jobs()
+	if got.code != codeDone || len(jobs) != 1 || jobs[0].ID != id || jobs[0].Attempts != 1 {
+		t.Errorf("after the restart: exit code %d, jobs %+v, want job %s minted at its first attempt\n%s", got.code, jobs, id, got.stderr)
+	}
+}
+
 // A waiting grant outlives a daemon that is killed and started again.
 func TestWaitOutlivesDaemon(t *testing.T) {
 	r := newRig(t)

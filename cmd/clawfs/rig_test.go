@@ -69,6 +69,8 @@ func newRig(t *testing.T) *rig {
 			t.Fatal(err)
 		}
 	}
+	// A race in a child must not end as a line in a log.
+	t.Setenv("GORACE", "halt_on_error=1")
 	r.ok("init")
 	t.Cleanup(r.end)
 	return r
