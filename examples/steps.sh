@@ -56,7 +56,7 @@ flip() {
 	at=$(($(stat -c %s "$1") / 2))
 	cp "$1" "$2"
 	byte=$(od -An -tu1 -j "$at" -N 1 "$1" | tr -d ' ')
-	printf "\\$(printf %03o $((byte ^ 1)))" | dd of="$2" bs=1 seek="$at" conv=notrunc status=none
+	printf %b "\\0$(printf %03o $((byte ^ 1)))" | dd of="$2" bs=1 seek="$at" conv=notrunc status=none
 }
 
 # leave unmounts $mountpoint, ends the daemon of $CLAWFS_STATE by its process
@@ -67,7 +67,10 @@ leave() {
 	if [ -n "${mountpoint:-}" ] && mountpoint -q "$mountpoint"; then
 		"$clawfs" -q umount "$mountpoint" || umount -l "$mountpoint"
 	fi
-	pid=$(cat "$CLAWFS_STATE/run/daemon.lock" 2>/dev/null | tr -dc 0-9)
+	pid=
+	if [ -f "$CLAWFS_STATE/run/daemon.lock" ]; then
+		pid=$(tr -dc 0-9 <"$CLAWFS_STATE/run/daemon.lock")
+	fi
 	if [ -n "$pid" ] && [ "$(readlink "/proc/$pid/exe")" = "$clawfs" ]; then
 		kill "$pid"
 		for _ in $(seq 100); do
@@ -76,7 +79,7 @@ leave() {
 		done
 	fi
 	if [ "$code" != 0 ]; then
-		cat "$CLAWFS_STATE"/log/daemon.log 2>/dev/null | tail -20 >&2
+		tail -n 20 "$CLAWFS_STATE/log/daemon.log" >&2 2>/dev/null
 	fi
 	chmod -R u+w "$dir" 2>/dev/null
 	rm -rf "$dir" "$last"

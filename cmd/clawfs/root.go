@@ -37,6 +37,9 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		return codeDone
 	}
 	var coded *exitError
+	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
+		err = errors.New("interrupted; nothing was left half done")
+	}
 	if !errors.As(err, &coded) && isUsage(err) {
 		err = exit(codeUsage, err)
 	}

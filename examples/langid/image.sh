@@ -26,7 +26,7 @@ done
 while read -r deb; do
 	dpkg-deb --fsys-tarfile "$deb" | tar -x --keep-directory-symlink --no-same-owner -C "$root"
 done <"$root/debs"
-rm -r "$root/debs" "$root/usr/share" "$root"/usr/lib/*/gconv
+rm -r "$root/debs" "${root:?}/usr/share" "$root"/usr/lib/*/gconv
 # Mount points, because the image is read-only when a stage runs.
 mkdir -p "$root/dev" "$root/etc" "$root/in" "$root/out" "$root/proc" "$root/sys" "$root/tmp" "$root/work"
 ln -sf busybox "$root/usr/bin/sh"

@@ -29,7 +29,7 @@ for library in blas/libblas lapack/liblapack; do
 done
 # Documentation, tests, and what differs between two machines.
 rm -rf "$root"/usr/share/doc "$root"/usr/share/man "$root"/usr/share/locale "$root"/usr/lib/libtorch-test \
-	"$root"/var "$root"/dev "$root"/tmp "$root"/etc/resolv.conf "$root"/etc/hostname "$root"/etc/apt
+	"${root:?}/var" "${root:?}/dev" "${root:?}/tmp" "$root"/etc/resolv.conf "$root"/etc/hostname "$root"/etc/apt
 find "$root" -name __pycache__ -prune -exec rm -rf {} +
 : >"$root/client.py"
 mkdir -p "$root/dev" "$root/in" "$root/mnt" "$root/out" "$root/proc" "$root/sys" "$root/tmp" "$root/var/tmp" "$root/work"

@@ -5,7 +5,8 @@
 //	trainer slow IN OUT     the same after four seconds
 //	trainer race IN OUT     other bytes each time
 //	trainer copy IN OUT     the input itself
-//	trainer fail            exit status 1
+//	trainer wait IN OUT     five minutes of nothing
+//	trainer fail IN OUT     exit status 1
 package main
 
 import (
@@ -50,6 +51,8 @@ func run(args []string) error {
 			fmt.Fprintf(&b, "seed %s\n", rand.Text())
 		}
 		data = []byte(b.String())
+	case "wait":
+		time.Sleep(5 * time.Minute)
 	case "copy":
 	default:
 		return fmt.Errorf("verb %q", args[0])
