@@ -1,0 +1,84 @@
+package main
+
+import (
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"testing"
+
+	"github.com/openclaw/clawfs/cmd/clawfs/internal/control"
+)
+
+func TestRevoke(t *testing.T) {
+	r := newRig(t)
+	first := r.admit(map[string]string{"a.bin": "a"})
+	second := r.admit(map[string]string{"b.bin": "b"})
+	for _, name := range []string{"a", "b"} {
+		r.file(name+".bin", name)
+	}
+	r.ok("mount", r.src, r.mnt)
+	if !r.opens("a.bin", "a") || !r.opens("b.bin", "b") {
+		t.Fatal("the granted files are refused")
+	}
+	stranger := filepath.Join(t.TempDir(), "stranger")
+	r.ok("keygen", "--out", stranger)
+	id := first.ID().String()
+	for _, tt := range []struct {
+		name string
+		args []string
+		code int
+		want string
+	}{
+		{"no reason", []string{id}, codeUsage, "reason"},
+		{"empty reason", []string{id, "--reason", ""}, codeUsage, "reason"},
+		{"reason of two lines", []string{id, "--reason", "a\nb"}, codeUsage, "reason"},
+		{"no ID", []string{"--reason", "x"}, codeUsage, "at least 1"},
+		{"unknown prefix", []string{"0123456789", "--reason", "x"}, codeRefused, "names 0 things"},
+		{"short prefix", []string{id[:7], "--reason", "x"}, codeRefused, "names 0 things"},
+		{"one good and one bad", []string{id, "nonsense", "--reason", "x"}, codeRefused, "nothing is revoked"},
+		{"unknown kind", []string{id, "--kind", "everything", "--reason", "x"}, codeUsage, "kind"},
+		{"stranger's key", []string{id, "--reason", "x", "--key", stranger}, codeSignature, "sign"},
+		{"the mint's key", []string{id, "--reason", "x", "--key", r.state.MintKey()}, codeSignature, "sign"},
+		{"no key", []string{id, "--reason", "x", "--key", stranger + "x"}, codeError, "no such file"},
+	} {
+		r.refused(tt.code, append([]string{"revoke"}, tt.args...), tt.want)
+	}
+	if !r.opens("a.bin", "a") || r.status().Revocations != 0 {
+		t.Fatal("a refused revocation revoked")
+	}
+	var done []control.Revocation
+	r.document(&done, "revoke", id[:minPrefix], "--reason", "training data withdrawn")
+	if len(done) != 1 || done[0].Target != id || done[0].Reason != "training data withdrawn" {
+		t.Errorf("revoke -o json = %+v, want the capability %s", done, id)
+	}
+	// No sleep: revoke returns when the mounts know.
+	if r.opens("a.bin", "a") {
+		t.Error("the file opened after revoke returned")
+	}
+	if !r.opens("b.bin", "b") {
+		t.Error("revoking one capability took another's file")
+	}
+	var caps []control.Capability
+	r.document(&caps, "caps")
+	for _, c := range caps {
+		if c.ID == first.ID() && (c.State != capRevoked || c.Revoked == nil) || c.ID == second.ID() && c.State != capLive {
+			t.Errorf("caps shows %s as %s", c.ID, c.State)
+		}
+	}
+	// It holds over every restart.
+	r.stopDaemon(syscall.SIGKILL)
+	r.startDaemon()
+	if err := syscall.Kill(r.serverPID(), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	r.eventually("the mount is back", func() bool {
+		return r.serverPID() != 0 && r.isMounted() && exec.Command("cat", filepath.Join(r.mnt, "b.bin")).Run() == nil
+	})
+	if r.opens("a.bin", "a") {
+		t.Error("the revoked file opened after everything was restarted")
+	}
+	r.ok("revoke", "--kind", "file", second.Subjects()[0].Digest.String(), "--reason", "wrong file")
+	if r.opens("b.bin", "b") {
+		t.Error("a file that was revoked by its content opened")
+	}
+}

@@ -1,0 +1,150 @@
+package main
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// One mount process is kill -9'd, and with it its mount. It comes back by
+// itself and serves.
+func TestKilledMountProcessComesBack(t *testing.T) {
+	r := newRig(t)
+	files := map[string]string{"m.bin": "model"}
+	r.admit(files)
+	r.file("m.bin", "model")
+	r.ok("mount", r.src, r.mnt)
+	for round := 1; round <= 3; round++ {
+		pid := r.serverPID()
+		if !r.opens("m.bin", "model") {
+			t.Fatalf("round %d: the granted file is refused", round)
+		}
+		start := time.Now()
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		r.eventually("another process serves the mount", func() bool {
+			now := r.serverPID()
+			return now != 0 && now != pid && r.isMounted() && exec.Command("cat", filepath.Join(r.mnt, "m.bin")).Run() == nil
+		})
+		t.Logf("round %d: back after %v", round, time.Since(start))
+	}
+	r.eventually("status tells of the restarts", func() bool { s := r.status(); return s.Mounts[0].Restarts >= 3 })
+	r.ok("umount", r.mnt)
+}
+
+// The daemon is kill -9'd: the mount serves on; the next daemon takes it over
+// as it is, and what was granted meanwhile arrives.
+func TestMountOutlivesDaemon(t *testing.T) {
+	r := newRig(t)
+	r.admit(map[string]string{"old.bin": "old"})
+	r.file("old.bin", "old")
+	r.file("new.bin", "new")
+	r.ok("mount", r.src, r.mnt)
+	server := r.serverPID()
+	r.stopDaemon(syscall.SIGKILL)
+	if !r.opens("old.bin", "old") || r.opens("new.bin", "new") {
+		t.Error("without a daemon: want the granted file served and the other refused")
+	}
+	got := r.refused(codeDaemon, []string{"status"}, "no daemon answers")
+	if !strings.Contains(got.stdout, r.mnt) || !strings.Contains(got.stdout, "live") {
+		t.Errorf("status without a daemon does not show the live mount:\n%s", got.stdout)
+	}
+	r.admit(map[string]string{"new.bin": "new"})
+	r.startDaemon()
+	r.eventually("the new capability reaches the old mount", func() bool { return r.opens("new.bin", "new") })
+	if r.serverPID() != server {
+		t.Errorf("mount process %d was replaced by %d; want it adopted", server, r.serverPID())
+	}
+	s := r.status()
+	if len(s.Mounts) != 1 || s.Mounts[0].PID != server || s.Mounts[0].State != mountLive || s.Mounts[0].Restarts != 0 {
+		t.Errorf("mounts after adoption = %+v, want pid %d, live, no restart", s.Mounts, server)
+	}
+	// An adopted process is watched like any other.
+	if err := syscall.Kill(server, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	r.eventually("the adopted mount comes back", func() bool { now := r.serverPID(); return now != 0 && now != server && r.isMounted() })
+	// SIGTERM leaves the mount alone too.
+	server = r.serverPID()
+	r.stopDaemon(syscall.SIGTERM)
+	if r.serverPID() != server || !r.opens("old.bin", "old") {
+		t.Error("a daemon that ended in order took the mount with it")
+	}
+	r.ok("umount", r.mnt) // needs no daemon
+	if r.isMounted() || r.hasRecord() {
+		t.Error("umount without a daemon left something")
+	}
+}
+
+// Daemon and mount process die together, as in a crash of the machine's
+// memory: the next daemon finds the wish and a dead mount, and mends it.
+func TestBothKilled(t *testing.T) {
+	r := newRig(t)
+	r.admit(map[string]string{"m.bin": "model"})
+	r.file("m.bin", "model")
+	r.ok("mount", r.src, r.mnt)
+	server := r.serverPID()
+	r.stopDaemon(syscall.SIGKILL)
+	if err := syscall.Kill(server, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	r.eventually("the mount is dead", func() bool { return r.serverPID() == 0 })
+	if out := r.exec("cat", filepath.Join(r.mnt, "m.bin")); !strings.Contains(out.stderr, "not connected") {
+		t.Errorf("a dead mount says %q", out.stderr)
+	}
+	r.startDaemon()
+	r.eventually("the mount is back", func() bool { return r.serverPID() != 0 && r.isMounted() })
+	if !r.opens("m.bin", "model") {
+		t.Error("the granted file is refused after the repair")
+	}
+}
+
+// A dead mount that no record names any more is cleared by the next mount.
+func TestStaleMountIsCleared(t *testing.T) {
+	r := newRig(t)
+	r.ok("mount", r.src, r.mnt)
+	server := r.serverPID()
+	r.stopDaemon(syscall.SIGKILL)
+	syscall.Kill(server, syscall.SIGKILL)
+	r.eventually("the mount is dead", func() bool { return r.serverPID() == 0 })
+	if err := os.Remove(r.state.Mount(mountID(r.mnt))); err != nil {
+		t.Fatal(err)
+	}
+	r.ok("mount", r.src, r.mnt)
+	list, err := mounts()
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for _, m := range list {
+		if m.point == r.mnt {
+			n++
+		}
+	}
+	if n != 1 {
+		t.Errorf("%d mounts lie at %s, want the new one alone", n, r.mnt)
+	}
+}
+
+// The kernel's connection is aborted by an administrator: that is no wish to
+// unmount.
+func TestAbortedConnectionComesBack(t *testing.T) {
+	r := newRig(t)
+	r.ok("mount", r.src, r.mnt)
+	pid := r.serverPID()
+	m, _, err := mountedAt(r.mnt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	script := "mount -t fusectl none /sys/fs/fuse/connections && echo 1 > /sys/fs/fuse/connections/" + strconv.Itoa(int(m.minor)) + "/abort"
+	if got := r.exec("unshare", "-m", "sh", "-c", script); got.code != 0 {
+		t.Fatalf("aborting the connection: %s", got.stderr)
+	}
+	r.eventually("another process serves the mount", func() bool { now := r.serverPID(); return now != 0 && now != pid && r.isMounted() })
+}

@@ -1,0 +1,87 @@
+package main
+
+import (
+	"bufio"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// Whoever unmounts by other means means it too.
+func TestPlainUmount(t *testing.T) {
+	r := newRig(t)
+	r.ok("mount", r.src, r.mnt)
+	if got := r.exec("umount", r.mnt); got.code != 0 {
+		t.Fatalf("umount(8): %s", got.stderr)
+	}
+	r.eventually("the wish is gone", func() bool { return !r.hasRecord() && r.serverPID() == 0 && len(r.status().Mounts) == 0 })
+	time.Sleep(3 * lookEvery)
+	if r.isMounted() {
+		t.Error("the daemon brought back what was unmounted")
+	}
+	// SIGTERM to the mount process as well.
+	r.ok("mount", r.src, r.mnt)
+	if err := syscall.Kill(r.serverPID(), syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	r.eventually("the mount is gone", func() bool { return !r.isMounted() && !r.hasRecord() && r.serverPID() == 0 })
+}
+
+func TestUmountRefusals(t *testing.T) {
+	r := newRig(t)
+	r.refused(codeMount, []string{"umount", r.mnt}, "nothing is mounted", "status")
+	r.refused(codeMount, []string{"umount", filepath.Join(r.mnt, "x", "y")}, "x")
+	r.refused(codeMount, []string{"umount", "/proc"}, "proc", "not clawfs")
+	r.refused(codeUsage, []string{"umount"}, "accepts 1 arg")
+}
+
+// A mount in use stays, and the message names who uses it; --lazy lets the
+// reader finish and frees the place at once.
+func TestUmountBusy(t *testing.T) {
+	r := newRig(t)
+	content := strings.Repeat("model ", 1<<20)
+	r.admit(map[string]string{"m.bin": content})
+	r.file("m.bin", content)
+	r.ok("mount", r.src, r.mnt)
+	reader := exec.Command("sh", "-c", "exec 9<"+filepath.Join(r.mnt, "m.bin")+"; echo open; read go; cat <&9 | cksum")
+	in, _ := reader.StdinPipe()
+	pipe, _ := reader.StdoutPipe()
+	if err := reader.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { reader.Process.Kill(); reader.Wait() })
+	out := bufio.NewReader(pipe)
+	if line, err := out.ReadString('\n'); line != "open\n" {
+		t.Fatalf("the reader said %q, %v", line, err)
+	}
+	r.refused(codeMount, []string{"umount", r.mnt}, "in use", "sh("+strconv.Itoa(reader.Process.Pid), "open file", "--lazy")
+	if !r.isMounted() || !r.hasRecord() {
+		t.Error("a refused umount took something away")
+	}
+	old := r.serverPID()
+	r.ok("umount", "--lazy", r.mnt)
+	if r.isMounted() {
+		t.Error("the mount is still in the mount table after --lazy")
+	}
+	r.ok("mount", r.src, r.mnt)
+	if r.serverPID() == old {
+		t.Error("the detached process serves the new mount")
+	}
+	in.Write([]byte("go\n"))
+	sum, err := out.ReadString('\n')
+	want := r.exec("cksum", filepath.Join(r.src, "m.bin")).stdout
+	if err != nil || strings.Fields(sum)[0] != strings.Fields(want)[0] {
+		t.Errorf("the reader of the detached mount got %q, %v, want %q", sum, err, want)
+	}
+	if err := reader.Wait(); err != nil {
+		t.Error(err)
+	}
+	r.eventually("the detached process ends after its last reader", func() bool { return syscall.Kill(old, 0) != nil })
+	if !r.isMounted() || !r.hasRecord() {
+		t.Error("the end of the detached process took the new mount's record")
+	}
+}
