@@ -29,7 +29,7 @@ DEBS := ca-certificates git make gcc libc6-dev libseccomp-dev pkg-config fuse3 f
 GOBUILD := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=auto
 UNIT    := ./...
 
-.PHONY: deps build demo demo-torch test test-arm64 race lint fuzz bench repro ci clean tools
+.PHONY: deps build install demo demo-torch test test-arm64 race lint fuzz bench repro ci clean tools
 
 deps: ## install missing Debian packages
 	@missing=$$(for p in $(DEBS); do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'install ok installed' || echo $$p; done); \
@@ -48,6 +48,16 @@ bin/runc: tools/go.mod tools/go.sum
 build: deps bin/runc ## bin/clawfs and the runtime beside it
 	@mkdir -p bin
 	$(GOBUILD) -o bin/clawfs ./cmd/clawfs
+
+PREFIX ?= /usr/local
+install: build ## program, runtime, man pages, completion, unit
+	install -D -m 0755 bin/clawfs $(DESTDIR)$(PREFIX)/libexec/clawfs/clawfs
+	install -D -m 0755 bin/runc $(DESTDIR)$(PREFIX)/libexec/clawfs/runc
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/bash-completion/completions
+	ln -sf ../libexec/clawfs/clawfs $(DESTDIR)$(PREFIX)/bin/clawfs
+	bin/clawfs man $(DESTDIR)$(PREFIX)/share/man/man1
+	bin/clawfs completion bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/clawfs
+	install -D -m 0644 deploy/clawfs.service $(DESTDIR)$(PREFIX)/lib/systemd/system/clawfs.service
 
 demo: build ## the main job on real input
 	examples/langid/demo.sh
