@@ -115,11 +115,25 @@ func (s *state) container(stage int) string {
 	return fmt.Sprintf("%s%s-%d", idPrefix, s.run, stage)
 }
 
-// close removes everything the run made below StateDir.
+// closeWait bounds how long close waits for another process's sweep.
+const closeWait = 2 * time.Minute
+
+// close removes everything the run made below StateDir. The directory itself
+// goes under StateDir's lock: a sweep that met it half removed would take it
+// for a dead worker's and put a lock file back into it.
 func (s *state) close(r *Runtime) error {
-	err := r.clear(s.run)
-	s.lock.Close()
-	return err
+	defer s.lock.Close()
+	if err := r.end(s.run); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), closeWait)
+	defer cancel()
+	all, err := lockStateDir(ctx)
+	if err != nil {
+		return err
+	}
+	defer all.Close()
+	return os.RemoveAll(s.dir)
 }
 
 // Sweep kills and removes what runs of dead workers left, and returns the ids
@@ -151,7 +165,9 @@ func (r *Runtime) Sweep(ctx context.Context) ([]string, error) {
 			errs = append(errs, err)
 			continue
 		}
-		if err := r.clear(d.Name()); err != nil {
+		if err := r.end(d.Name()); err != nil {
+			errs = append(errs, err)
+		} else if err := os.RemoveAll(filepath.Join(StateDir, d.Name())); err != nil {
 			errs = append(errs, err)
 		} else {
 			swept = append(swept, d.Name())
@@ -164,9 +180,9 @@ func (r *Runtime) Sweep(ctx context.Context) ([]string, error) {
 	return swept, nil
 }
 
-// clear kills the containers of a run and removes its cgroups, mounts and
-// directory. Repeating it is harmless.
-func (r *Runtime) clear(run string) error {
+// end kills the containers of a run and removes its cgroups and mounts.
+// Repeating it is harmless.
+func (r *Runtime) end(run string) error {
 	dir := filepath.Join(StateDir, run)
 	containers, err := os.ReadDir(filepath.Join(dir, "runc"))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -186,7 +202,7 @@ func (r *Runtime) clear(run string) error {
 	for _, pid := range orphans {
 		syscall.Wait4(pid, nil, 0, nil) // does not block: its cgroup is gone
 	}
-	return os.RemoveAll(dir)
+	return nil
 }
 
 // orphans finds first processes of a dead worker's containers that became

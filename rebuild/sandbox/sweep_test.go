@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -239,4 +240,49 @@ func TestSweepRemains(t *testing.T) {
 	if exists(dir) || exists(group) {
 		t.Error("directory or cgroup is still there")
 	}
+}
+
+// TestSweepBesideEndingRuns: a run that removes its directory and a sweep of
+// another process meet; neither may fail and nothing may stay.
+func TestSweepBesideEndingRuns(t *testing.T) {
+	r, _ := spec(t)
+	ctx := t.Context()
+	done := make(chan struct{})
+	var sweeps sync.WaitGroup
+	for range 2 {
+		sweeps.Go(func() {
+			for {
+				select {
+				case <-done:
+					return
+				default:
+				}
+				if _, err := r.Sweep(ctx); err != nil {
+					t.Errorf("Sweep: %v", err)
+					return
+				}
+			}
+		})
+	}
+	for range 200 {
+		s, err := newState(ctx)
+		if err != nil {
+			t.Errorf("newState: %v", err)
+			break
+		}
+		// Many entries make the removal long enough to be met.
+		for i := range 50 {
+			if _, err := s.mkdir("bundle", fmt.Sprint(i)); err != nil {
+				t.Errorf("mkdir: %v", err)
+			}
+		}
+		if err := s.close(r); err != nil {
+			t.Errorf("close: %v", err)
+		}
+		if _, err := os.Lstat(s.dir); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s after close: %v, want it gone", s.dir, err)
+		}
+	}
+	close(done)
+	sweeps.Wait()
 }
