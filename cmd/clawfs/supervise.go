@@ -109,6 +109,7 @@ func (s *supervisor) adopt(ctx context.Context, r mountRecord) {
 // wish is forgotten and the error says why. If the daemon ends meanwhile, the
 // mount is the next one's.
 func (s *supervisor) add(r mountRecord) (control.Mount, error) {
+	s.awaitForgotten(r.ID)
 	s.mu.Lock()
 	life := s.ctx
 	if w, known := s.mounts[r.ID]; known {
@@ -139,6 +140,19 @@ func (s *supervisor) add(r mountRecord) (control.Mount, error) {
 	s.watchers.Go(func() { s.watch(life, r.ID) })
 	s.look(r)
 	return s.one(r.ID), nil
+}
+
+// awaitForgotten waits for the watcher of a mount whose wish was taken back a
+// moment ago, so that a mount can follow an unmount at once.
+func (s *supervisor) awaitForgotten(id string) {
+	for end := time.Now().Add(10 * lookEvery); time.Now().Before(end); time.Sleep(lookEvery / 5) {
+		s.mu.Lock()
+		_, known := s.mounts[id]
+		s.mu.Unlock()
+		if _, err := os.Lstat(s.state.Mount(id)); !known || !errors.Is(err, fs.ErrNotExist) {
+			return
+		}
+	}
 }
 
 // watch brings the mount back whenever nobody serves it, until the wish is
