@@ -108,25 +108,23 @@ func (p *Policy) Rule(model string) (PublisherRule, bool) {
 	best, length := PublisherRule{}, 0
 	for _, r := range p.Publishers {
 		for _, pattern := range r.Models {
-			// An exact pattern is as long as the model, and longer than any
-			// prefix of it with its star.
+			// The model itself comes before any prefix, whatever their lengths:
+			// "acme/x" is no longer than "acme/*".
+			if pattern == model {
+				return r, true
+			}
 			if matches(pattern, model) && len(pattern) > length {
 				best, length = r, len(pattern)
-				if pattern == model {
-					return r, true
-				}
 			}
 		}
 	}
 	return best, length > 0
 }
 
-// matches reports whether pattern is model or "<prefix>/*" above it.
+// matches reports whether pattern is a "<prefix>/*" above model.
 func matches(pattern, model string) bool {
-	if prefix, ok := strings.CutSuffix(pattern, "*"); ok {
-		return strings.HasSuffix(prefix, "/") && strings.HasPrefix(model, prefix)
-	}
-	return pattern == model
+	prefix, ok := strings.CutSuffix(pattern, "*")
+	return ok && strings.HasSuffix(prefix, "/") && strings.HasPrefix(model, prefix)
 }
 
 func (p *Policy) publisherKeys() []dsse.PublicKey {

@@ -238,7 +238,9 @@ func TestPolicyRefused(t *testing.T) {
 
 func TestRule(t *testing.T) {
 	p := newParty(t, dsse.Ed25519).policy
-	for _, r := range []struct{ name, pattern string }{{"team", "acme/team/*"}, {"one", "acme/team/one"}, {"exact", "solo/model"}} {
+	for _, r := range []struct{ name, pattern string }{
+		{"team", "acme/team/*"}, {"one", "acme/team/one"}, {"exact", "solo/model"}, {"short", "acme/x"}, {"brief", "acme/team/y"},
+	} {
 		var err error
 		if p, err = p.AddPublisher(verifier.PublisherRule{
 			Name: r.name, Models: []string{r.pattern}, Keys: []dsse.PublicKey{newKey(t, dsse.Ed25519).Public()}, Threshold: 1, Images: []string{"*"},
@@ -254,6 +256,8 @@ func TestRule(t *testing.T) {
 		"acme/team/one":     "one",
 		"acme/team/one/sub": "team",
 		"acme/team/on":      "team",
+		"acme/x":            "short", // its pattern is no longer than "acme/*"
+		"acme/team/y":       "brief",
 		"solo/model":        "exact",
 		"solo/model/sub":    "",
 		"solo/models":       "",
