@@ -221,7 +221,8 @@ func (k *PublicKey) UnmarshalText(text []byte) error {
 }
 
 // onePEM demands that text is one PEM block without headers and nothing else:
-// pem.Decode would skip what stands before it.
+// pem.Decode would skip what stands before it, a damaged block of the same type
+// too.
 func onePEM(text []byte) (*pem.Block, error) {
 	block, rest := pem.Decode(text)
 	switch {
@@ -231,7 +232,7 @@ func onePEM(text []byte) (*pem.Block, error) {
 		return nil, errors.New("expected one PEM block, got more after it")
 	case len(block.Headers) > 0:
 		return nil, errors.New("PEM headers are not accepted")
-	case !strings.HasPrefix(string(text), "-----BEGIN "+block.Type+"-----"):
+	case !bytes.HasPrefix(text, []byte("-----BEGIN "+block.Type+"-----")), bytes.Count(text, []byte("-----BEGIN ")) != 1:
 		return nil, errors.New("expected one PEM block, got more before it")
 	}
 	return block, nil

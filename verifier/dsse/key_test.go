@@ -331,6 +331,7 @@ func TestPrivateKeyRefuses(t *testing.T) {
 		{"encrypted PKCS#8", block("ENCRYPTED PRIVATE KEY", p384), "ssh-keygen"},
 		{"SEC 1", block("EC PRIVATE KEY", p384), `got "EC PRIVATE KEY"`},
 		{"two keys", good + good, "more after it"},
+		{"a damaged key before a good one", strings.Replace(good, "\n", "\n*", 1) + good, "more before it"},
 		{"not OpenSSH", block("OPENSSH PRIVATE KEY", []byte("nonsense")), "private key:"},
 		{"too large", good + strings.Repeat(" ", 1<<20), "expected at most"},
 	}
@@ -350,7 +351,16 @@ func TestPrivateKeyRefuses(t *testing.T) {
 func TestPrivateKeyDoesNotPrint(t *testing.T) {
 	k := newKey(t, dsse.Ed25519)
 	seed := pkcs8(t, must(k.PEM())).(ed25519.PrivateKey).Seed()
+	hidden := struct{ key dsse.PrivateKey }{k} // fmt calls no method of an unexported field
 	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%x", "%d", "%q"} {
+		for _, owner := range []any{hidden, &hidden, []any{hidden}} {
+			got := strings.NewReplacer("0x", "", ", ", "", " ", "").Replace(fmt.Sprintf(verb, owner))
+			for _, secret := range []string{string(seed), hex.EncodeToString(seed), strings.ReplaceAll(fmt.Sprint(seed), " ", "")} {
+				if strings.Contains(got, strings.Trim(secret, "[]")) {
+					t.Errorf("%s of a struct that holds the key prints the seed: %q", verb, got)
+				}
+			}
+		}
 		got := fmt.Sprintf(verb, k)
 		if strings.Contains(got, hex.EncodeToString(seed)) || strings.Contains(got, fmt.Sprint(seed)) || !strings.Contains(got, string(k.Public().ID())) {
 			t.Errorf("%s prints %q, want the key id and no secret", verb, got)

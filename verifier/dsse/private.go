@@ -19,7 +19,10 @@ import (
 // PrivateKey signs envelopes. The zero PrivateKey signs nothing. Printing one
 // with fmt shows the public half only.
 type PrivateKey struct {
-	signer crypto.Signer
+	// signer returns the key. It is a function because fmt calls no method of
+	// an unexported field, Format neither: of a struct that holds a PrivateKey
+	// it would print every byte, through pointers too.
+	signer func() crypto.Signer
 	public PublicKey
 }
 
@@ -114,7 +117,7 @@ func privateKeyOf(parsed any) (PrivateKey, error) {
 	if err != nil {
 		return PrivateKey{}, err
 	}
-	return PrivateKey{signer, public}, nil
+	return PrivateKey{func() crypto.Signer { return signer }, public}, nil
 }
 
 // Public returns the public half; it is zero if k is.
@@ -125,7 +128,7 @@ func (k PrivateKey) PEM() ([]byte, error) {
 	if k.signer == nil {
 		return nil, errors.New("private key: empty")
 	}
-	der, err := x509.MarshalPKCS8PrivateKey(k.signer)
+	der, err := x509.MarshalPKCS8PrivateKey(k.signer())
 	if err != nil {
 		return nil, fmt.Errorf("private key: %w", err)
 	}
@@ -142,12 +145,16 @@ func (k PrivateKey) Format(f fmt.State, _ rune) {
 }
 
 func (k PrivateKey) sign(message []byte) ([]byte, error) {
-	switch s := k.signer.(type) {
+	if k.signer == nil {
+		return nil, errors.New("the private key is empty")
+	}
+	switch s := k.signer().(type) {
 	case ed25519.PrivateKey:
 		return s.Sign(nil, message, crypto.Hash(0))
 	case *ecdsa.PrivateKey:
 		hash := sha256.Sum256(message)
 		return ecdsa.SignASN1(rand.Reader, s, hash[:])
+	default:
+		return nil, fmt.Errorf("a %T cannot sign here", s)
 	}
-	return nil, errors.New("the private key is empty")
 }
