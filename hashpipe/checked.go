@@ -17,7 +17,7 @@ type CheckedReader struct {
 // NewCheckedReader returns a reader of src that checks every unit against t.
 // With a nil or zero tree every read is an error.
 func NewCheckedReader(src io.ReaderAt, t *Tree) *CheckedReader {
-	return &CheckedReader{src, t}
+	return &CheckedReader{src, t.clone()}
 }
 
 // ReadUnit reads one unit into buf, whose capacity is at least UnitSize, and

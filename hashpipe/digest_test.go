@@ -1,8 +1,10 @@
 package hashpipe
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
+	"io"
 	"reflect"
 	"strings"
 	"testing"
@@ -207,4 +209,20 @@ func parsed(t *testing.T, s string) (Digest, VerityDigest) {
 		t.Fatal(err)
 	}
 	return d, v
+}
+
+// Go lets anybody write a whole struct through a pointer, unexported fields
+// included. Whoever writes through one that this package handed out changes
+// neither the measurement nor a reader that was made with it.
+func TestMeasurementsAreNotOverwritten(t *testing.T) {
+	one, two := content(UnitSize+1), content(UnitSize+2)
+	m, other := measured(t, one), measured(t, two)
+	tree := m.Tree()
+	r := NewCheckedReader(bytes.NewReader(two), tree)
+	*tree = *other.Tree()
+	*m.Tree() = *other.Tree()
+	agrees(t, m, one)
+	if n, err := r.ReadAt(make([]byte, 2), UnitSize); n != 1 || err != io.EOF {
+		t.Errorf("the reader gave %d bytes, %v, where the content it was made for has one", n, err)
+	}
 }

@@ -20,8 +20,9 @@ func (m Measurement) Sum() Sum { return m.sum }
 // Size returns the size of the content in bytes.
 func (m Measurement) Size() int64 { return m.tree.Size() }
 
-// Tree returns the fs-verity tree of the content; nil if m is zero.
-func (m Measurement) Tree() *Tree { return m.tree }
+// Tree returns the fs-verity tree of the content; nil if m is zero. Each call
+// returns another pointer: what is written through it does not reach m.
+func (m Measurement) Tree() *Tree { return m.tree.clone() }
 
 // SumBytes measures b.
 func SumBytes(b []byte) Sum {

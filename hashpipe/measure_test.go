@@ -128,6 +128,9 @@ func TestMeasureRefuses(t *testing.T) {
 			t.Errorf("%s: MeasureTree = %v, %v, want nil and an error", name, tree, err)
 		}
 	}
+	if tree, err := MeasureTree(context.Background(), bytes.NewReader(content(10)), 10, 1<<62, nil); err != nil || tree.Size() != 10 {
+		t.Errorf("MeasureTree with 2^62 workers = %v, %v", tree.Claim(), err)
+	}
 	for _, workers := range []int{0, -1} {
 		if tree, err := MeasureTree(context.Background(), bytes.NewReader(nil), 0, workers, nil); err == nil || tree != nil {
 			t.Errorf("MeasureTree with %d workers = %v, %v, want nil and an error", workers, tree, err)

@@ -28,6 +28,7 @@ func MeasureTree(ctx context.Context, r io.ReaderAt, size int64, workers int, pr
 		return nil, fmt.Errorf("measuring a tree with %d workers", workers)
 	}
 	n := unitsOf(size)
+	workers = int(min(int64(workers), max(n, 1))) // more would have nothing to do
 	p := &parallel{r: r, progress: progress, t: &Tree{size: size, units: make([][hashSize]byte, n)}}
 	p.run = min(max(n/int64(4*workers), 1), maxRun)
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -105,6 +106,9 @@ func checkEnd(r io.ReaderAt, size int64) error {
 	n, err := r.ReadAt(one[:], size)
 	if n > 0 {
 		return fmt.Errorf("%w: expected %d bytes, got more", ErrChanged, size)
+	}
+	if err == nil {
+		err = io.ErrNoProgress // breaks the contract of io.ReaderAt
 	}
 	if err != io.EOF {
 		return fmt.Errorf("looking for the end at byte %d: %w", size, err)

@@ -23,6 +23,17 @@ type Tree struct {
 	digest [hashSize]byte // of the descriptor: it binds root and size; zero only in the zero Tree
 }
 
+// clone keeps a Tree out of reach of who holds a pointer to it: Go lets anybody
+// assign a whole struct. The hashes of the units are shared, because only this
+// package can reach them.
+func (t *Tree) clone() *Tree {
+	if t == nil {
+		return nil
+	}
+	c := *t
+	return &c
+}
+
 // Size returns the size of the content in bytes.
 func (t *Tree) Size() int64 {
 	if t == nil {
