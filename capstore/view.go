@@ -36,11 +36,20 @@ type target struct {
 	digest hashpipe.Digest
 }
 
-// Grant is a capability together with what is known against it.
+// Grant is a capability together with what is known against it. Outside this
+// package neither half can be replaced, so a revocation cannot be left behind.
 type Grant struct {
-	Capability
+	held
 	revocation Revocation
 }
+
+// held lends Grant the methods of Capability through a field that is not
+// exported.
+type held = Capability
+
+// Capability returns the capability alone: what it says, no longer whether it
+// was taken back.
+func (g Grant) Capability() Capability { return g.held }
 
 // Revoked returns the revocation that outranks the grant, if there is one.
 func (g Grant) Revoked() (Revocation, bool) { return g.revocation, !g.revocation.IsZero() }

@@ -102,7 +102,7 @@ func Decide(q Query, grants []capstore.Grant) Verdict {
 			continue
 		}
 		for _, s := range g.Subjects() {
-			v := judge(q, g.Capability, s, revoked[g.ID()])
+			v := judge(q, g.Capability(), s, revoked[g.ID()])
 			if rank[v.Reason] > rank[best.Reason] {
 				best = v
 			}

@@ -67,7 +67,7 @@ func (f *filesystem) followable(link, target string) Verdict {
 	}
 	v := refused(ReasonWrongName, fmt.Sprintf("link to sha256:%s, which is approved as %s and not as %s", d, strings.Join(names, ", "), link),
 		"give the link the name of the approved file")
-	v.Capability = grants[0].Capability
+	v.Capability = grants[0].Capability()
 	return v
 }
 
