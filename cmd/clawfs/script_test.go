@@ -19,7 +19,18 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"clawfs": main})
+	testscript.Main(cleaning{m}, map[string]func(){"clawfs": main})
+}
+
+// cleaning runs the tests and removes what buildTools made.
+type cleaning struct{ m *testing.M }
+
+func (c cleaning) Run() int {
+	code := c.m.Run()
+	if tools.dir != "" {
+		os.RemoveAll(tools.dir)
+	}
+	return code
 }
 
 // TestScript runs the specification of the command line, one file for each

@@ -16,6 +16,7 @@ import (
 // build puts it, and the layer of the test image.
 var tools struct {
 	once  sync.Once
+	dir   string
 	layer string
 	err   error
 }
@@ -46,6 +47,7 @@ func buildTools() {
 		if err != nil {
 			return err
 		}
+		tools.dir = dir
 		trainer := filepath.Join(dir, "trainer")
 		if out, err := goBuild("testdata/trainer", []string{"CGO_ENABLED=0"}, "-o", trainer, "."); err != nil {
 			return fmt.Errorf("building the trainer: %w\n%s", err, out)
