@@ -65,7 +65,7 @@ func statusOf(err error) fuse.Status {
 	case errors.Is(err, unix.ELOOP), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ESTALE), errors.Is(err, unix.EAGAIN):
 		// A component became a link or a file since the kernel looked it up.
 		return statusStale
-	case errors.Is(err, unix.EXDEV), errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM), errors.Is(err, errOwnMount):
+	case errors.Is(err, unix.EXDEV), errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM), errors.Is(err, errOwnMount), errors.Is(err, errLeased):
 		return statusRefused
 	case errors.Is(err, unix.ENAMETOOLONG):
 		return fuse.Status(syscall.ENAMETOOLONG)

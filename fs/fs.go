@@ -270,6 +270,7 @@ type filesystem struct {
 	dirs       handles[*dirHandle]
 	units      *unitCache
 	sizes      sizeIndex
+	names      nameIndex
 	quarantine quarantine
 	sentBack   sentBack
 	counters   counters

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/openclaw/clawfs/capstore"
 	"github.com/openclaw/clawfs/hashpipe"
@@ -75,7 +76,7 @@ func serve(arg string) int {
 	var shift time.Duration
 	out := bufio.NewWriter(os.Stdout)
 	say := func(r reply) {
-		if err := json.MarshalWrite(out, r); err != nil {
+		if err := json.MarshalWrite(out, r, jsontext.AllowInvalidUTF8(true)); err != nil {
 			panic(err)
 		}
 		out.WriteByte('\n')

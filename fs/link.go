@@ -34,20 +34,30 @@ func (f *filesystem) Readlink(_ <-chan struct{}, in *fuse.InHeader) ([]byte, fus
 }
 
 // followable returns a refusal, or the zero Verdict for a link that may be
-// handed out; what it leads to is decided when that is opened.
+// handed out; what it leads to is decided when that is opened, under the name
+// that it leads to. So the link's own name must survive, or one approved file
+// could stand in for another.
 //
 // A target that is a content's hash (Hugging Face: model.safetensors ->
 // ../../blobs/<sha256>) binds no name, so here the link's own name must be one
 // under which that content is approved. Else one approved file could stand in
 // for another by a link. If nothing is known of the hash there is nothing to
-// stand in: opening it refuses.
+// stand in: opening it refuses. Any other target must keep what a capability
+// knows of the link's name: see nameIndex.
 func (f *filesystem) followable(link, target string) Verdict {
 	if why := escapes(link, target); why != "" {
 		return refused(ReasonSymlink, fmt.Sprintf("link to %q: %s", target, why), "replace the link by a relative one that stays inside the source")
 	}
 	d, ok := contentAddress(path.Base(target))
 	if !ok {
+		if lost := f.names.lost(f.view, link, path.Join(path.Dir(link), target)); lost != "" {
+			return refused(ReasonWrongName, fmt.Sprintf("link to %q: %s names something that is approved, and the target is called otherwise", target, lost),
+				"replace the link by the file or directory itself")
+		}
 		return Verdict{}
+	}
+	if own, ok := contentAddress(path.Base(link)); ok && own != d {
+		return refused(ReasonWrongName, fmt.Sprintf("link to sha256:%s, under the name of sha256:%s", d, own), "replace the link by the file itself")
 	}
 	grants := f.view.Lookup(d)
 	if len(grants) == 0 {

@@ -22,6 +22,11 @@ type source struct {
 // errOwnMount: a bind mount makes our own mount visible inside the source.
 var errOwnMount = errors.New("the mount itself is visible inside its source")
 
+// errLeased: the kernel has told the holder of the lease to give it up, and a
+// later open succeeds. Waiting for it, 45 s by default, would let whoever can
+// write the source stop the mount's requests.
+var errLeased = errors.New("a process holds a lease for writing on the file (fcntl F_SETLEASE)")
+
 // resolveFlags keep every resolution inside the source.
 const resolveFlags = unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS
 
@@ -114,6 +119,9 @@ func (s *source) open(path string) (*os.File, unix.Stat_t, error) {
 		return nil, st, nil
 	}
 	in, err := reopen(fd, 0)
+	if err == unix.EAGAIN {
+		err = errLeased
+	}
 	if err != nil {
 		return nil, st, err
 	}
@@ -145,6 +153,9 @@ func (s *source) readlink(path string) (string, unix.Stat_t, error) {
 		return "", st, err
 	}
 	defer unix.Close(fd)
+	if st.Mode&unix.S_IFMT != unix.S_IFLNK {
+		return "", st, unix.ESTALE // readlinkat(2) would say that there is nothing
+	}
 	buf := make([]byte, unix.PathMax)
 	n, err := unix.Readlinkat(fd, "", buf)
 	return string(buf[:max(n, 0)]), st, err

@@ -2,6 +2,7 @@ package fs
 
 import (
 	"path"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -48,6 +49,44 @@ func (x *sizeIndex) has(v *capstore.View, size int64) bool {
 		x.sizes, x.generation, x.built = sizes, g, true
 	}
 	return x.sizes[size]
+}
+
+// nameIndex is the set of all names that capabilities give to outputs, live or
+// not, and of the directories in those names: "acme/v1/x.bin", "acme/v1" and
+// "acme". The zero index is ready.
+type nameIndex struct {
+	mu         sync.Mutex // guards all below
+	built      bool
+	generation uint64
+	names      map[string]bool
+}
+
+// lost returns the name that a link carries and its target does not, or "". If
+// no link on the way loses a name, then who asks for "acme/v1/x.bin" ends at a
+// path that ends so too: each link keeps what was walked of the name.
+func (x *nameIndex) lost(v *capstore.View, link, target string) string {
+	if _, addressed := contentAddress(path.Base(link)); addressed {
+		return path.Base(link) // the caller has seen that the target is no address
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if g := v.Generation(); !x.built || g != x.generation {
+		names := make(map[string]bool)
+		for _, grant := range v.All() {
+			for _, s := range grant.Subjects() {
+				for n := s.Name; n != "." && n != "/"; n = path.Dir(n) {
+					names[n] = true
+				}
+			}
+		}
+		x.names, x.generation, x.built = names, g, true
+	}
+	for rest, more := link, true; more; _, rest, more = strings.Cut(rest, "/") {
+		if x.names[rest] && !hasSuffix(target, rest) {
+			return rest
+		}
+	}
+	return ""
 }
 
 // maxQuarantined bounds the list; the oldest entry goes first. What goes is not

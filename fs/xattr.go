@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 )
@@ -143,11 +144,14 @@ func (f *filesystem) explain(cancel <-chan struct{}, caller fuse.Caller, n *node
 		return kept.text, fuse.OK
 	}
 	file, st, err := f.src.open(n.path)
-	if err != nil {
-		return nil, statusOf(err)
+	answer := statusOf(err)
+	if err != nil && answer != statusRefused && answer != statusIO {
+		return nil, answer
 	}
 	var a assessment
-	if file == nil {
+	if err != nil {
+		a = assessment{verdict: refused(ReasonUnreadable, err.Error(), "mend the source")}
+	} else if file == nil {
 		a = assessment{verdict: refusedSpecial()}
 	} else {
 		a = f.assess(cancel, caller, n.path, identityOf(&st), file)
@@ -157,7 +161,8 @@ func (f *filesystem) explain(cancel <-chan struct{}, caller fuse.Caller, n *node
 	case ReasonInterrupted, ReasonTooSlow:
 		return nil, a.status
 	}
-	text, err := json.Marshal(f.explanation(n.path, st.Size, a), json.Deterministic(true))
+	// Names are bytes to the kernel; JSON wants UTF-8.
+	text, err := json.Marshal(f.explanation(n.path, st.Size, a), json.Deterministic(true), jsontext.AllowInvalidUTF8(true))
 	if err != nil {
 		return nil, statusIO
 	}
