@@ -21,6 +21,47 @@ const maxRun = 64
 // progress, if not nil, gets increments from the workers, one call at a time.
 // ctx is looked at before each unit.
 func MeasureTree(ctx context.Context, r io.ReaderAt, size int64, workers int, progress func(bytes int64)) (*Tree, error) {
+	w, err := NewTreeWork(size, workers, progress)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var wg sync.WaitGroup
+	for range min(int64(workers), w.tree.Units()) {
+		wg.Go(func() {
+			for more := true; more; {
+				var err error
+				if more, err = w.Step(ctx, r); err != nil {
+					cancel(err) // the first error stays
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	return w.Tree(r)
+}
+
+// TreeWork is a MeasureTree that is done by goroutines of the caller, so that
+// they can be niced, bounded, and shared between contents. Any number of them
+// may call Step at once, each with a reader of its own over the same content.
+type TreeWork struct {
+	tree   *Tree // unfinished: each Step fills the hashes of its units
+	run    int64 // units in a row
+	next   atomic.Int64
+	hashed atomic.Int64 // units
+
+	mu       sync.Mutex // one call of progress at a time
+	progress func(int64)
+}
+
+// NewTreeWork prepares to measure a content of exactly size bytes by about as
+// many goroutines as workers.
+func NewTreeWork(size int64, workers int, progress func(bytes int64)) (*TreeWork, error) {
 	if err := checkSize(size); err != nil {
 		return nil, err
 	}
@@ -29,75 +70,63 @@ func MeasureTree(ctx context.Context, r io.ReaderAt, size int64, workers int, pr
 	}
 	n := unitsOf(size)
 	workers = int(min(int64(workers), max(n, 1))) // more would have nothing to do
-	p := &parallel{r: r, progress: progress, t: &Tree{size: size, units: make([][hashSize]byte, n)}}
-	p.run = min(max(n/int64(4*workers), 1), maxRun)
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	var wg sync.WaitGroup
-	for range min(int64(workers), n) {
-		wg.Go(func() {
-			if err := p.work(ctx); err != nil {
-				cancel(err) // the first error stays
-			}
-		})
-	}
-	wg.Wait()
-	if ctx.Err() != nil {
-		return nil, context.Cause(ctx)
-	}
-	if err := checkEnd(r, size); err != nil {
-		return nil, err
-	}
-	return newTree(size, p.t.units), nil
+	w := &TreeWork{progress: progress, tree: &Tree{size: size, units: make([][hashSize]byte, n)}}
+	w.run = min(max(n/int64(4*workers), 1), maxRun)
+	return w, nil
 }
 
-type parallel struct {
-	r    io.ReaderAt
-	t    *Tree // unfinished: each worker fills the hashes of its units
-	run  int64 // units in a row
-	next atomic.Int64
-
-	mu       sync.Mutex // one call of progress at a time
-	progress func(int64)
-}
-
-func (p *parallel) work(ctx context.Context) error {
+// Step reads and hashes the next run that nobody has taken, at most 32 MiB.
+// more is false if there was none; other calls may still be busy with theirs.
+// A run whose Step returned an error stays unhashed, and Tree will say so.
+func (w *TreeWork) Step(ctx context.Context, r io.ReaderAt) (more bool, err error) {
+	units := w.tree.Units()
+	first := (w.next.Add(1) - 1) * w.run
+	if first >= units {
+		return false, nil
+	}
 	buf := buffers.Get().(*buffer)
 	defer buffers.Put(buf)
 	u := unitHashers.Get().(*unitHasher)
 	defer unitHashers.Put(u)
-	units := int64(len(p.t.units))
-	for {
-		first := (p.next.Add(1) - 1) * p.run
-		if first >= units {
-			return nil
+	for unit := first; unit < min(first+w.run, units); unit++ {
+		if ctx.Err() != nil {
+			return false, context.Cause(ctx)
 		}
-		for unit := first; unit < min(first+p.run, units); unit++ {
-			if ctx.Err() != nil {
-				return context.Cause(ctx)
-			}
-			off := unit * UnitSize
-			data := buf[:min(UnitSize, p.t.size-off)]
-			k, err := readAt(p.r, data, off)
-			if err != nil {
-				return err
-			}
-			if k < len(data) {
-				return fmt.Errorf("%w: expected %d bytes, got %d", ErrChanged, p.t.size, off+int64(k))
-			}
-			p.t.units[unit] = u.sum(data, p.t.size <= BlockSize)
-			p.report(len(data))
+		off := unit * UnitSize
+		data := buf[:min(UnitSize, w.tree.size-off)]
+		k, err := readAt(r, data, off)
+		if err != nil {
+			return false, err
 		}
+		if k < len(data) {
+			return false, fmt.Errorf("%w: expected %d bytes, got %d", ErrChanged, w.tree.size, off+int64(k))
+		}
+		w.tree.units[unit] = u.sum(data, w.tree.size <= BlockSize)
+		w.hashed.Add(1)
+		w.report(len(data))
 	}
+	return true, nil
 }
 
-func (p *parallel) report(n int) {
-	if p.progress == nil {
+// Tree returns the tree once every call of Step has returned. It is an error if
+// a unit was not hashed, and ErrChanged if r goes on behind the content.
+func (w *TreeWork) Tree(r io.ReaderAt) (*Tree, error) {
+	if done, n := w.hashed.Load(), w.tree.Units(); done != n {
+		return nil, fmt.Errorf("measuring a tree: %d of %d units were hashed", done, n)
+	}
+	if err := checkEnd(r, w.tree.size); err != nil {
+		return nil, err
+	}
+	return newTree(w.tree.size, w.tree.units), nil
+}
+
+func (w *TreeWork) report(n int) {
+	if w.progress == nil {
 		return
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.progress(int64(n))
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.progress(int64(n))
 }
 
 // checkEnd returns nil only if r has no byte at size.
