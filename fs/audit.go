@@ -34,7 +34,7 @@ type Record struct {
 	Reason     Reason
 	Detail     string
 	Next       string
-	Digest     string // hex SHA-256 as measured; empty if it was not
+	Digest     string // hex SHA-256 as measured, or as a capability binds it to the tree that was; empty if nothing was
 	Capability string // hex id; empty if there is none
 	Model      string // empty if there is no capability
 	Tier       string // empty unless granted

@@ -39,9 +39,27 @@ const (
 type Query struct {
 	Path  string       // slash-separated, relative to the mount's root
 	Size  int64        // bytes
-	Sum   hashpipe.Sum // zero: not measured, and therefore refused
+	Sum   hashpipe.Sum // zero: not measured by SHA-256
 	Now   time.Time
 	Shown string // how a person names the file; empty means Path
+
+	// Tree stands for the Sum where that is zero: the file was measured as an
+	// fs-verity tree alone. A capability binds a SHA-256 and an fs-verity digest
+	// that were measured together over the same bytes, so a file with the one and
+	// without the other would be a collision of SHA-256. If Sum and Tree are both
+	// zero, the file was not measured, and is refused.
+	Tree *hashpipe.Tree
+}
+
+func (q Query) measured() bool { return !q.Sum.IsZero() || q.Tree.Claim() != hashpipe.VerityDigest{} }
+
+// is reports whether the measured bytes are those of a subject. The SHA-256
+// decides where it was measured.
+func (q Query) is(s capstore.Subject) bool {
+	if !q.Sum.IsZero() {
+		return q.Sum.Is(s.Digest)
+	}
+	return q.Tree.Is(s.Verity)
 }
 
 // Verdict is the answer to a Query. The zero Verdict refuses, and only Decide
@@ -75,8 +93,8 @@ var rank = map[Reason]int{
 }
 
 // Decide is the rule by which a file opens. It allows exactly if one of the
-// grants has a subject whose SHA-256 is the measured one, whose size is the
-// measured one and whose name the path carries, and which at q.Now is begun, is
+// grants has a subject whose SHA-256 (or fs-verity digest, see Query.Tree) is the
+// measured one, whose size is the measured one and whose name the path carries, and which at q.Now is begun, is
 // not over and is not revoked. It is pure: equal arguments, equal verdict.
 //
 // A path carries a subject's name if its last components are those of the name
@@ -114,7 +132,7 @@ func Decide(q Query, grants []capstore.Grant) Verdict {
 // judge compares the file with one subject of one capability.
 func judge(q Query, c capstore.Capability, s capstore.Subject, r capstore.Revocation) Verdict {
 	named := carries(q.Path, s)
-	same := q.Sum.Is(s.Digest)
+	same := q.is(s)
 	v := Verdict{Capability: c}
 	switch {
 	case !named && !same:
@@ -123,7 +141,7 @@ func judge(q Query, c capstore.Capability, s capstore.Subject, r capstore.Revoca
 		v.Reason = ReasonWrongSize
 		v.Detail = fmt.Sprintf("expected %d bytes of %s, got %d", s.Size, release(c, s), q.Size)
 		v.Next = "fetch the file again, then clawfs why " + quoted(q.Shown)
-	case !same && q.Sum.IsZero():
+	case !same && !q.measured():
 		v.Reason = ReasonUnmeasured
 		v.Detail = fmt.Sprintf("expected sha256:%s of %s, and the file was not hashed", s.Digest, release(c, s))
 		v.Next = "clawfs why " + quoted(q.Shown)
@@ -156,8 +174,11 @@ func judge(q Query, c capstore.Capability, s capstore.Subject, r capstore.Revoca
 }
 
 func got(q Query) string {
-	if q.Sum.IsZero() {
+	switch {
+	case !q.measured():
 		return ""
+	case q.Sum.IsZero():
+		return fmt.Sprintf(", got other bytes, fs-verity sha256:%s", q.Tree.Claim())
 	}
 	return fmt.Sprintf(", got sha256:%s", q.Sum)
 }

@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"bytes"
 	"math"
 	"strings"
 	"testing"
@@ -61,7 +62,13 @@ func TestDecide(t *testing.T) {
 	window := func(from, to time.Duration) func(*terms) {
 		return func(w *terms) { w.notBefore, w.notAfter = now.Add(from), now.Add(to) }
 	}
+	trees := make(map[hashpipe.Sum]*hashpipe.Tree) // of the same bytes
 	query := func(path string, data []byte) Query {
+		got, err := hashpipe.Measure(t.Context(), bytes.NewReader(data), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		trees[got.Sum()] = got.Tree()
 		return Query{Path: path, Size: int64(len(data)), Sum: hashpipe.SumBytes(data), Now: now}
 	}
 	digest := hashpipe.SumBytes(good).Claim()
@@ -162,6 +169,20 @@ func TestDecide(t *testing.T) {
 			}
 			if back := Decide(c.q, grants); back.Reason != v.Reason || back.Allowed() != v.Allowed() {
 				t.Errorf("with the grants reversed: %s, want %s", back.Reason, v.Reason)
+			}
+			// Measured as a tree, the same bytes have the same verdict.
+			if tree := trees[c.q.Sum]; tree != nil {
+				q := c.q
+				q.Sum, q.Tree = hashpipe.Sum{}, tree
+				if v := Decide(q, grants); v.Reason != c.want || v.Allowed() != (c.want == ReasonGranted) {
+					t.Errorf("measured as a tree: %s (%s), want %s", v.Reason, v.Detail, c.want)
+				}
+			}
+			// A tree that was not measured says nothing.
+			q := c.q
+			q.Sum, q.Tree = hashpipe.Sum{}, new(hashpipe.Tree)
+			if v := Decide(q, grants); v.Allowed() {
+				t.Errorf("a zero tree is allowed: %s (%s)", v.Reason, v.Detail)
 			}
 		})
 	}

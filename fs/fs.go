@@ -60,14 +60,30 @@ type Config struct {
 	// needs user_allow_other in /etc/fuse.conf.
 	AllowOther bool
 
-	// HashWorkers bounds the files that are measured at one time. Zero means one
-	// for each processor. One more worker takes small files only.
+	// HashWorkers bounds the threads that measure files, each one file or all of
+	// them one large file. Zero means one for each processor. One more worker
+	// takes small files only.
 	HashWorkers int
+
+	// Verify says how a large file is measured at its open. Zero is VerifyAuto.
+	Verify Verify
 
 	// Clock returns the time; nil means time.Now. However it moves, the mount's
 	// own time only goes forward.
 	Clock func() time.Time
 }
+
+// Verify is a way to measure a file at its open. Either way the bytes are the
+// ones that a capability names: see Query.Tree.
+type Verify int
+
+const (
+	// VerifyAuto measures a file of 64 MiB or more as a tree, on all cores, and
+	// any other by its SHA-256.
+	VerifyAuto Verify = iota
+	// VerifyStream measures every file by its SHA-256, on one core for each file.
+	VerifyStream
+)
 
 // Server is a live mount.
 type Server struct {
@@ -82,6 +98,7 @@ type Stats struct {
 	Errors           int64 // opens that ended undecided: I/O error, interrupted, too slow
 	Hashed           int64 // whole files measured
 	HashedBytes      int64
+	Trees            int64 // of Hashed, those measured as a tree alone
 	Joined           int64 // opens that waited for a measurement which another had begun
 	UnitsChecked     int64 // units hashed for READ
 	LateMismatches   int64 // units that no longer were what OPEN had approved
@@ -109,6 +126,9 @@ func Mount(c Config) (*Server, error) {
 	}
 	if c.HashWorkers == 0 {
 		c.HashWorkers = runtime.NumCPU()
+	}
+	if c.Verify != VerifyAuto && c.Verify != VerifyStream {
+		return nil, fmt.Errorf("mount: way %d to verify a file: unknown", c.Verify)
 	}
 	src, err := openSource(c.Source)
 	if err != nil {
@@ -269,8 +289,8 @@ type filesystem struct {
 	files      handles[*handle]
 	dirs       handles[*dirHandle]
 	units      *unitCache
-	sizes      sizeIndex
 	names      nameIndex
+	claims     claimIndex
 	quarantine quarantine
 	sentBack   sentBack
 	counters   counters
@@ -298,7 +318,7 @@ func newFilesystem(c Config, src *source) *filesystem {
 		limit:         requestLimit(),
 	}
 	f.units = newUnitCache(&f.counters.unitsChecked)
-	f.measure = newMeasurer(ctx, c.HashWorkers, &f.counters)
+	f.measure = newMeasurer(ctx, c.HashWorkers, c.Verify, &f.counters, func(size int64) []claim { return f.claims.of(f.view, size) })
 	return f
 }
 

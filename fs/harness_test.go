@@ -49,6 +49,7 @@ type serverSpec struct {
 	Mint, Revoker      dsse.PublicKey
 	Workers            int
 	AllowOther         bool
+	Verify             Verify
 	asNobody           bool // the server runs without root
 }
 
@@ -91,7 +92,7 @@ func serve(arg string) int {
 	if err == nil {
 		s, err = Mount(Config{
 			Source: spec.Source, Mountpoint: spec.Mountpoint, View: view,
-			HashWorkers: spec.Workers, AllowOther: spec.AllowOther,
+			HashWorkers: spec.Workers, AllowOther: spec.AllowOther, Verify: spec.Verify,
 			Audit: func(r Record) {
 				mu.Lock()
 				defer mu.Unlock()

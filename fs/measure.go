@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -30,6 +31,10 @@ const (
 	// unsettledFor is how long the measurement of a younger file is reused, unless
 	// it was granted: the openers of one moment share it.
 	unsettledFor = time.Second
+	// treeFrom is the size in bytes from which a file is measured as a tree, on all
+	// cores. A smaller one takes some 40 ms on one, and its refusal then needs no
+	// second pass.
+	treeFrom = 64 << 20
 	// hashNice keeps the hash threads from starving requests.
 	hashNice = 10
 )
@@ -40,6 +45,9 @@ const (
 type measurer struct {
 	ctx      context.Context
 	counters *counters
+	claims   func(size int64) []claim // of all capabilities, now
+	threads  int
+	treeFrom int64 // bytes
 	workers  sync.WaitGroup
 
 	mu      sync.Mutex // guards all below
@@ -58,15 +66,47 @@ type flight struct {
 	file *os.File // its own descriptor
 	done chan struct{}
 
+	work    *hashpipe.TreeWork // nil: measured as one stream
+	helpers int                // workers that have it; guarded by measurer.mu
+	ending  bool               // no work is left to take; guarded by measurer.mu
+	began   time.Time          // of the pass that counts
+
 	// Set before done is closed, and not changed after.
-	measured hashpipe.Measurement
-	err      error
-	moved    bool      // the file's state is not that of the start
-	young    bool      // a later write need not change the file's state
-	ended    time.Time // of the measurement
+	proof
+	err   error
+	moved bool      // the file's state is not that of the start
+	young bool      // a later write need not change the file's state
+	ended time.Time // of the measurement
 
 	bytes   atomic.Int64
 	granted atomic.Bool // some opener was allowed
+}
+
+// proof is what was measured of a content. The zero proof proves nothing.
+type proof struct {
+	tree   *hashpipe.Tree
+	sum    hashpipe.Sum    // zero if the tree alone was measured
+	digest hashpipe.Digest // SHA-256: the sum, or what the capabilities bind to the tree
+}
+
+func (p proof) isZero() bool { return p.tree == nil }
+
+// same reports whether two proofs are of one content.
+func (p proof) same(q proof) bool { return !p.isZero() && p.tree.Is(q.tree.Claim()) }
+
+// query asks about the content under a name.
+func (p proof) query(path string, now time.Time, shown string) Query {
+	return Query{Path: path, Size: p.tree.Size(), Sum: p.sum, Tree: p.tree, Now: now, Shown: shown}
+}
+
+// holds reports whether what the capabilities claim now still gives a content
+// its digest. A sum needs nobody's word.
+func (p proof) holds(claims []claim) bool {
+	if !p.sum.IsZero() {
+		return true
+	}
+	d, known := digest(claims, p.tree)
+	return known && d == p.digest
 }
 
 // reusable reports whether a remembered measurement may answer another opener. A
@@ -77,12 +117,15 @@ func (fl *flight) reusable() bool {
 	return !fl.young || fl.granted.Load() || time.Since(fl.ended) < unsettledFor
 }
 
-func newMeasurer(ctx context.Context, workers int, c *counters) *measurer {
+func newMeasurer(ctx context.Context, workers int, how Verify, c *counters, claims func(int64) []claim) *measurer {
 	m := &measurer{
-		ctx: ctx, counters: c,
+		ctx: ctx, counters: c, claims: claims, threads: workers, treeFrom: treeFrom,
 		flights: make(map[identity]*flight),
 		known:   make(map[identity]*list.Element),
 		recent:  list.New(),
+	}
+	if how != VerifyAuto {
+		m.treeFrom = hashpipe.MaxSize + 1
 	}
 	m.wake = sync.NewCond(&m.mu)
 	context.AfterFunc(ctx, func() {
@@ -104,10 +147,11 @@ func (m *measurer) wait() { m.workers.Wait() }
 // start returns the measurement of a file in the state id: a remembered one,
 // one under way, or a new one. file stays the caller's.
 func (m *measurer) start(file *os.File, id identity) (*flight, error) {
+	claims := m.claims(id.size)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if e, ok := m.known[id]; ok {
-		if fl := e.Value.(*flight); fl.reusable() {
+		if fl := e.Value.(*flight); fl.reusable() && fl.holds(claims) {
 			m.recent.MoveToFront(e)
 			return fl, nil
 		}
@@ -125,6 +169,13 @@ func (m *measurer) start(file *os.File, id identity) (*flight, error) {
 		return nil, fmt.Errorf("duplicating a descriptor: %w", err)
 	}
 	fl := &flight{id: id, file: os.NewFile(uintptr(fd), file.Name()), done: make(chan struct{})}
+	if id.size >= m.treeFrom && haveTrees(claims) {
+		fl.work, err = hashpipe.NewTreeWork(id.size, m.threads, func(n int64) { fl.bytes.Add(n) })
+		if err != nil {
+			fl.file.Close()
+			return nil, err
+		}
+	}
 	m.flights[id] = fl
 	m.queue = append(m.queue, fl)
 	m.wake.Broadcast()
@@ -156,6 +207,17 @@ func (m *measurer) underWay() int64 {
 	return int64(len(m.flights))
 }
 
+// haveTrees reports whether every content of a size can be told by its tree. If
+// there is none the answer does not matter: nothing of that size is measured.
+func haveTrees(claims []claim) bool {
+	for _, c := range claims {
+		if c.verity.IsZero() {
+			return false
+		}
+	}
+	return len(claims) > 0
+}
+
 // work takes measurements that suit it until the context ends. Its thread is
 // niced and locked, and therefore ends with it.
 func (m *measurer) work(suits func(*flight) bool) {
@@ -167,26 +229,43 @@ func (m *measurer) work(suits func(*flight) bool) {
 		if fl == nil {
 			return
 		}
-		fl.measure(m.ctx)
-		if fl.err == nil {
-			m.counters.hashed.Add(1)
+		more, err := fl.step(m.ctx)
+		if m.leave(fl, more, err) {
+			m.conclude(fl)
 		}
-		m.counters.hashedBytes.Add(fl.bytes.Load())
-		m.finish(fl)
 	}
 }
 
-// next returns nil when the context has ended; what is queued then is answered
-// with the context's error.
+// next returns the flight to work on: the first that nobody works on, else the
+// first that can be shared. It returns nil when the context has ended and
+// nothing is queued; what is queued then is answered with the context's error.
 func (m *measurer) next(suits func(*flight) bool) *flight {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for {
-		for i, fl := range m.queue {
-			if m.closed || suits(fl) {
-				m.queue = append(m.queue[:i:i], m.queue[i+1:]...)
-				return fl
+		var shared *flight
+		for _, fl := range m.queue {
+			if !m.closed && !suits(fl) {
+				continue
 			}
+			if fl.helpers == 0 {
+				shared = fl
+				break
+			}
+			if shared == nil {
+				shared = fl
+			}
+		}
+		if fl := shared; fl != nil {
+			if fl.began.IsZero() {
+				fl.began = time.Now()
+			}
+			fl.helpers++
+			m.unqueue(fl)
+			if fl.work != nil {
+				m.queue = append(m.queue, fl) // to the end: others get their turn
+			}
+			return fl
 		}
 		if m.closed {
 			return nil
@@ -195,21 +274,89 @@ func (m *measurer) next(suits func(*flight) bool) *flight {
 	}
 }
 
-// measure reads the whole file once. The size is that of the state asked for: a
+// leave takes a worker off a flight. The last one off a flight that has no more
+// work gets to conclude it.
+func (m *measurer) leave(fl *flight, more bool, err error) (last bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	fl.helpers--
+	if err != nil && fl.err == nil {
+		fl.err = err
+	}
+	if !more {
+		m.unqueue(fl)
+		fl.ending = true
+	}
+	return fl.ending && fl.helpers == 0
+}
+
+// unqueue takes a flight out of the queue, if it is there. Callers hold m.mu.
+func (m *measurer) unqueue(fl *flight) {
+	if i := slices.Index(m.queue, fl); i >= 0 {
+		m.queue = slices.Delete(m.queue, i, i+1)
+	}
+}
+
+// step does what one worker does before it looks around again: a run of a tree,
+// through a descriptor of its own, because the kernel reads ahead for each
+// descriptor; or all of a stream.
+func (fl *flight) step(ctx context.Context) (more bool, err error) {
+	if fl.work == nil {
+		return false, fl.stream(ctx)
+	}
+	in := fl.file
+	if fd, err := reopen(int(fl.file.Fd()), 0); err == nil {
+		in = os.NewFile(uintptr(fd), fl.file.Name())
+		defer in.Close()
+	}
+	_ = unix.Fadvise(int(in.Fd()), 0, 0, unix.FADV_SEQUENTIAL) // advice
+	return fl.work.Step(ctx, in)
+}
+
+// stream reads the whole file once. The size is that of the state asked for: a
 // file that grows or shrinks meanwhile is an error.
-func (fl *flight) measure(ctx context.Context) {
-	defer fl.file.Close()
+func (fl *flight) stream(ctx context.Context) error {
 	_ = unix.Fadvise(int(fl.file.Fd()), 0, 0, unix.FADV_SEQUENTIAL) // advice
-	began := time.Now()
-	fl.measured, fl.err = hashpipe.MeasureFile(ctx, fl.file, fl.id.size, func(n int64) { fl.bytes.Add(n) })
+	got, err := hashpipe.MeasureFile(ctx, fl.file, fl.id.size, func(n int64) { fl.bytes.Add(n) })
+	if err == nil {
+		fl.proof = proof{tree: got.Tree(), sum: got.Sum(), digest: got.Sum().Claim()}
+	}
+	return err
+}
+
+// conclude ends a measurement. A tree that no capability names, or that two name
+// differently, is not used at all: the file is measured again as a stream, so
+// that the refusal can say which SHA-256 was got, and what is decided then rests
+// on that one pass alone.
+func (m *measurer) conclude(fl *flight) {
+	defer fl.file.Close()
+	if fl.work != nil && fl.err == nil {
+		tree, err := fl.work.Tree(fl.file)
+		d, known := digest(m.claims(fl.id.size), tree)
+		switch {
+		case err != nil:
+			fl.err = err
+		case known:
+			fl.proof = proof{tree: tree, digest: d}
+			m.counters.trees.Add(1)
+		default:
+			fl.began = time.Now()
+			fl.err = fl.stream(m.ctx)
+		}
+	}
 	var st unix.Stat_t
 	if err := unix.Fstat(int(fl.file.Fd()), &st); err != nil {
 		fl.err = err
-		return
+	} else {
+		fl.moved = identityOf(&st) != fl.id
+		fl.young = fl.id.youngAt(fl.began)
+		fl.ended = time.Now()
 	}
-	fl.moved = identityOf(&st) != fl.id
-	fl.young = fl.id.youngAt(began)
-	fl.ended = time.Now()
+	if fl.err == nil {
+		m.counters.hashed.Add(1)
+	}
+	m.counters.hashedBytes.Add(fl.bytes.Load())
+	m.finish(fl)
 }
 
 // youngAt reports whether the file's times are so new that a write since then
@@ -226,7 +373,7 @@ func (m *measurer) finish(fl *flight) {
 	delete(m.flights, fl.id)
 	if fl.err == nil && !fl.moved {
 		m.known[fl.id] = m.recent.PushFront(fl)
-		m.units += fl.measured.Tree().Units()
+		m.units += fl.tree.Units()
 	}
 	for m.recent.Len() > maxRemembered || m.units > maxRememberedUnits {
 		m.remove(m.recent.Back())
@@ -239,5 +386,5 @@ func (m *measurer) finish(fl *flight) {
 func (m *measurer) remove(e *list.Element) {
 	fl := m.recent.Remove(e).(*flight)
 	delete(m.known, fl.id)
-	m.units -= fl.measured.Tree().Units()
+	m.units -= fl.tree.Units()
 }

@@ -6,8 +6,6 @@ import (
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
-
-	"github.com/openclaw/clawfs/hashpipe"
 )
 
 // How long the kernel may believe a reply. The attributes of a file's inode
@@ -33,8 +31,8 @@ type node struct {
 	// kernel is notified.
 	mu      sync.Mutex
 	attr    fuse.Attr
-	bound   hashpipe.Sum // the one content of this inode; zero until the first grant
-	content *content     // while a handle is open
+	bound   proof    // of the one content of this inode; zero until the first grant
+	content *content // while a handle is open
 	why     explained
 }
 

@@ -28,7 +28,7 @@ type handle struct {
 	fs      *filesystem
 	node    *node
 	content *content
-	sum     hashpipe.Sum
+	proof   proof
 	caller  fuse.Caller
 
 	generation atomic.Uint64 // of the view, at the last decision that allowed
@@ -164,11 +164,15 @@ func (f *filesystem) assess(cancel <-chan struct{}, caller fuse.Caller, path str
 	return a
 }
 
-// decide asks Decide with all grants that could matter, now.
+// decide asks Decide with all grants that could matter, now. A tree whose digest
+// does not hold any more, because a capability that came since contradicts, is
+// as good as no measurement; the next open measures the file by its SHA-256.
 func (f *filesystem) decide(path string, fl *flight) Verdict {
-	sum := fl.measured.Sum()
-	q := Query{Path: path, Size: fl.measured.Size(), Sum: sum, Now: f.clock.now(), Shown: f.shown(path)}
-	return Decide(q, append(f.view.Lookup(sum.Claim()), f.byName(path)...))
+	q := fl.query(path, f.clock.now(), f.shown(path))
+	if !fl.holds(f.claims.of(f.view, q.Size)) {
+		q.Tree = nil
+	}
+	return Decide(q, append(f.view.Lookup(fl.digest), f.byName(path)...))
 }
 
 // byName returns the grants that could be meant by a path, whatever its bytes.
@@ -187,7 +191,7 @@ func (f *filesystem) byName(path string) []capstore.Grant {
 // because only then the refusal can say so.
 func (f *filesystem) hopeless(path string, size int64) (Verdict, bool) {
 	named := f.byName(path)
-	if f.sizes.has(f.view, size) {
+	if len(f.claims.of(f.view, size)) > 0 {
 		if _, addressed := contentAddress(baseName(path)); !addressed || len(named) > 0 {
 			return Verdict{}, false
 		}
@@ -202,23 +206,23 @@ func (f *filesystem) newHandle(n *node, a assessment, file *os.File, caller fuse
 	if !a.verdict.Allowed() || a.flight == nil {
 		return nil, false, false
 	}
-	sum := a.flight.measured.Sum()
+	proof := a.flight.proof
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if !n.bound.IsZero() && n.bound != sum {
+	if !n.bound.isZero() && !n.bound.same(proof) {
 		return nil, false, false
 	}
-	n.bound = sum
+	n.bound = proof
 	if n.content == nil {
 		n.content = &content{
 			file:    file,
-			checked: hashpipe.NewCheckedReader(file, a.flight.measured.Tree()),
-			size:    a.flight.measured.Size(),
+			checked: hashpipe.NewCheckedReader(file, proof.tree),
+			size:    proof.tree.Size(),
 		}
 		kept = true
 	}
 	n.content.refs++
-	return &handle{fs: f, node: n, content: n.content, sum: sum, caller: caller}, kept, true
+	return &handle{fs: f, node: n, content: n.content, proof: proof, caller: caller}, kept, true
 }
 
 func (f *filesystem) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
@@ -262,7 +266,7 @@ func (f *filesystem) tell(caller fuse.Caller, path string, v Verdict, fl *flight
 		f.counters.refused.Add(1)
 	}
 	if fl != nil {
-		r.Digest = fl.measured.Sum().String()
+		r.Digest = fl.digest.String()
 	}
 	if !v.Capability.IsZero() {
 		r.Capability, r.Model = v.Capability.ID().String(), v.Capability.Model()

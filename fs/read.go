@@ -59,11 +59,11 @@ func (h *handle) broken(err error) {
 		Time: f.clock.now(), Path: n.path,
 		PID: h.caller.Pid, UID: h.caller.Uid, GID: h.caller.Gid,
 		Decision: Failed, Reason: ReasonUnreadable, Detail: "reading the source: " + err.Error(),
-		Digest: h.sum.String(),
+		Digest: h.proof.digest.String(),
 	}
 	if errors.Is(err, hashpipe.ErrChanged) {
 		r.Reason = ReasonQuarantined
-		r.Detail = fmt.Sprintf("sha256:%s was approved, and the source has changed since: %v", h.sum, err)
+		r.Detail = fmt.Sprintf("sha256:%s was approved, and the source has changed since: %v", h.proof.digest, err)
 		r.Next = "put a good copy in its place, and find out who writes there"
 		f.counters.lateMismatches.Add(1)
 		f.quarantine.add(n.ident, r.Detail)

@@ -32,8 +32,7 @@ func (h *handle) live() bool {
 
 // revoked asks again about a content that was approved.
 func (f *filesystem) revoked(path string, h *handle) (Verdict, bool) {
-	q := Query{Path: path, Size: h.content.size, Sum: h.sum, Now: f.clock.now(), Shown: f.shown(path)}
-	v := Decide(q, f.view.Lookup(h.sum.Claim()))
+	v := Decide(h.proof.query(path, f.clock.now(), f.shown(path)), f.view.Lookup(h.proof.digest))
 	return v, !v.Allowed() && v.Reason != ReasonExpired
 }
 
@@ -46,7 +45,7 @@ func (h *handle) cutOff(v Verdict) {
 		r := Record{
 			Time: f.clock.now(), Path: h.node.path,
 			PID: h.caller.Pid, UID: h.caller.Uid, GID: h.caller.Gid,
-			Decision: Cut, Reason: v.Reason, Detail: v.Detail, Next: v.Next, Digest: h.sum.String(),
+			Decision: Cut, Reason: v.Reason, Detail: v.Detail, Next: v.Next, Digest: h.proof.digest.String(),
 		}
 		if !v.Capability.IsZero() {
 			r.Capability, r.Model = v.Capability.ID().String(), v.Capability.Model()
@@ -103,12 +102,11 @@ func (f *filesystem) openHandles() []*handle {
 // more.
 func (f *filesystem) pagesRevoked(n *node) bool {
 	n.mu.Lock()
-	sum, size := n.bound, n.ident.size
+	bound := n.bound
 	n.mu.Unlock()
-	if sum.IsZero() || n.ident.kind != unix.S_IFREG {
+	if bound.isZero() || n.ident.kind != unix.S_IFREG {
 		return false
 	}
-	q := Query{Path: n.path, Size: size, Sum: sum, Now: f.clock.now()}
-	v := Decide(q, f.view.Lookup(sum.Claim()))
+	v := Decide(bound.query(n.path, f.clock.now(), ""), f.view.Lookup(bound.digest))
 	return !v.Allowed() && v.Reason != ReasonExpired
 }

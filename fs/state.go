@@ -8,18 +8,19 @@ import (
 	"time"
 
 	"github.com/openclaw/clawfs/capstore"
+	"github.com/openclaw/clawfs/hashpipe"
 )
 
 // counters are what Stats shows.
 type counters struct {
-	granted, refused, errors, hashed, hashedBytes, joined, unitsChecked, lateMismatches, revoked, panics atomic.Int64
+	granted, refused, errors, hashed, hashedBytes, joined, trees, unitsChecked, lateMismatches, revoked, panics atomic.Int64
 }
 
 func (f *filesystem) stats() Stats {
 	c := &f.counters
 	return Stats{
 		Granted: c.granted.Load(), Refused: c.refused.Load(), Errors: c.errors.Load(),
-		Hashed: c.hashed.Load(), HashedBytes: c.hashedBytes.Load(), Joined: c.joined.Load(),
+		Hashed: c.hashed.Load(), HashedBytes: c.hashedBytes.Load(), Trees: c.trees.Load(), Joined: c.joined.Load(),
 		UnitsChecked: c.unitsChecked.Load(), LateMismatches: c.lateMismatches.Load(),
 		Revoked: c.revoked.Load(), Quarantined: f.quarantine.count(), Panics: c.panics.Load(),
 		AuditDropped: f.audit.dropped.Load(),
@@ -27,28 +28,52 @@ func (f *filesystem) stats() Stats {
 	}
 }
 
-// sizeIndex is the set of sizes that any capability names, live or not. The
-// zero index is ready.
-type sizeIndex struct {
+// claimIndex holds what the capabilities, live or not, claim of contents, by
+// size. The zero index is ready.
+type claimIndex struct {
 	mu         sync.Mutex // guards all below
 	built      bool
 	generation uint64
-	sizes      map[int64]bool
+	bySize     map[int64][]claim // not changed after it was built
 }
 
-func (x *sizeIndex) has(v *capstore.View, size int64) bool {
+// claim is one content as a capability names it: both digests are signed
+// together, so what has one has the other.
+type claim struct {
+	digest hashpipe.Digest
+	verity hashpipe.VerityDigest
+}
+
+func (x *claimIndex) of(v *capstore.View, size int64) []claim {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if g := v.Generation(); !x.built || g != x.generation {
-		sizes := make(map[int64]bool)
+		bySize := make(map[int64][]claim)
 		for _, grant := range v.All() {
 			for _, s := range grant.Subjects() {
-				sizes[s.Size] = true
+				bySize[s.Size] = append(bySize[s.Size], claim{s.Digest, s.Verity})
 			}
 		}
-		x.sizes, x.generation, x.built = sizes, g, true
+		x.bySize, x.generation, x.built = bySize, g, true
 	}
-	return x.sizes[size]
+	return x.bySize[size]
+}
+
+// digest returns the SHA-256 of the content whose tree was measured, if the
+// claims name it and agree. Two claims that bind one tree to two hashes
+// contradict each other: then the tree proves nothing, and the content has to
+// be measured by its SHA-256.
+func digest(claims []claim, t *hashpipe.Tree) (d hashpipe.Digest, known bool) {
+	for _, c := range claims {
+		switch {
+		case !t.Is(c.verity) || c.digest == d:
+		case known:
+			return hashpipe.Digest{}, false
+		default:
+			d, known = c.digest, true
+		}
+	}
+	return d, known
 }
 
 // nameIndex is the set of all names that capabilities give to outputs, live or

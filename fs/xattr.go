@@ -31,7 +31,7 @@ type Explanation struct {
 	Detail     string     `json:"detail"`
 	Next       string     `json:"next,omitzero"`
 	Size       int64      `json:"size"`
-	SHA256     string     `json:"sha256,omitzero"` // as measured
+	SHA256     string     `json:"sha256,omitzero"` // as measured, or bound to the tree that was
 	Tier       string     `json:"tier,omitzero"`
 	Capability string     `json:"capability,omitzero"` // the grant, or the one that comes closest
 	Claim      string     `json:"claim,omitzero"`
@@ -126,7 +126,7 @@ func (f *filesystem) known(n *node) map[string]string {
 	}
 	v := f.decide(n.path, fl)
 	out[xattrReason] = string(v.Reason)
-	out[xattrDigest] = fl.measured.Sum().String()
+	out[xattrDigest] = fl.digest.String()
 	if v.Allowed() {
 		out[xattrStatus], out[xattrTier] = "granted", TierBlocks
 	}
@@ -181,7 +181,7 @@ func (f *filesystem) explanation(path string, size int64, a assessment) Explanat
 		e.Tier = TierBlocks
 	}
 	if a.flight != nil {
-		e.SHA256 = a.flight.measured.Sum().String()
+		e.SHA256 = a.flight.digest.String()
 	}
 	if c := v.Capability; !c.IsZero() {
 		until := c.NotAfter().UTC()
