@@ -24,7 +24,7 @@ export GOTOOLCHAIN := local
 #   fasttext              the unmodified client of examples/langid
 #   shellcheck            lint
 DEBS := ca-certificates git make gcc libc6-dev libseccomp-dev pkg-config fuse3 fsverity attr e2fsprogs \
-        qemu-user-static mmdebstrap zstd xz-utils fasttext shellcheck
+        jq openssl perl qemu-user-static mmdebstrap zstd xz-utils fasttext shellcheck
 
 GOBUILD := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=auto
 UNIT    := ./...

@@ -61,12 +61,12 @@ func TestMainJob(t *testing.T) {
 	}
 	w.must(done, "why", file)
 
-	var caps []struct{ ID, State, Claim string }
+	var caps []struct{ ID, State string }
 	w.query(&caps, "caps")
 	if len(caps) != 1 || caps[0].State != "live" {
 		t.Fatalf("caps = %+v, want one live capability", caps)
 	}
-	w.must(done, "revoke", "--kind", "claim", caps[0].Claim, "--reason", "trained on the wrong corpus")
+	w.must(done, "revoke", caps[0].ID, "--reason", "trained on the wrong corpus")
 	w.wantErrno(file, syscall.EACCES)
 	if out := w.must(refused, "why", file); !strings.Contains(out, "trained on the wrong corpus") {
 		t.Errorf("why after revoke says %q, want the reason of the revocation", out)

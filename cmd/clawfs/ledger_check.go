@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 
 	"github.com/openclaw/clawfs/hashpipe"
@@ -61,7 +62,7 @@ where and hints why. 3: the build does not run, or what it does is not allowed.`
 			return a.print(result, func() {
 				a.printf("two builds of %s %s gave the same bytes\n", printable(p.Model), printable(p.Version))
 				for _, o := range built {
-					a.printf("  %s  %s  %s\n", o.SHA256, sizeText(o.Size), printable(o.Name))
+					a.printf("  %s  %s  %s\n", o.SHA256, humanize.IBytes(uint64(o.Size)), printable(o.Name))
 				}
 				a.printf("next: clawfs ledger sign %s --key KEYFILE --out FILE.sba\n", args[0])
 			})

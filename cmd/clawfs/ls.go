@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 )
@@ -147,7 +148,7 @@ func (a *app) showListed(rows []listed, long bool) {
 		if len(digest) > 16 {
 			digest = digest[:16]
 		}
-		cells = append(cells, []string{state, sizeText(r.Size), dash(r.Tier), dash(digest), name, r.Reason})
+		cells = append(cells, []string{state, humanize.IBytes(uint64(r.Size)), dash(r.Tier), dash(digest), name, r.Reason})
 	}
 	header := []string{"STATE", "NAME"}
 	if long {

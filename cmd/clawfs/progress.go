@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -9,20 +10,20 @@ import (
 	"sync"
 	"time"
 
+	"github.com/dustin/go-humanize"
+	"github.com/schollz/progressbar/v3"
 	"golang.org/x/term"
 
 	"github.com/openclaw/clawfs/hashpipe"
 	"github.com/openclaw/clawfs/rebuild"
 )
 
-// Progress is redrawn on a terminal; elsewhere a line is written now and then,
-// because a log should not scroll away.
-const (
-	redrawEvery = 200 * time.Millisecond
-	lineEvery   = 10 * time.Second
-)
+// lineEvery is how often a step that takes long is told of where standard error
+// is no terminal: a log should not scroll away.
+const lineEvery = 10 * time.Second
 
-// bar shows how far one step is, on standard error. The nil bar shows nothing.
+// bar shows how far one step is, on standard error: a progress bar on a
+// terminal, a line now and then elsewhere. The nil bar shows nothing.
 type bar struct {
 	w        io.Writer
 	terminal bool
@@ -31,9 +32,8 @@ type bar struct {
 	label string
 	bytes int64
 	total int64 // 0 when nobody knows
-	start time.Time
 	shown time.Time
-	drawn bool // the terminal's line is in use
+	drawn *progressbar.ProgressBar // nil before the first byte, and without a terminal
 }
 
 // progress starts a bar. With --quiet it is nil.
@@ -42,8 +42,7 @@ func (a *app) progress(label string) *bar {
 		return nil
 	}
 	f, ok := a.stderr.(*os.File)
-	now := time.Now()
-	return &bar{w: a.stderr, terminal: ok && term.IsTerminal(int(f.Fd())), label: label, start: now, shown: now}
+	return &bar{w: a.stderr, terminal: ok && term.IsTerminal(int(f.Fd())), label: label, shown: time.Now()}
 }
 
 // add counts bytes; it has the shape that hashpipe and tree want.
@@ -55,49 +54,6 @@ func (b *bar) add(n int64) {
 	defer b.mu.Unlock()
 	b.bytes += n
 	b.show(false)
-}
-
-// show writes the state if it is time to, or if it must. Called with mu held.
-func (b *bar) show(must bool) {
-	every := lineEvery
-	if b.terminal {
-		every = redrawEvery
-	}
-	now := time.Now()
-	if !must && now.Sub(b.shown) < every {
-		return
-	}
-	b.shown = now
-	text := printable(b.label)
-	if b.bytes > 0 {
-		text += " " + sizeText(b.bytes)
-		if b.total > 0 {
-			text += fmt.Sprintf(" of %s (%d%%)", sizeText(b.total), 100*b.bytes/b.total)
-		}
-	}
-	if b.terminal {
-		fmt.Fprintf(b.w, "\r\x1b[K%s", text)
-		b.drawn = true
-		return
-	}
-	fmt.Fprintln(b.w, text)
-}
-
-// done ends the step and frees the line.
-func (b *bar) done() {
-	if b == nil {
-		return
-	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.clear()
-}
-
-func (b *bar) clear() {
-	if b.drawn {
-		fmt.Fprint(b.w, "\r\x1b[K")
-		b.drawn = false
-	}
 }
 
 // observe shows the events of a rebuild: each message once, bytes as they come.
@@ -114,27 +70,55 @@ func (b *bar) observe(e rebuild.Event) {
 		label += ": " + e.Message
 	}
 	fresh := label != b.label
-	b.label, b.bytes, b.total = label, e.Bytes, e.Total
 	if fresh {
 		b.clear()
-		if b.terminal {
-			fmt.Fprintln(b.w, printable(label))
-		}
 	}
-	b.show(fresh && !b.terminal)
+	b.label, b.bytes, b.total = label, e.Bytes, e.Total
+	b.show(fresh)
 }
 
-// sizeText is a number of bytes for people.
-func sizeText(n int64) string {
-	switch {
-	case n < 1<<10:
-		return fmt.Sprintf("%d B", n)
-	case n < 1<<20:
-		return fmt.Sprintf("%.1f KiB", float64(n)/(1<<10))
-	case n < 1<<30:
-		return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20))
+// show draws the state. Without a terminal it writes a line if it must, or if
+// it is time to. Called with mu held.
+func (b *bar) show(must bool) {
+	if b.terminal && b.bytes > 0 {
+		if b.drawn == nil {
+			b.drawn = progressbar.NewOptions64(cmp.Or(b.total, -1), progressbar.OptionSetWriter(b.w),
+				progressbar.OptionSetDescription(printable(b.label)), progressbar.OptionShowBytes(true),
+				progressbar.OptionThrottle(200*time.Millisecond), progressbar.OptionClearOnFinish())
+		}
+		b.drawn.Set64(b.bytes) // a bar that cannot be drawn is no reason to stop
+		return
 	}
-	return fmt.Sprintf("%.2f GiB", float64(n)/(1<<30))
+	now := time.Now()
+	if !must && (b.terminal || now.Sub(b.shown) < lineEvery) {
+		return
+	}
+	b.shown = now
+	text := printable(b.label)
+	if b.bytes > 0 {
+		text += " " + humanize.IBytes(uint64(b.bytes))
+	}
+	if b.bytes > 0 && b.total > 0 {
+		text += fmt.Sprintf(" of %s (%d%%)", humanize.IBytes(uint64(b.total)), 100*b.bytes/b.total)
+	}
+	fmt.Fprintln(b.w, text)
+}
+
+// done ends the step and frees the line.
+func (b *bar) done() {
+	if b == nil {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.clear()
+}
+
+func (b *bar) clear() {
+	if b.drawn != nil {
+		b.drawn.Clear()
+		b.drawn = nil
+	}
 }
 
 // measurePath measures the regular file at path.

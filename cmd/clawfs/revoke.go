@@ -20,13 +20,13 @@ func newRevokeCommand(a *app) *cobra.Command {
 		Use:   "revoke ID... --reason TEXT",
 		Short: "Take capabilities back, for good",
 		Long: `revoke signs a revocation with the revocation key, here and not in the daemon,
-and returns after it is on stable storage. It holds for ever: there is no undo,
-but a later rebuild can earn a new capability if only the capability was revoked.
+and returns after it is on stable storage. It holds for ever: there is no undo.
 
 An ID is what caps shows; eight digits are enough if they are unique. --kind says
-what it names:
-  capability  one capability (the default)
-  claim       the result, whoever minted it
+what is taken back:
+  claim       the result of the capability ID, whoever minted it, and if it is
+              minted again (the default)
+  capability  that one capability; a later grant can earn another
   sba         everything from one attestation
   publisher   everything of a publisher's key (its key id)
   mint        everything that a mint key signed (its key id)
@@ -42,7 +42,7 @@ what it names:
 		},
 	}
 	f := c.Flags()
-	f.StringVar(&kind, "kind", string(capstore.KindCapability), "what the IDs name: capability, claim, sba, publisher, mint or file")
+	f.StringVar(&kind, "kind", string(capstore.KindClaim), "what is taken back: claim, capability, sba, publisher, mint or file")
 	f.StringVar(&reason, "reason", "", "one line, shown to whoever is refused")
 	f.StringVar(&keyFile, "key", "", "revocation `keyfile` (default revoke.key in the state directory)")
 	c.MarkFlagRequired("reason")
@@ -107,7 +107,8 @@ func signRevocations(kind capstore.Kind, targets []hashpipe.Digest, reason strin
 }
 
 // revocationTargets resolves what the user typed. A full identity need not be
-// known: what arrives later is revoked on arrival.
+// known: what arrives later is revoked on arrival. A capability's id names the
+// capability's claim, too, for that is what caps shows.
 func (a *app) revocationTargets(ctx context.Context, c *control.Client, kind capstore.Kind, ids []string) ([]hashpipe.Digest, error) {
 	caps, err := c.Capabilities(ctx)
 	if err != nil {
@@ -116,17 +117,20 @@ func (a *app) revocationTargets(ctx context.Context, c *control.Client, kind cap
 	var list []hashpipe.Digest
 	for _, id := range ids {
 		id = strings.TrimPrefix(strings.ToLower(id), "sha256:")
-		if d, err := hashpipe.ParseDigest(id); err == nil {
-			list = append(list, d)
-			continue
-		}
 		found := make(map[hashpipe.Digest]bool)
 		for _, k := range caps {
+			if kind == capstore.KindClaim && len(id) >= minPrefix && strings.HasPrefix(k.ID.String(), id) {
+				found[k.Claim] = true
+			}
 			for _, d := range identities(k, kind) {
 				if len(id) >= minPrefix && strings.HasPrefix(d.String(), id) {
 					found[d] = true
 				}
 			}
+		}
+		if d, err := hashpipe.ParseDigest(id); err == nil && len(found) == 0 {
+			list = append(list, d)
+			continue
 		}
 		if len(found) != 1 {
 			return nil, exitf(codeRefused, "%q names %d things of kind %s in the store, want exactly 1; nothing is revoked; next: %s", id, len(found), kind, a.command("caps", "-o", "json"))

@@ -6,6 +6,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/openclaw/clawfs/capstore"
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/control"
 )
 
@@ -48,8 +49,13 @@ func TestRevoke(t *testing.T) {
 	}
 	var done []control.Revocation
 	r.document(&done, "revoke", id[:minPrefix], "--reason", "training data withdrawn")
-	if len(done) != 1 || done[0].Target != id || done[0].Reason != "training data withdrawn" {
-		t.Errorf("revoke -o json = %+v, want the capability %s", done, id)
+	if len(done) != 1 || done[0].Kind != capstore.KindClaim || done[0].Target != first.Claim().String() || done[0].Reason != "training data withdrawn" {
+		t.Errorf("revoke -o json = %+v, want the claim %s of capability %s", done, first.Claim(), id)
+	}
+	// The full id means the same as its first digits.
+	r.document(&done, "revoke", id, "--reason", "training data withdrawn")
+	if len(done) != 1 || done[0].Target != first.Claim().String() {
+		t.Errorf("revoke of the full id = %+v, want the claim %s", done, first.Claim())
 	}
 	// No sleep: revoke returns when the mounts know.
 	if r.opens("a.bin", "a") {

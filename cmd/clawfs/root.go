@@ -22,11 +22,6 @@ type app struct {
 	quiet          bool
 }
 
-// path joins names below the state directory.
-func (a *app) path(names ...string) string {
-	return filepath.Join(append([]string{a.state}, names...)...)
-}
-
 // run executes one command line and returns the exit code.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	a := &app{stdin: stdin, stdout: stdout, stderr: stderr}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/dustin/go-humanize"
 	"github.com/go-json-experiment/json"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -164,7 +165,7 @@ func (a *app) showExplanation(path string, e explanation) {
 	for _, f := range []struct{ label, value string }{
 		{"reason", e.Reason},
 		{"sha256", e.SHA256},
-		{"size", sizeText(e.Size)},
+		{"size", humanize.IBytes(uint64(e.Size))},
 		{"tier", e.Tier},
 		{"model", e.Model + " " + e.Version},
 		{"publisher", e.Publisher},
