@@ -22,6 +22,8 @@ const (
 	retryDelay = 2 * time.Second
 	// lockPoll is how often a lock that a living worker holds is tried.
 	lockPoll = 200 * time.Millisecond
+	// sweepTime bounds one call of Sweep after a worker has ended.
+	sweepTime = 30 * time.Second
 	// fullDelay passes before a result is offered again to a full disk.
 	fullDelay = 5 * time.Second
 )

@@ -34,21 +34,35 @@ func (q *Queue) recover(ctx context.Context) ([]capstore.Job, error) {
 			return nil, err
 		}
 	}
-	jobs, err := q.store.Jobs()
+	jobs, err := q.known()
 	if err != nil {
 		return nil, err
 	}
 	var orphans []capstore.Job
-	wanted := make(map[string]bool)
 	for _, job := range jobs {
-		if !job.State.HasEnded() {
-			wanted[filepath.Base(q.sbaFile(job.SBA))] = true
-		}
 		switch job.State {
 		case capstore.JobRunning:
 			orphans = append(orphans, job)
 		case capstore.JobDone, capstore.JobCancelled:
 			q.removeWork(job.ID)
+		}
+	}
+	return orphans, nil
+}
+
+// known lists all jobs and removes envelopes that belong to none of them. A
+// Submit may be going on already, and its file comes before its row.
+func (q *Queue) known() ([]capstore.Job, error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	jobs, err := q.store.Jobs()
+	if err != nil {
+		return nil, err
+	}
+	wanted := make(map[string]bool)
+	for _, job := range jobs {
+		if !job.State.HasEnded() {
+			wanted[filepath.Base(q.sbaFile(job.SBA))] = true
 		}
 	}
 	left, err := os.ReadDir(filepath.Join(q.dir, sbaDir))
@@ -60,7 +74,7 @@ func (q *Queue) recover(ctx context.Context) ([]capstore.Job, error) {
 			os.Remove(filepath.Join(q.dir, sbaDir, e.Name()))
 		}
 	}
-	return orphans, nil
+	return jobs, nil
 }
 
 // removeWork removes the scratch files of a job whose worker is dead.
@@ -126,8 +140,12 @@ func (q *Queue) settle(ctx context.Context, job capstore.Job, spawnErr error) er
 		spawnErr = errors.Join(spawnErr, err)
 		os.Remove(filepath.Join(dir, ResultFile))
 	}
-	if q.Sweep != nil && ctx.Err() == nil {
+	if q.Sweep != nil {
+		// Also of a worker that was cancelled and had to be killed: its build
+		// would run on, and nobody keeps its time.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), sweepTime)
 		spawnErr = errors.Join(spawnErr, q.Sweep(ctx))
+		cancel()
 	}
 	return q.retry(ctx, job, spawnErr)
 }
