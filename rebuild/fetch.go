@@ -8,6 +8,9 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/openclaw/clawfs/capstore"
 	"github.com/openclaw/clawfs/rebuild/oci"
@@ -27,7 +30,7 @@ type inputs struct {
 
 // fetch brings all inputs below dir. Every failure is FETCH_FAILED: an input
 // that is absent and an input with other bytes are both not what the ledger
-// names.
+// names. A machine that is full is no answer.
 func fetch(ctx context.Context, dir string, st verifier.Statement, loc capstore.Locations, p *progress) (inputs, error) {
 	in := inputs{dir: filepath.Join(dir, "in"), rootfs: filepath.Join(dir, "rootfs")}
 	if err := os.Mkdir(in.dir, 0o700); err != nil {
@@ -41,10 +44,24 @@ func fetch(ctx context.Context, dir string, st verifier.Statement, loc capstore.
 			if errors.As(err, &f) || ctx.Err() != nil {
 				return inputs{}, err
 			}
+			if exhausted(err) {
+				return inputs{}, fmt.Errorf("fetching inputs: %w", err)
+			}
 			return inputs{}, fail(capstore.FetchFailed, "%v", err)
 		}
 	}
 	return in, nil
+}
+
+// exhausted says whether an input was not fetched because this machine has no
+// room for it. That is no fault of the input; git tells it in words alone.
+func exhausted(err error) bool {
+	for _, e := range []error{unix.ENOSPC, unix.EDQUOT, unix.EMFILE, unix.ENFILE, unix.ENOMEM} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return strings.Contains(err.Error(), "No space left on device") || strings.Contains(err.Error(), "Out of diskspace")
 }
 
 func (in *inputs) source(ctx context.Context, st verifier.Statement, loc capstore.Locations, p *progress) error {
@@ -149,6 +166,16 @@ func (in *inputs) image(ctx context.Context, st verifier.Statement, loc capstore
 	if pf := st.Predicate.Platform; config.OS != pf.OS || config.Architecture != pf.Arch {
 		return fail(capstore.NotComparable, "the environment image is for %s/%s, the ledger's platform is %s/%s", config.OS, config.Architecture, pf.OS, pf.Arch)
 	}
-	in.env = config.Env
-	return nil
+	in.env, err = imageEnv(config.Env)
+	return err
+}
+
+// imageEnv refuses what execve would not take.
+func imageEnv(env []string) ([]string, error) {
+	for _, e := range env {
+		if strings.HasPrefix(e, "=") || strings.ContainsRune(e, 0) {
+			return nil, fmt.Errorf("environment image: its variable %.100q is not of the form NAME=value", e)
+		}
+	}
+	return env, nil
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"os"
 	"path"
 	"path/filepath"
@@ -58,7 +59,11 @@ func copyDataset(ctx context.Context, from, dest string, size *verifier.Annotati
 		case !e.Type().IsRegular():
 			return fmt.Errorf("%s is a %s: a dataset holds regular files only", filepath.Join(from, name), kindOf(e.Type()))
 		}
-		n, err := copyFile(ctx, source, target, name, seen)
+		most := int64(math.MaxInt64)
+		if size != nil {
+			most = size.Bytes - bytes
+		}
+		n, err := copyFile(ctx, source, target, name, most, seen)
 		files, bytes = files+1, bytes+n
 		if err == nil && size != nil && (files > size.Files || bytes > size.Bytes) {
 			err = fmt.Errorf("%s holds more than the %d files and %d bytes of the ledger", from, size.Files, size.Bytes)
@@ -67,9 +72,10 @@ func copyDataset(ctx context.Context, from, dest string, size *verifier.Annotati
 	})
 }
 
-// copyFile copies one file in steps, so that it can be stopped. os.File uses
-// copy_file_range, which shares blocks where the file system can.
-func copyFile(ctx context.Context, source, target *os.Root, name string, seen func(int64)) (int64, error) {
+// copyFile copies one file in steps, so that it can be stopped, and little more
+// than most bytes of it: a ledger may name a place where files have no end.
+// os.File uses copy_file_range, which shares blocks where the file system can.
+func copyFile(ctx context.Context, source, target *os.Root, name string, most int64, seen func(int64)) (int64, error) {
 	in, err := source.OpenFile(name, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return 0, err
@@ -83,7 +89,7 @@ func copyFile(ctx context.Context, source, target *os.Root, name string, seen fu
 		return 0, err
 	}
 	var sum int64
-	for err == nil && ctx.Err() == nil {
+	for err == nil && ctx.Err() == nil && sum <= most {
 		var n int64
 		n, err = io.CopyN(out, in, 8<<20)
 		sum += n

@@ -207,12 +207,12 @@ func recipe(c Config, l verifier.Ledger, st verifier.Statement, in inputs) sandb
 // variations are the surroundings of the two builds. The second has one
 // processor less where there are two.
 //
-// BUG: a file system that lists directories by hash lists /in in the same
-// order for both builds; only /out gets another order.
+// BUG: inputs larger than sandbox.Variation.ReverseInputs allows list in the
+// same order for both builds.
 func variations(rootfs string) [2]sandbox.Variation {
 	v := [2]sandbox.Variation{
 		{Hostname: "build", WorkDir: freeDir(rootfs, "work"), UID: 1 << 30},
-		{Hostname: "rebuilder-2", WorkDir: freeDir(rootfs, "again") + "/work", UID: 1<<30 + 1<<20, ReverseEnv: true, Uptime: 37*24*time.Hour + 11*time.Hour},
+		{Hostname: "rebuilder-2", WorkDir: freeDir(rootfs, "again") + "/work", UID: 1<<30 + 1<<20, ReverseEnv: true, ReverseInputs: true, Uptime: 37*24*time.Hour + 11*time.Hour},
 	}
 	var may unix.CPUSet
 	if err := unix.SchedGetaffinity(0, &may); err == nil && may.Count() > 1 {

@@ -213,7 +213,9 @@ func mountRoot(image, points, dir string) error {
 
 // makePoints fills dir with the mount points of every stage.
 func makePoints(dir string, s Spec) error {
-	points := []string{"proc", "dev", "tmp", "out", "in", s.Variation.WorkDir}
+	// /sys is only masked, but a link in its place would lead the mask to
+	// another directory of the container.
+	points := []string{"proc", "sys", "dev", "tmp", "out", "in", s.Variation.WorkDir}
 	for _, st := range s.Stages {
 		points = append(points, path.Join("in/stages", st.Name))
 	}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -104,10 +105,23 @@ type runcError struct {
 func (e *runcError) Error() string { return fmt.Sprintf("runc %s: %v: %s", e.verb, e.err, e.said) }
 func (e *runcError) Unwrap() error { return e.err }
 
-// ofBuild tells whether the fault is in the recipe: a command or work
-// directory that the image does not have.
-func (e *runcError) ofBuild() bool {
-	return e.verb == "create" && (strings.Contains(e.said, "exec: ") || strings.Contains(e.said, "chdir to cwd"))
+// ofBuild tells whether the fault is in the recipe: a command that the image
+// does not have, or a work directory that it does not have either and that
+// cannot be made in it. runc makes that after everything is mounted.
+func (e *runcError) ofBuild(workDir string) bool {
+	if e.verb != "create" {
+		return false
+	}
+	if strings.Contains(e.said, "exec: ") || strings.Contains(e.said, "chdir to cwd") {
+		return true
+	}
+	_, made, ok := strings.Cut(e.said, "error during container init: mkdir ")
+	for dir := workDir; ok && dir != "" && dir != "/"; dir = path.Dir(dir) {
+		if strings.HasPrefix(made, escape([]byte(dir))+": ") {
+			return true
+		}
+	}
+	return false
 }
 
 // runc runs one command. Not bound to the caller's context: a runc killed

@@ -161,7 +161,7 @@ func (x *run) stage(ctx context.Context, i int, stage Stage) (StageRecord, error
 	end, err := x.execute(ctx, x.state.container(i), dir, out)
 	if err != nil {
 		var said *runcError
-		if errors.As(err, &said) && said.ofBuild() {
+		if errors.As(err, &said) && said.ofBuild(stage.WorkDir) {
 			return StageRecord{}, x.fail(BuildFailed, stage, said.said)
 		}
 		return StageRecord{}, fmt.Errorf("stage %s: %w", stage.Name, err)
