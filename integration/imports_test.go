@@ -163,3 +163,17 @@ func TestOneFileImportsSHA256SIMD(t *testing.T) {
 		t.Errorf("files that import sha256-simd = %v, want %v", users, want)
 	}
 }
+
+// Nothing below cmd/clawfs reads the environment.
+func TestEnvironmentIsReadByTheCommandOnly(t *testing.T) {
+	out, err := exec.Command("git", "-C", "..", "grep", "-nE", `os\.(Getenv|LookupEnv|Environ|ExpandEnv)\b`, "--", "*.go").Output()
+	if err != nil {
+		t.Fatalf("git grep: %v; the tests themselves read the environment, so it must find something", err)
+	}
+	for line := range strings.Lines(string(out)) {
+		file, _, _ := strings.Cut(line, ":")
+		if !strings.HasPrefix(file, "cmd/clawfs/") && !strings.HasSuffix(file, "_test.go") && !strings.Contains(file, "/testdata/") {
+			t.Errorf("reads the environment: %s", line)
+		}
+	}
+}
