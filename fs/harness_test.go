@@ -37,6 +37,8 @@ func TestMain(m *testing.M) {
 		os.Exit(serve(os.Args[1]))
 	case "client":
 		os.Exit(client(os.Args[1:]))
+	case "liar":
+		os.Exit(liar(os.Args[1:]))
 	}
 	fmt.Fprintln(os.Stderr, "unknown role")
 	os.Exit(2)

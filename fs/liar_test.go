@@ -1,0 +1,205 @@
+package fs
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	fusefs "github.com/hanwen/go-fuse/v2/fs"
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"github.com/openclaw/clawfs/hashpipe"
+)
+
+// liar is a storage with one file, model.bin, that does not always return the
+// same bytes, and never shows it in the file's attributes. It is a FUSE file
+// system of its own, served by a child process: args are the mode, the mount
+// point and the size. It ends when its stdin does.
+func liar(args []string) int {
+	size, err := strconv.Atoi(args[2])
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "liar:", err)
+		return 2
+	}
+	zero := time.Duration(0)
+	root := &liarDir{file: &liarFile{mode: args[0], data: sample(50, size), born: time.Now().Add(-time.Hour)}}
+	_, err = fusefs.Mount(args[1], root, &fusefs.Options{
+		EntryTimeout: &zero, AttrTimeout: &zero,
+		MountOptions: fuse.MountOptions{DirectMountStrict: true, FsName: "liar", Name: "liar"},
+	})
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "liar:", err)
+		return 1
+	}
+	os.Stdout.Write([]byte("ready\n"))
+	io.Copy(io.Discard, os.Stdin)
+	syscall.Unmount(args[1], syscall.MNT_DETACH)
+	return 0
+}
+
+type liarDir struct {
+	fusefs.Inode
+	file *liarFile
+}
+
+func (d *liarDir) OnAdd(ctx context.Context) {
+	d.AddChild("model.bin", d.NewPersistentInode(ctx, d.file, fusefs.StableAttr{Mode: fuse.S_IFREG, Ino: 7}), true)
+}
+
+type liarFile struct {
+	fusefs.Inode
+	mode  string
+	data  []byte
+	born  time.Time
+	reads atomic.Int64 // bytes asked for so far
+}
+
+func (f *liarFile) Getattr(_ context.Context, _ fusefs.FileHandle, out *fuse.AttrOut) syscall.Errno {
+	out.Mode, out.Size = 0o444, uint64(len(f.data))
+	out.SetTimes(&f.born, &f.born, &f.born)
+	return 0
+}
+
+func (f *liarFile) Open(context.Context, uint32) (fusefs.FileHandle, uint32, syscall.Errno) {
+	return nil, fuse.FOPEN_DIRECT_IO, 0 // nothing is cached: every read comes here
+}
+
+func (f *liarFile) Read(_ context.Context, _ fusefs.FileHandle, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
+	n := copy(dest, f.data[min(off, int64(len(f.data))):])
+	dest = dest[:n]
+	before := f.reads.Add(int64(n)) - int64(n)
+	switch f.mode {
+	case "second": // the truth once, for who measures
+		if before >= int64(len(f.data)) && n > 0 {
+			dest[n/2] ^= 1
+		}
+	case "sometimes":
+		if n > 0 && rand.IntN(10) == 0 {
+			dest[rand.IntN(n)] ^= 0x80
+		}
+	case "short":
+		if n > 1 && rand.IntN(8) == 0 {
+			dest = dest[:rand.IntN(n)]
+		}
+	case "broken":
+		if before >= int64(len(f.data)) {
+			return nil, syscall.EIO
+		}
+	case "slow":
+		time.Sleep(time.Hour)
+	}
+	return fuse.ReadResultData(dest), 0
+}
+
+// lyingSource starts a liar and returns where it is mounted. stop ends it,
+// which lets go whoever waits for it.
+func lyingSource(t *testing.T, mode string, size int) (dir string, stop func()) {
+	t.Helper()
+	needMounts(t)
+	dir = filepath.Join(tempDir(t), "storage")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(os.Args[0], mode, dir, strconv.Itoa(size))
+	cmd.Env = append(os.Environ(), roleVariable+"=liar", quickExit)
+	cmd.Stderr = os.Stderr
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	stop = sync.OnceFunc(func() {
+		in.Close()
+		stuck := time.AfterFunc(5*time.Second, func() { cmd.Process.Kill() })
+		defer stuck.Stop()
+		cmd.Wait()
+		syscall.Unmount(dir, syscall.MNT_DETACH) // if it was killed
+	})
+	t.Cleanup(stop)
+	if _, err := io.ReadFull(out, make([]byte, len("ready\n"))); err != nil {
+		t.Fatalf("the lying storage did not come up: %v", err)
+	}
+	return dir, stop
+}
+
+// Storage may return what it likes: a reader gets approved bytes or an error.
+func TestLyingStorage(t *testing.T) {
+	const size = 3*hashpipe.UnitSize + 12345
+	for _, mode := range []string{"second", "sometimes", "short", "broken"} {
+		t.Run(mode, func(t *testing.T) {
+			dir, _ := lyingSource(t, mode, size)
+			m := mountEmpty(t, func(s *serverSpec) { s.Source = dir })
+			m.src = dir
+			m.grant("model.bin", sample(50, size))
+			r := m.run("loop", m.at("model.bin"), sumOf(sample(50, size)), "2")
+			if r.Bad != 0 {
+				t.Errorf("the reader saw bytes that nobody approved: %s", r.Text)
+			}
+			if r.Text != "" {
+				t.Errorf("unexpected outcome: %s", r.Text)
+			}
+			if r.Good+r.Failed == 0 {
+				t.Error("the reader did nothing")
+			}
+			t.Logf("%d reads approved, %d refused or failed; %+v", r.Good, r.Failed, m.stats())
+		})
+	}
+}
+
+// Storage that hangs holds up who opens, and neither the end of the opener nor
+// the end of the mount.
+func TestHangingStorage(t *testing.T) {
+	dir, stop := lyingSource(t, "slow", 1<<20)
+	m := mountEmpty(t, func(s *serverSpec) { s.Source = dir })
+	m.src = dir
+	m.grant("model.bin", sample(50, 1<<20))
+	reader := m.command("read", m.at("model.bin"))
+	if err := reader.Start(); err != nil {
+		t.Fatal(err)
+	}
+	m.waitVerifying()
+	other := m.command("read", m.at("model.bin"))
+	if err := other.Start(); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(200 * time.Millisecond)
+	reader.Process.Kill()
+	inTime(t, 2*time.Second, "a killed opener", func() { reader.Wait() })
+	m.do(request{Op: "abandon"})
+	inTime(t, 2*time.Second, "an opener of an abandoned mount", func() { other.Wait() })
+	// A thread of the server waits for the storage in the kernel, where not even
+	// SIGKILL ends it; the mount is gone all the same.
+	if _, mounted := mountDevice(m.dir); mounted {
+		t.Error("the mount is still there")
+	}
+	m.gone = true
+	m.cmd.Process.Kill()
+	stop()
+}
+
+func inTime(t *testing.T, limit time.Duration, what string, f func()) {
+	t.Helper()
+	done := make(chan struct{})
+	go func() { defer close(done); f() }()
+	select {
+	case <-done:
+	case <-time.After(limit):
+		t.Fatalf("%s was not done within %v", what, limit)
+	}
+}
