@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/dgraph-io/badger/v4"
 	"github.com/go-json-experiment/json"
 	"github.com/openclaw/clawfs/hashpipe"
 )
@@ -156,26 +157,31 @@ func (s *Store) job(id string) (Job, error) {
 
 // Jobs returns every job, oldest first. If some rows are damaged it returns the
 // others together with an error that names those rows, so that one of them does
-// not stop the queue; the caller reports it.
+// not stop the queue; the caller reports it. A thousand jobs with long diagnoses
+// take a second to read; no revocation waits for that.
 func (s *Store) Jobs() ([]Job, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if err := s.usable(); err != nil {
-		return nil, fmt.Errorf("listing jobs: %w", err)
-	}
-	rows, err := s.scan(prefixJob)
+	db, done, err := s.reader()
 	if err != nil {
 		return nil, fmt.Errorf("listing jobs: %w", err)
 	}
+	defer done()
 	var jobs []Job
 	var bad []error
-	for _, r := range rows {
+	err = scan(db, prefixJob, afterJobs, func(item *badger.Item) error {
+		r, err := rowOf(item)
+		if err != nil {
+			return err
+		}
 		j, err := readJob(r)
 		if err != nil {
 			bad = append(bad, fmt.Errorf("listing jobs: %w", err))
-			continue
+			return nil
 		}
 		jobs = append(jobs, j)
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("listing jobs: %w", err)
 	}
 	slices.SortFunc(jobs, func(a, b Job) int {
 		return cmp.Or(a.CreatedAt.Compare(b.CreatedAt), cmp.Compare(a.ID, b.ID))

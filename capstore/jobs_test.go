@@ -327,3 +327,41 @@ func TestVerdicts(t *testing.T) {
 		}
 	}
 }
+
+// Who reads many jobs holds up neither a grant nor a revocation; Close alone
+// waits for it, because a database that is closed under a reader panics.
+func TestLongReadsHoldUpNothing(t *testing.T) {
+	w := newWorld(t)
+	s := openStore(t, storeDir(t), w.trust())
+	addJob(t, s)
+	db, done, err := s.reader()
+	if err != nil {
+		t.Fatal(err)
+	}
+	rows := 0
+	err = scan(db, prefixJob, afterJobs, func(*badger.Item) error {
+		rows++
+		if _, err := s.Admit(w.capability(t, "", "a.bin")); err != nil {
+			return err
+		}
+		_, err := s.Revoke(w.revocation(t, KindFile, digestOf("a.bin").String()))
+		return err
+	})
+	if err != nil || rows != 1 || !isRevoked(t, s.Lookup(digestOf("a.bin"))) {
+		t.Fatalf("%d rows read while writing: %v", rows, err)
+	}
+	closed := make(chan error)
+	go func() { closed <- s.Close() }()
+	select {
+	case err := <-closed:
+		t.Errorf("the store closed under a reader: %v", err)
+	case <-time.After(100 * time.Millisecond):
+	}
+	done()
+	if err := <-closed; err != nil {
+		t.Error(err)
+	}
+	if _, _, err := s.reader(); !errors.Is(err, ErrClosed) {
+		t.Errorf("reading a closed store: %v, want ErrClosed", err)
+	}
+}

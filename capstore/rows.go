@@ -18,6 +18,7 @@ const (
 	prefixRevocation = "rev/"
 	prefixLog        = "log/"
 	prefixJob        = "job/"
+	afterJobs        = "job0" // follows every key of prefixJob
 )
 
 type row struct{ key, value []byte }
@@ -69,11 +70,16 @@ func (s *Store) commit(reserve int64, rows ...row) error {
 			return fmt.Errorf("row %s: %w", r.key, err)
 		}
 	}
-	if err := txn.Commit(); err != nil {
+	if err := commitBadger(txn); err != nil {
 		s.failed = fmt.Errorf("committing: %w", err)
 		return s.failed
 	}
 	return nil
+}
+
+func commitBadger(txn *badger.Txn) (err error) {
+	defer recovered(&err)
+	return txn.Commit()
 }
 
 // usable says why the store cannot be read or written. Callers hold s.mu.
@@ -87,14 +93,26 @@ func (s *Store) usable() error {
 	return nil
 }
 
+// reader lends the database for a read that takes long, which must not make a
+// revocation wait for s.mu. Until done is called the database stays open.
+func (s *Store) reader() (db *badger.DB, done func(), err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.usable(); err != nil {
+		return nil, nil, err
+	}
+	s.readers.Add(1)
+	return s.db, s.readers.Done, nil
+}
+
 // get returns ErrNotFound for a missing row and an error for an empty one.
 // Callers hold s.mu.
-func (s *Store) get(key string) ([]byte, error) {
+func (s *Store) get(key string) (value []byte, err error) {
+	defer recovered(&err)
 	if err := s.usable(); err != nil {
 		return nil, err
 	}
-	var value []byte
-	err := s.db.View(func(txn *badger.Txn) error {
+	err = s.db.View(func(txn *badger.Txn) error {
 		item, err := txn.Get([]byte(key))
 		if err != nil {
 			return err
@@ -113,56 +131,72 @@ func (s *Store) get(key string) ([]byte, error) {
 	return value, nil
 }
 
-// scan copies every row under prefix, in order of the keys. A value may be
-// empty: what that means is the caller's to say. Callers hold s.mu or own s.
-func (s *Store) scan(prefix string) ([]row, error) {
-	var rows []row
-	err := s.db.View(func(txn *badger.Txn) error {
-		it := txn.NewIterator(badger.IteratorOptions{Prefix: []byte(prefix), PrefetchValues: true, PrefetchSize: 64})
+// scan calls f with every row whose key is at least from and below to, in order
+// of the keys; an empty to means no end. A value may be empty: what that means
+// is the caller's to say. The caller holds s.mu, owns s, or got db from
+// s.reader.
+func scan(db *badger.DB, from, to string, f func(*badger.Item) error) (err error) {
+	defer recovered(&err)
+	err = db.View(func(txn *badger.Txn) error {
+		// Values lie in the tables: fetching ahead would only copy them.
+		it := txn.NewIterator(badger.IteratorOptions{})
 		defer it.Close()
-		for it.Rewind(); it.Valid(); it.Next() {
-			value, err := it.Item().ValueCopy(nil)
-			if err != nil {
+		for it.Seek([]byte(from)); it.Valid(); it.Next() {
+			if to != "" && string(it.Item().Key()) >= to {
+				return nil
+			}
+			if err := f(it.Item()); err != nil {
 				return fmt.Errorf("row %q: %w", it.Item().Key(), err)
 			}
-			rows = append(rows, row{it.Item().KeyCopy(nil), value})
 		}
 		return nil
 	})
 	if err != nil {
-		return nil, fmt.Errorf("reading rows %q: %w", prefix, err)
+		return fmt.Errorf("reading rows: %w", err)
 	}
-	return rows, nil
+	return nil
 }
 
-// load verifies every row and fills the view.
+func rowOf(item *badger.Item) (row, error) {
+	value, err := item.ValueCopy(nil)
+	return row{item.KeyCopy(nil), value}, err
+}
+
+// load verifies every row and fills the view. It passes over the jobs without
+// reading them, because they can be most of the store.
 func (s *Store) load() error {
-	rows, err := s.scan("")
-	if err != nil {
-		return err
-	}
 	var log []row
 	intact := make(map[string]hashpipe.Digest) // key of a signed row to the SHA-256 of its value
-	for _, r := range rows {
-		key := string(r.key)
-		var err error
+	read := func(item *badger.Item) error {
+		key := string(item.Key())
+		r, err := rowOf(item)
+		if err != nil {
+			return err
+		}
+		var why error
 		switch {
 		case strings.HasPrefix(key, prefixLog):
 			log = append(log, r)
-		case strings.HasPrefix(key, prefixJob):
-			// Jobs grant nothing; they are checked when they are read.
 		case strings.HasPrefix(key, prefixCapability):
 			intact[key] = hashpipe.SumBytes(r.value).Claim()
-			err = s.loadCapability(r)
+			why = s.loadCapability(r)
 		case strings.HasPrefix(key, prefixRevocation):
 			intact[key] = hashpipe.SumBytes(r.value).Claim()
-			err = s.loadRevocation(r)
+			why = s.loadRevocation(r)
 		default:
-			err = errors.New("unknown kind of row")
+			why = errors.New("unknown kind of row")
 		}
-		if err != nil {
-			s.reject(key, err)
+		if why != nil {
+			s.reject(key, why)
 		}
+		return nil
+	}
+	// Jobs grant nothing; they are checked when they are read.
+	if err := scan(s.db, "", prefixJob, read); err != nil {
+		return err
+	}
+	if err := scan(s.db, afterJobs, "", read); err != nil {
+		return err
 	}
 	return s.checkHead(log, intact)
 }

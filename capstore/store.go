@@ -41,7 +41,8 @@ type RejectedRow struct {
 // lost then, and mounts live in other processes.
 //
 // BUG: Badger can panic in a goroutine of its own over a damaged table file,
-// which no caller can recover.
+// which no caller can recover; most such files are refused before it sees them
+// (checkTables).
 type Store struct {
 	dir      string
 	view     *View
@@ -55,6 +56,9 @@ type Store struct {
 	head   head
 	subs   map[chan Record]struct{}
 	failed error // why nothing can be written any more
+	// readers are those who read db without s.mu. Added to under s.mu only, and
+	// shut waits for them.
+	readers sync.WaitGroup
 	// unsaved are revocations in force here that are not yet on disk.
 	unsaved map[hashpipe.Digest]bool
 }
@@ -104,12 +108,11 @@ func open(dir string, t Trust) (_ *Store, err error) {
 	return s, nil
 }
 
-// openBadger turns a panic of badger.Open into an error. The profile is small:
-// a store of some thousand rows needs 12 MB of memory instead of Badger's
-// default of 2 GiB of sparse files. Values stay in the tables, because a damaged
-// value log reads as empty values. Checksums of blocks stay off: *with* them a
-// damaged table panics in a goroutine of Badger's, and every row here is
-// signed or checksummed anyway.
+// openBadger opens the database. The profile is small: a store of some thousand
+// rows needs 12 MB of memory instead of Badger's default of 2 GiB of sparse
+// files. Values stay in the tables, because a damaged value log reads as empty
+// values. Checksums of blocks stay off: *with* them a damaged table panics in a
+// goroutine of Badger's, and every row here is signed or checksummed anyway.
 func openBadger(dir string) (db *badger.DB, err error) {
 	if err := privateDir(dir); err != nil {
 		return nil, err
@@ -117,12 +120,11 @@ func openBadger(dir string) (db *badger.DB, err error) {
 	if err := removeEmptyLogs(dir); err != nil {
 		return nil, err
 	}
-	defer func() {
-		if p := recover(); p != nil {
-			db, err = nil, fmt.Errorf("%w: badger: %v", ErrDamaged, p)
-		}
-	}()
-	return badger.Open(badger.DefaultOptions(dir).
+	if err := checkTables(dir); err != nil {
+		return nil, err
+	}
+	defer recovered(&err)
+	db, err = badger.Open(badger.DefaultOptions(dir).
 		WithLogger(nil).
 		WithMetricsEnabled(false).
 		WithSyncWrites(true).
@@ -134,9 +136,22 @@ func openBadger(dir string) (db *badger.DB, err error) {
 		WithBlockCacheSize(0).
 		WithNumCompactors(2).
 		WithCompactL0OnClose(true))
+	if err != nil {
+		// Badger returns a database beside some errors, and closing it panics.
+		return nil, err
+	}
+	return db, nil
 }
 
-// Close waits for the last write, ends every subscription and lets go of the
+// recovered turns a panic of Badger's over a damaged file into an error. It can
+// do so in the goroutine of the caller only.
+func recovered(err *error) {
+	if p := recover(); p != nil {
+		*err = fmt.Errorf("%w: badger: %v", ErrDamaged, p)
+	}
+}
+
+// Close waits for the last read and write, ends every subscription and lets go of the
 // directory. A second Close does nothing.
 func (s *Store) Close() error {
 	s.mu.Lock()
@@ -153,7 +168,8 @@ func (s *Store) shut() (err error) {
 	}
 	clear(s.subs)
 	if s.db != nil {
-		err = s.db.Close()
+		s.readers.Wait()
+		err = closeBadger(s.db)
 		s.db = nil
 	}
 	if s.lock != nil {
@@ -161,6 +177,11 @@ func (s *Store) shut() (err error) {
 		s.lock = nil
 	}
 	return err
+}
+
+func closeBadger(db *badger.DB) (err error) {
+	defer recovered(&err)
+	return db.Close()
 }
 
 // View is the verified set in memory. It takes records through the Store alone.
