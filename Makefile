@@ -89,10 +89,10 @@ lint: deps
 
 FUZZTIME ?= 20s
 fuzz: deps ## every fuzz target for FUZZTIME
-	@n=0; while read -r pkg target; do n=$$((n+1)); echo "$$pkg $$target"; $(GO) test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) $$pkg; done < <( \
-	  git grep -hoE '^func Fuzz[A-Za-z0-9_]+' --full-name -- '*_test.go' >/dev/null && \
-	  git grep -oE '^func Fuzz[A-Za-z0-9_]+' -- '*_test.go' | sed -E 's#^(.*)/[^/]*:func (Fuzz.*)#./\1 \2#' ); \
-	[ $$n -gt 0 ] || { echo "no fuzz target found"; exit 1; }
+	@targets=$$(git grep -oE '^func Fuzz[A-Za-z0-9_]+' -- '*_test.go' | sed -E 's#^(.*)/[^/]*:func (Fuzz.*)#./\1 \2#'); \
+	[ -n "$$targets" ] || { echo "no fuzz target found"; exit 1; }; \
+	while read -r pkg target; do echo "== $$pkg $$target"; \
+	  $(GO) test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1s $$pkg; done <<< "$$targets"
 
 bench: build ## ratios against a reference of the same run
 	$(GO) test -run '^$$' -bench . -benchtime 2s ./hashpipe/ ./fs/
