@@ -22,7 +22,7 @@ const crashRole = "CLAWFS_CRASH_TEST"
 
 func TestMain(m *testing.M) {
 	if role, dir, ok := strings.Cut(os.Getenv(crashRole), " "); ok {
-		if err := map[string]func(string) error{"daemon": crashDaemon, "worker": crashWorker, "rebuilder": rebuilder}[role](dir); err != nil {
+		if err := map[string]func(string) error{"daemon": crashDaemon, "worker": crashWorker, "rebuilder": rebuilder, "holder": holder}[role](dir); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}

@@ -6,6 +6,8 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"sync"
 
 	"github.com/go-json-experiment/json"
@@ -126,7 +128,7 @@ func syncDir(dir string) error {
 var errJobLocked = errors.New("another worker has this job")
 
 // lockJob takes the lock of a job directory without waiting. The lock goes
-// with its process, however that ends.
+// with its process, however that ends; the file holds the process id.
 func lockJob(dir string) (unlock func(), err error) {
 	f, err := os.OpenFile(filepath.Join(dir, lockName), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -139,7 +141,45 @@ func lockJob(dir string) (unlock func(), err error) {
 		}
 		return nil, fmt.Errorf("locking %s: %w", f.Name(), err)
 	}
+	if _, err := f.WriteAt(fmt.Appendf(nil, "%-10d", os.Getpid()), 0); err != nil {
+		f.Close()
+		return nil, err
+	}
 	return func() { f.Close() }, nil
+}
+
+// endHolder asks the process that holds the lock of a job directory to end,
+// which may not be a child of this one. The descriptor of the process is
+// opened while the lock is held, so that no other process gets the signal.
+func endHolder(dir string) error {
+	text, err := readBounded(filepath.Join(dir, lockName))
+	if err != nil {
+		return err
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil || pid < 2 || pid == os.Getpid() {
+		return nil // this process, or one that has not yet written
+	}
+	process, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("worker %d: %w", pid, err)
+	}
+	defer unix.Close(process)
+	unlock, err := lockJob(dir)
+	if err == nil {
+		unlock()
+		return nil
+	}
+	if !errors.Is(err, errJobLocked) {
+		return err
+	}
+	if err := unix.PidfdSendSignal(process, unix.SIGTERM, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("ending worker %d: %w", pid, err)
+	}
+	return nil
 }
 
 // record is what a worker writes for people while it works.

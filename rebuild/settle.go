@@ -77,11 +77,15 @@ func (q *Queue) known() ([]capstore.Job, error) {
 	return jobs, nil
 }
 
-// removeWork removes the scratch files of a job whose worker is dead.
+// removeWork removes the scratch files of a job that has ended, or ends its
+// worker if that still lives.
 func (q *Queue) removeWork(id string) {
 	unlock, err := lockJob(q.JobDir(id))
+	if errors.Is(err, errJobLocked) {
+		endHolder(q.JobDir(id)) // it works for nobody; its files go when the next daemon starts
+	}
 	if err != nil {
-		return // alive, or there is no directory
+		return
 	}
 	defer unlock()
 	removeTree(filepath.Join(q.JobDir(id), workDir))
@@ -111,7 +115,7 @@ func (q *Queue) prepare(job capstore.Job) error {
 
 // settle moves a job on after its worker ended: to its answer, or back into
 // the queue, or to its end after too many attempts. It waits for a worker that
-// outlived its daemon.
+// outlived its daemon, and ends it if the job was cancelled meanwhile.
 func (q *Queue) settle(ctx context.Context, job capstore.Job, spawnErr error) error {
 	dir := q.JobDir(job.ID)
 	unlock, err := lockJob(dir)
@@ -119,6 +123,13 @@ func (q *Queue) settle(ctx context.Context, job capstore.Job, spawnErr error) er
 		select {
 		case <-time.After(lockPoll):
 		case <-ctx.Done():
+		}
+		if now, err := q.store.Job(job.ID); err != nil {
+			return err
+		} else if now.State.HasEnded() {
+			if err := endHolder(dir); err != nil {
+				return err
+			}
 		}
 		unlock, err = lockJob(dir)
 	}
