@@ -23,6 +23,9 @@ const (
 	maxSource = 4 << 30
 	// maxSourceFiles bounds the entries of one commit.
 	maxSourceFiles = 1_000_000
+	// maxSourceNames bounds the paths of one commit together in bytes: trees
+	// that share their subtrees list gigabytes of them out of a few kilobytes.
+	maxSourceNames = 64 << 20
 	// maxFetch bounds the time of one fetch.
 	maxFetch = 30 * time.Minute
 )
@@ -105,11 +108,14 @@ func parseRemote(location string) (remote, error) {
 		return remote{}, errors.New("source: no location is known; name one with --source PATH or URL")
 	}
 	raw := strings.TrimPrefix(location, "git+")
+	if strings.ContainsFunc(raw, isControl) {
+		return remote{}, fmt.Errorf("source location %.200q: expected an absolute path or a URL without control characters", location)
+	}
 	if filepath.IsAbs(raw) {
 		return localRemote(filepath.Clean(raw))
 	}
 	u, err := url.Parse(raw)
-	if err != nil || strings.Contains(raw, "::") || strings.ContainsFunc(raw, isControl) {
+	if err != nil || strings.Contains(raw, "::") {
 		return remote{}, fmt.Errorf("source location %.200q: expected an absolute path or a file, https or ssh URL", location)
 	}
 	switch {

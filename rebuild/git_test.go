@@ -148,6 +148,7 @@ func TestCheckOutRefuses(t *testing.T) {
 		{"fragment", "https://127.0.0.1/x#main", commit, "expected an absolute path"},
 		{"file with host", "file://host/x", commit, "expected an absolute path"},
 		{"newline", "https://127.0.0.1/x\ny", commit, "expected an absolute path"},
+		{"newline in a path", repo + "\n[core]", commit, "without control characters"},
 		{"device", "/dev/null", commit, "neither a repository nor a bundle"},
 		{"nobody listens", "https://127.0.0.1:1/x", commit, "fetching commit"},
 		{"submodule", submodule, inSubmodule, "is a submodule"},
@@ -257,6 +258,27 @@ func TestSourcePaths(t *testing.T) {
 		if err := checkSourcePath(p); err != nil {
 			t.Errorf("checkSourcePath(%q) = %v", p, err)
 		}
+	}
+}
+
+// repeated is a text over and over again.
+type repeated struct {
+	text string
+	at   int
+}
+
+func (r *repeated) Read(p []byte) (int, error) {
+	n := copy(p, r.text[r.at:])
+	r.at = (r.at + n) % len(r.text)
+	return n, nil
+}
+
+// A tree that has the same subtree ten times at each of fifteen levels lists
+// more than any memory holds; its repository has a few kilobytes.
+func TestReadListBounded(t *testing.T) {
+	line := "100644 blob aaaa 3\t" + strings.Repeat("d/", 2000) + "f\x00"
+	if _, err := readList(&repeated{text: line}); err == nil || !strings.Contains(err.Error(), "paths of more than") {
+		t.Errorf("readList without end = %v", err)
 	}
 }
 

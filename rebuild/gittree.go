@@ -106,7 +106,7 @@ func readList(r io.Reader) ([]blob, error) {
 	})
 	var blobs []blob
 	var files, links []blob
-	var sum int64
+	var sum, names int64
 	for lines.Scan() {
 		meta, name, _ := strings.Cut(lines.Text(), "\t")
 		f := strings.Fields(meta)
@@ -130,6 +130,9 @@ func readList(r io.Reader) ([]blob, error) {
 		size, err := strconv.ParseInt(f[3], 10, 64)
 		if err != nil || size < 0 {
 			return nil, fmt.Errorf("git ls-tree: unexpected line %.200q", lines.Text())
+		}
+		if names += int64(len(name)); names > maxSourceNames {
+			return nil, fmt.Errorf("paths of more than %d bytes together", int64(maxSourceNames))
 		}
 		if sum += size; sum > maxSource || len(files)+len(links) > maxSourceFiles {
 			return nil, fmt.Errorf("more than %d files or %d bytes: large data belongs into a dataset", maxSourceFiles, int64(maxSource))

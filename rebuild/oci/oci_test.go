@@ -412,6 +412,24 @@ func (f forge) image(t testing.TB) (string, hashpipe.Digest) {
 	return layout, d
 }
 
+// Entries whose names compress to nothing would fill the memory.
+func TestNamesBounded(t *testing.T) {
+	root, err := openRoot(t.TempDir(), 10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.close()
+	if root.names != maxNames {
+		t.Errorf("names are bounded by %d bytes, want %d", root.names, maxNames)
+	}
+	root.names = 10
+	left := Limits{Bytes: 1 << 20, Entries: 100}
+	err = applyEntries(bytes.NewReader(archive(t, file("12345", "1"), file("67890", "1"), file("x", "1"))), root, &left)
+	if !errors.Is(err, errBudget) || !strings.Contains(err.Error(), "paths of more than") {
+		t.Errorf("11 bytes of names where 10 are allowed: %v", err)
+	}
+}
+
 func TestHostileLayouts(t *testing.T) {
 	other := digest.Digest("sha256:" + strings.Repeat("ab", 32))
 	zip := func(b []byte) []byte {

@@ -24,6 +24,8 @@ type rootDir struct {
 	// dirs is how many directories may still be made: one archive entry may
 	// need thousands above it.
 	dirs int64
+	// names is how many bytes of paths may still come; they are kept in memory.
+	names int64
 }
 
 func openRoot(dir string, dirs int64) (*rootDir, error) {
@@ -31,7 +33,7 @@ func openRoot(dir string, dirs int64) (*rootDir, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &rootDir{f: f, times: map[string]time.Time{}, dirs: dirs}, nil
+	return &rootDir{f: f, times: map[string]time.Time{}, dirs: dirs, names: maxNames}, nil
 }
 
 func (r *rootDir) close() { r.f.Close() }

@@ -28,6 +28,10 @@ const maxWindow = 128 << 20
 // root, so depth multiplies the work of each.
 const maxDepth = 256
 
+// maxNames bounds the paths of all entries together in bytes. An image of two
+// million files has less than half of it; repeated names compress to nothing.
+const maxNames = 512 << 20
+
 // Unpack makes the directory dest out of the image's layers and returns the
 // image's configuration. dest must not exist; it appears, by a rename, only
 // after every blob and every layer was verified. After a crash a directory
@@ -229,6 +233,9 @@ func applyEntries(r io.Reader, root *rootDir, left *Limits) error {
 		path, err := cleanName(h.Name)
 		if err != nil {
 			return err
+		}
+		if root.names -= int64(len(path)); root.names < 0 {
+			return fmt.Errorf("%w: paths of more than %d bytes together", errBudget, int64(maxNames))
 		}
 		before := left.Bytes
 		if err := applyEntry(root, h, path, archive, written); err != nil {
