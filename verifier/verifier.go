@@ -42,6 +42,11 @@ func ParseSBA(data []byte) (SBA, error) {
 	if err != nil {
 		return SBA{}, refuse(ReasonMalformed, "SBA: %v", err)
 	}
+	// No ledger is longer, and each of 16 junk signatures costs one hash of the
+	// payload for each key of the policy.
+	if n := len(e.UnverifiedPayload()); n > maxText {
+		return SBA{}, refuse(ReasonMalformed, "SBA: payload: expected at most %d bytes, got %d", maxText, n)
+	}
 	return SBA{slices.Clone(data), e}, nil
 }
 

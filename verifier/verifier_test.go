@@ -438,3 +438,19 @@ func TestReadSBAEndless(t *testing.T) {
 type failing struct{ err error }
 
 func (f failing) Read([]byte) (int, error) { return 0, f.err }
+
+// A payload longer than any ledger is refused before a signature over it is
+// checked: with 61 keys and 16 junk signatures 3 MB of it took four seconds.
+func TestParseSBABoundsThePayload(t *testing.T) {
+	key := newKey(t, dsse.Ed25519)
+	for n, ok := range map[int]bool{1 << 20: true, 1<<20 + 1: false, 3_000_000: false} {
+		s, err := verifier.ParseSBA(sign(t, dsse.PayloadType, bytes.Repeat([]byte("x"), n), key))
+		if ok != (err == nil) || ok == s.IsZero() {
+			t.Errorf("ParseSBA of a payload of %d bytes: %v", n, err)
+		}
+		var r *verifier.Refusal
+		if !ok && (!errors.As(err, &r) || r.Reason != verifier.ReasonMalformed) {
+			t.Errorf("%v is not a malformed SBA", err)
+		}
+	}
+}
