@@ -21,7 +21,7 @@ const (
 	LevelRebuilt = "rebuilt"
 
 	maxSubjects  = 1000
-	maxName      = 4096 // bytes of one output name
+	maxName      = 4095 // bytes of one output name, as in clawfs-tree/v1
 	maxComponent = 255  // bytes of one component of it
 	maxDelegate  = 64
 )

@@ -148,7 +148,7 @@ func TestCapabilityRefusals(t *testing.T) {
 		"name with NUL":       {rename("a\x00b"), "control byte"},
 		"name with DEL":       {rename("a\x7fb"), "control byte"},
 		"name not UTF-8":      {rename("a\xff"), "not UTF-8"},
-		"long name":           {rename(strings.Repeat("a/", maxName/2) + "a"), "at most 4096"},
+		"long name":           {rename(strings.Repeat("a/", maxName/2) + "aa"), "at most 4095"},
 		"long component":      {rename(strings.Repeat("a", 256)), "at most 255"},
 		"no sha256":           {func(st *Statement) { st.Subject[0].Digest.SHA256 = zero }, "has no sha256"},
 		"no fsverity":         {func(st *Statement) { st.Predicate.Outputs[0].FSVerity = hashpipe.VerityDigest{} }, "no fsverity"},
