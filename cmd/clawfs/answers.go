@@ -105,6 +105,11 @@ func (d *daemon) warnings() []string {
 	case !sameTrust(policy.Trust(), d.pinned.Trust()):
 		list = append(list, "the policy names other mints or revokers than when the daemon started; restart the daemon, and mount again, to pin them")
 	}
+	for _, m := range d.mounts.list() {
+		if m.Report != nil && m.Report.OldKeys {
+			list = append(list, fmt.Sprintf("the mount at %[1]s trusts the mints and revokers of an older policy; next: clawfs umount %[1]s, then clawfs mount %[2]s %[1]s", shellWord(m.Mountpoint), shellWord(m.Source)))
+		}
+	}
 	return list
 }
 

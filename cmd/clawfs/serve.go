@@ -36,6 +36,7 @@ type mountProcess struct {
 	audit  *logFile
 
 	lock *control.Lock
+	pins capstore.Trust // the policy's keys when the view was made
 	view *capstore.View
 	feed *feed
 	srv  *fs.Server
@@ -59,7 +60,8 @@ func (p *mountProcess) run(ctx context.Context, ready func()) error {
 	if err != nil {
 		return err
 	}
-	if p.view, err = capstore.NewView(policy.Trust()); err != nil {
+	p.pins = policy.Trust()
+	if p.view, err = capstore.NewView(p.pins); err != nil {
 		return err
 	}
 	p.feed = newFeed(control.NewClient(p.state.Socket()), p.view, p.log)
@@ -208,7 +210,7 @@ func (p *mountProcess) offer(reports chan control.MountReport) {
 func (p *mountProcess) report() control.MountReport {
 	s := p.srv.Stats()
 	return control.MountReport{
-		PID: os.Getpid(), Tier: fs.TierBlocks, Generation: p.view.Generation(), Stale: !p.feed.connected.Load(), At: time.Now().UTC(),
+		PID: os.Getpid(), Tier: fs.TierBlocks, Generation: p.view.Generation(), Stale: !p.feed.connected.Load(), OldKeys: p.oldKeys(), At: time.Now().UTC(),
 		Counters: map[string]int64{
 			"granted": s.Granted, "refused": s.Refused, "errors": s.Errors, "hashed": s.Hashed, "hashedBytes": s.HashedBytes,
 			"joined": s.Joined, "unitsChecked": s.UnitsChecked, "lateMismatches": s.LateMismatches, "revoked": s.Revoked,
@@ -216,6 +218,15 @@ func (p *mountProcess) report() control.MountReport {
 			"handles": s.Handles, "verifying": s.Verifying,
 		},
 	}
+}
+
+// oldKeys reports whether the policy has changed under the mount. The view
+// keeps the keys that it began with: a mint that was struck off still opens
+// files here, and a new revoker revokes nothing, until somebody mounts again.
+// Of a policy that cannot be read the daemon warns.
+func (p *mountProcess) oldKeys() bool {
+	now, err := p.state.LoadPolicy()
+	return err == nil && !sameTrust(now.Trust(), p.pins)
 }
 
 // sendReports passes reports to the daemon. One that gets lost is followed by

@@ -145,8 +145,9 @@ type Mount struct {
 type MountReport struct {
 	PID        int              `json:"pid"`
 	Tier       string           `json:"tier"`
-	Generation uint64           `json:"generation"` // of its view
-	Stale      bool             `json:"stale"`      // not connected to the daemon's stream
+	Generation uint64           `json:"generation"`       // of its view
+	Stale      bool             `json:"stale"`            // not connected to the daemon's stream
+	OldKeys    bool             `json:"oldKeys,omitzero"` // the policy names other mints or revokers than it pinned
 	At         time.Time        `json:"at"`
 	Counters   map[string]int64 `json:"counters,omitempty"`
 }
