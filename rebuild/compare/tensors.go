@@ -78,6 +78,9 @@ func (l *layout) readMetadata(dec *jsontext.Decoder) error {
 		if err != nil {
 			return err
 		}
+		if len(l.order) == maxParts {
+			return fmt.Errorf("more than %d pairs of metadata", maxParts)
+		}
 		pair := key.String()
 		l.order = append(l.order, "__metadata__."+pair)
 		value, err := dec.ReadValue()

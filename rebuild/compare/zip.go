@@ -2,6 +2,8 @@ package compare
 
 import (
 	"archive/zip"
+	"bytes"
+	"encoding/binary"
 	"fmt"
 	"io"
 )
@@ -23,6 +25,9 @@ func (b *budget) ReadAt(p []byte, off int64) (int, error) {
 // parseZip reads the central directory. Members are compared as they are
 // stored, compressed or not.
 func parseZip(r io.ReaderAt, size int64) (layout, error) {
+	if err := checkRecords(r, size); err != nil {
+		return layout{}, err
+	}
 	limited := &budget{r: r, left: maxHeader}
 	z, err := zip.NewReader(limited, size)
 	if err != nil {
@@ -49,4 +54,36 @@ func parseZip(r io.ReaderAt, size int64) (layout, error) {
 		}
 	}
 	return l, nil
+}
+
+// checkRecords refuses a directory that claims more than maxParts members:
+// archive/zip makes room for as many as would fit into the file, a quarter of
+// its size in memory, before it reads the first. Layout: APPNOTE.TXT 4.3.14 to
+// 4.3.16.
+func checkRecords(r io.ReaderAt, size int64) error {
+	const endLen, locatorLen, end64Len = 22, 20, 56
+	tail := make([]byte, min(size, endLen+1<<16+locatorLen))
+	if err := readFull(r, tail, size-int64(len(tail))); err != nil {
+		return err
+	}
+	at := bytes.LastIndex(tail[:max(len(tail)-endLen+4, 0)], []byte("PK\x05\x06"))
+	if at < locatorLen {
+		return nil // no directory, or one of 16-bit counts at the very start
+	}
+	locator := tail[at-locatorLen : at]
+	if !bytes.HasPrefix(locator, []byte("PK\x06\x07")) {
+		return nil // 16-bit counts
+	}
+	offset := binary.LittleEndian.Uint64(locator[8:])
+	if size < end64Len || offset > uint64(size-end64Len) {
+		return nil // archive/zip refuses it
+	}
+	end := make([]byte, end64Len)
+	if err := readFull(r, end, int64(offset)); err != nil {
+		return err
+	}
+	if n := binary.LittleEndian.Uint64(end[32:]); n > maxParts {
+		return fmt.Errorf("%d members, at most %d are compared", n, maxParts)
+	}
+	return nil
 }
