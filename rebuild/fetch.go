@@ -159,7 +159,12 @@ func (in *inputs) image(ctx context.Context, st verifier.Statement, loc capstore
 		return err
 	}
 	p.say(PhaseImage, escape(fmt.Sprintf("unpacking %s from %s", want.Digest.SHA256, layout)), 0)
-	config, err := oci.Unpack(ctx, layout, want.Digest.SHA256, in.rootfs, imageLimits)
+	limited, cancel := context.WithTimeout(ctx, maxUnpack)
+	defer cancel()
+	config, err := oci.Unpack(limited, layout, want.Digest.SHA256, in.rootfs, imageLimits)
+	if limited.Err() != nil && ctx.Err() == nil {
+		return fmt.Errorf("environment image %s in %s: not unpacked within %v", want.Digest.SHA256, layout, maxUnpack)
+	}
 	if err != nil {
 		return fmt.Errorf("environment image %s in %s: %w", want.Digest.SHA256, layout, err)
 	}

@@ -33,6 +33,10 @@ import (
 // imageLimits bounds an unpacked environment image.
 var imageLimits = oci.Limits{Bytes: 64 << 30, Entries: 2_000_000}
 
+// maxUnpack bounds the time for it. Links that lead through thousands of
+// directories make each entry cost milliseconds (measured: 28 s for 73 entries).
+const maxUnpack = time.Hour
+
 // Config is what this machine allows a rebuild. Runtime, Dir and Limits are
 // required.
 type Config struct {
