@@ -18,7 +18,7 @@ import (
 
 // raceTime is how long a writer attacks while a reader loops: 3 s, or what
 // CLAWFS_RACE_SECONDS says.
-func raceTime(t *testing.T) time.Duration {
+func raceTime(t testing.TB) time.Duration {
 	t.Helper()
 	text := os.Getenv("CLAWFS_RACE_SECONDS")
 	if text == "" {

@@ -33,9 +33,10 @@ type result struct {
 	Text   string
 	Errnos map[string]syscall.Errno // write attempts
 	Names  int
-	Good   int // reads of approved bytes
-	Failed int // reads that ended in an error
-	Bad    int // reads of other bytes
+	Good   int                // reads of approved bytes
+	Failed int                // reads that ended in an error
+	Bad    int                // reads of other bytes
+	Took   map[string]float64 // seconds
 }
 
 func (r result) String() string {
@@ -172,6 +173,8 @@ func act(args []string) result {
 		return hold(p)
 	case "loop":
 		return loop(p, args[2], args[3])
+	case "time":
+		return timeAll(p, args[2:])
 	case "openloop":
 		return openLoop(p, args[2])
 	}
@@ -524,7 +527,7 @@ func openLoop(p, count string) result {
 
 // holder is a client that keeps a file open and mapped.
 type holder struct {
-	t   *testing.T
+	t   testing.TB
 	cmd *exec.Cmd
 	in  io.WriteCloser
 	out *bufio.Reader

@@ -71,6 +71,11 @@ type Config struct {
 	// Clock returns the time; nil means time.Now. However it moves, the mount's
 	// own time only goes forward.
 	Clock func() time.Time
+
+	// CacheBytes bounds what an open may put into the kernel's page cache, in
+	// bytes. Zero means half of the memory that is available then; below zero it
+	// puts nothing there.
+	CacheBytes int64
 }
 
 // Verify is a way to measure a file at its open. Either way the bytes are the
@@ -101,6 +106,7 @@ type Stats struct {
 	Trees            int64 // of Hashed, those measured as a tree alone
 	Joined           int64 // opens that waited for a measurement which another had begun
 	UnitsChecked     int64 // units hashed for READ
+	FilledBytes      int64 // put into the kernel's page cache by opens
 	LateMismatches   int64 // units that no longer were what OPEN had approved
 	Revoked          int64 // open handles cut off
 	Quarantined      int64 // source files refused since a late mismatch, now
@@ -151,6 +157,9 @@ func Mount(c Config) (*Server, error) {
 	if err != nil {
 		fsys.shutdown()
 		return nil, fmt.Errorf("mount %s: %w", c.Mountpoint, err)
+	}
+	if err := raiseReadAhead(c.Mountpoint); err != nil {
+		c.Log.Info("the kernel's read-ahead stays at its default; large sequential reads take more requests", "reason", err)
 	}
 	s := &Server{fs: fsys, fuse: fs, done: make(chan struct{})}
 	fsys.background.Go(fsys.watchRevocations)
@@ -297,6 +306,7 @@ type filesystem struct {
 
 	ctx        context.Context // ends with the mount
 	cancel     context.CancelFunc
+	cacheBytes int64         // Config.CacheBytes
 	limit      time.Duration // longest wait of one request; 0 is none
 	background sync.WaitGroup
 	server     *fuse.Server // set by Init, before the first request
@@ -313,6 +323,7 @@ func newFilesystem(c Config, src *source) *filesystem {
 		clock:         newClock(c.Clock),
 		audit:         newAuditor(c.Audit),
 		nodes:         newNodeTable(),
+		cacheBytes:    c.CacheBytes,
 		ctx:           ctx,
 		cancel:        cancel,
 		limit:         requestLimit(),

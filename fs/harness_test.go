@@ -39,6 +39,8 @@ func TestMain(m *testing.M) {
 		os.Exit(client(os.Args[1:]))
 	case "liar":
 		os.Exit(liar(os.Args[1:]))
+	case "loopback":
+		os.Exit(loopback(os.Args[1], os.Args[2]))
 	}
 	fmt.Fprintln(os.Stderr, "unknown role")
 	os.Exit(2)
@@ -52,6 +54,7 @@ type serverSpec struct {
 	Workers            int
 	AllowOther         bool
 	Verify             Verify
+	CacheBytes         int64
 	asNobody           bool // the server runs without root
 }
 
@@ -94,7 +97,7 @@ func serve(arg string) int {
 	if err == nil {
 		s, err = Mount(Config{
 			Source: spec.Source, Mountpoint: spec.Mountpoint, View: view,
-			HashWorkers: spec.Workers, AllowOther: spec.AllowOther, Verify: spec.Verify,
+			HashWorkers: spec.Workers, AllowOther: spec.AllowOther, Verify: spec.Verify, CacheBytes: spec.CacheBytes,
 			Audit: func(r Record) {
 				mu.Lock()
 				defer mu.Unlock()
@@ -179,7 +182,7 @@ const nobody = 65534
 const quickExit = "GORACE=atexit_sleep_ms=0"
 
 // reachable copies the test binary to where every user may execute it.
-func reachable(t *testing.T) string {
+func reachable(t testing.TB) string {
 	t.Helper()
 	data, err := os.ReadFile(os.Args[0])
 	if err != nil {
@@ -210,19 +213,20 @@ func decodeArg[T any](s string) (v T, err error) {
 
 // mounted is a live mount in a child, seen from a test.
 type mounted struct {
-	t         *testing.T
+	t         testing.TB
 	src, dir  string
 	mint, rev dsse.PrivateKey
 	cmd       *exec.Cmd
 	exited    chan struct{}
 	stderr    *bytes.Buffer
+	ended     bool
 	gone      bool // the test has unmounted or killed it
 	mu        sync.Mutex
 	in        io.WriteCloser
 	out       *bufio.Reader
 }
 
-func needMounts(t *testing.T) {
+func needMounts(t testing.TB) {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Fatal("mounting needs root here: run the tests with sudo")
@@ -235,7 +239,7 @@ func needMounts(t *testing.T) {
 	}
 }
 
-func newKey(t *testing.T) dsse.PrivateKey {
+func newKey(t testing.TB) dsse.PrivateKey {
 	t.Helper()
 	k, err := dsse.GenerateKey("ed25519")
 	if err != nil {
@@ -246,7 +250,7 @@ func newKey(t *testing.T) dsse.PrivateKey {
 
 // tempDir is t.TempDir, but every user may enter, and a mount that died inside
 // does not fail the removal.
-func tempDir(t *testing.T) string {
+func tempDir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "clawfs-fs-test-")
 	if err != nil {
@@ -260,7 +264,7 @@ func tempDir(t *testing.T) string {
 }
 
 // mountEmpty mounts a fresh source directory.
-func mountEmpty(t *testing.T, change ...func(*serverSpec)) *mounted {
+func mountEmpty(t testing.TB, change ...func(*serverSpec)) *mounted {
 	t.Helper()
 	needMounts(t)
 	dir := tempDir(t)
@@ -314,6 +318,9 @@ func mountEmpty(t *testing.T, change ...func(*serverSpec)) *mounted {
 
 // end unmounts and looks for what was left behind.
 func (m *mounted) end() {
+	if m.ended {
+		return
+	}
 	if !m.gone {
 		r := m.ask(request{Op: "unmount"})
 		if r.Err != "" {
@@ -432,7 +439,7 @@ func (m *mounted) revoke(kind capstore.Kind, target hashpipe.Digest) {
 	m.do(request{Op: "revoke", Envelope: revocation(m.t, m.rev, kind, target)})
 }
 
-func subject(t *testing.T, name string, data []byte) capstore.Subject {
+func subject(t testing.TB, name string, data []byte) capstore.Subject {
 	t.Helper()
 	got, err := hashpipe.Measure(t.Context(), bytes.NewReader(data), nil)
 	if err != nil {
@@ -451,7 +458,7 @@ var publisher = sync.OnceValue(func() dsse.PublicKey {
 })
 
 // signed makes a capability as the mint would.
-func signed(t *testing.T, mint dsse.PrivateKey, subjects []capstore.Subject, change ...func(*terms)) []byte {
+func signed(t testing.TB, mint dsse.PrivateKey, subjects []capstore.Subject, change ...func(*terms)) []byte {
 	t.Helper()
 	now := time.Now().UTC().Truncate(time.Second)
 	w := terms{notBefore: now.Add(-time.Hour), notAfter: now.Add(time.Hour), sequence: 1}
@@ -477,7 +484,7 @@ func signed(t *testing.T, mint dsse.PrivateKey, subjects []capstore.Subject, cha
 	return e
 }
 
-func revocation(t *testing.T, key dsse.PrivateKey, kind capstore.Kind, target hashpipe.Digest) []byte {
+func revocation(t testing.TB, key dsse.PrivateKey, kind capstore.Kind, target hashpipe.Digest) []byte {
 	t.Helper()
 	st, err := capstore.NewRevocation(kind, target.String(), "planted in a test", time.Now())
 	if err != nil {

@@ -52,12 +52,25 @@ type measurer struct {
 
 	mu      sync.Mutex // guards all below
 	wake    *sync.Cond
-	queue   []*flight
+	queue   []*task
 	closed  bool
 	flights map[identity]*flight
 	known   map[identity]*list.Element
 	recent  *list.List // of *flight, the most recently used first
 	units   int64      // of known
+}
+
+// task is work for the measurer's workers, all at once or one alone.
+type task struct {
+	step   func(context.Context) (more bool, err error) // some 10 ms of it, or all
+	end    func(err error)                              // called once, after the last step, with the first error
+	shared bool                                         // steps may run at the same time
+	size   int64                                        // bytes
+
+	// Guarded by measurer.mu.
+	helpers int  // workers that are in a step
+	ending  bool // no work is left to take
+	err     error
 }
 
 // flight is one measurement, under way or done.
@@ -66,10 +79,10 @@ type flight struct {
 	file *os.File // its own descriptor
 	done chan struct{}
 
-	work    *hashpipe.TreeWork // nil: measured as one stream
-	helpers int                // workers that have it; guarded by measurer.mu
-	ending  bool               // no work is left to take; guarded by measurer.mu
-	began   time.Time          // of the pass that counts
+	work  *hashpipe.TreeWork // nil: measured as one stream
+	began time.Time          // of the pass that counts
+	look  sync.Once          // at the page cache, before the first byte is read
+	cold  bool               // the source was not in the page cache
 
 	// Set before done is closed, and not changed after.
 	proof
@@ -135,9 +148,9 @@ func newMeasurer(ctx context.Context, workers int, how Verify, c *counters, clai
 		m.wake.Broadcast()
 	})
 	for range workers {
-		m.workers.Go(func() { m.work(func(*flight) bool { return true }) })
+		m.workers.Go(func() { m.work(func(*task) bool { return true }) })
 	}
-	m.workers.Go(func() { m.work(func(fl *flight) bool { return fl.id.size <= smallFile }) })
+	m.workers.Go(func() { m.work(func(t *task) bool { return t.size <= smallFile }) })
 	return m
 }
 
@@ -168,7 +181,7 @@ func (m *measurer) start(file *os.File, id identity) (*flight, error) {
 	if err != nil {
 		return nil, fmt.Errorf("duplicating a descriptor: %w", err)
 	}
-	fl := &flight{id: id, file: os.NewFile(uintptr(fd), file.Name()), done: make(chan struct{})}
+	fl := &flight{id: id, file: os.NewFile(uintptr(fd), file.Name()), done: make(chan struct{}), began: time.Now()}
 	if id.size >= m.treeFrom && haveTrees(claims) {
 		fl.work, err = hashpipe.NewTreeWork(id.size, m.threads, func(n int64) { fl.bytes.Add(n) })
 		if err != nil {
@@ -177,9 +190,26 @@ func (m *measurer) start(file *os.File, id identity) (*flight, error) {
 		}
 	}
 	m.flights[id] = fl
-	m.queue = append(m.queue, fl)
-	m.wake.Broadcast()
+	m.enqueue(&task{step: fl.step, end: func(err error) { m.conclude(fl, err) }, shared: fl.work != nil, size: id.size})
 	return fl, nil
+}
+
+// submit gives a task to the workers. It returns false if they are gone, and
+// then the task never ends.
+func (m *measurer) submit(t *task) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return false
+	}
+	m.enqueue(t)
+	return true
+}
+
+// enqueue is submit for callers that hold m.mu and have seen that m is open.
+func (m *measurer) enqueue(t *task) {
+	m.queue = append(m.queue, t)
+	m.wake.Broadcast()
 }
 
 // peek returns a finished measurement that is remembered, or nil.
@@ -218,54 +248,38 @@ func haveTrees(claims []claim) bool {
 	return len(claims) > 0
 }
 
-// work takes measurements that suit it until the context ends. Its thread is
-// niced and locked, and therefore ends with it.
-func (m *measurer) work(suits func(*flight) bool) {
+// work takes tasks that suit it until the context ends. Its thread is niced and
+// locked, and therefore ends with it.
+func (m *measurer) work(suits func(*task) bool) {
 	runtime.LockOSThread()
 	// A thread that cannot be niced hashes all the same.
 	_ = unix.Setpriority(unix.PRIO_PROCESS, unix.Gettid(), hashNice)
 	for {
-		fl := m.next(suits)
-		if fl == nil {
+		t := m.next(suits)
+		if t == nil {
 			return
 		}
-		more, err := fl.step(m.ctx)
-		if m.leave(fl, more, err) {
-			m.conclude(fl)
+		more, err := t.step(m.ctx)
+		if m.leave(t, more, err) {
+			t.end(t.err)
 		}
 	}
 }
 
-// next returns the flight to work on: the first that nobody works on, else the
+// next returns the task to work on: the first that nobody works on, else the
 // first that can be shared. It returns nil when the context has ended and
-// nothing is queued; what is queued then is answered with the context's error.
-func (m *measurer) next(suits func(*flight) bool) *flight {
+// nothing is queued; what is queued then ends with the context's error.
+func (m *measurer) next(suits func(*task) bool) *task {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for {
-		var shared *flight
-		for _, fl := range m.queue {
-			if !m.closed && !suits(fl) {
-				continue
+		if t := m.choose(suits); t != nil {
+			t.helpers++
+			m.unqueue(t)
+			if t.shared {
+				m.queue = append(m.queue, t) // to the end: others get their turn
 			}
-			if fl.helpers == 0 {
-				shared = fl
-				break
-			}
-			if shared == nil {
-				shared = fl
-			}
-		}
-		if fl := shared; fl != nil {
-			if fl.began.IsZero() {
-				fl.began = time.Now()
-			}
-			fl.helpers++
-			m.unqueue(fl)
-			if fl.work != nil {
-				m.queue = append(m.queue, fl) // to the end: others get their turn
-			}
-			return fl
+			return t
 		}
 		if m.closed {
 			return nil
@@ -274,25 +288,54 @@ func (m *measurer) next(suits func(*flight) bool) *flight {
 	}
 }
 
-// leave takes a worker off a flight. The last one off a flight that has no more
-// work gets to conclude it.
-func (m *measurer) leave(fl *flight, more bool, err error) (last bool) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	fl.helpers--
-	if err != nil && fl.err == nil {
-		fl.err = err
+// choose returns nil if nothing suits. Callers hold m.mu.
+func (m *measurer) choose(suits func(*task) bool) (t *task) {
+	for _, c := range m.queue {
+		if !m.closed && !suits(c) {
+			continue
+		}
+		if c.helpers == 0 {
+			return c
+		}
+		if t == nil {
+			t = c
+		}
 	}
-	if !more {
-		m.unqueue(fl)
-		fl.ending = true
-	}
-	return fl.ending && fl.helpers == 0
+	return t
 }
 
-// unqueue takes a flight out of the queue, if it is there. Callers hold m.mu.
-func (m *measurer) unqueue(fl *flight) {
-	if i := slices.Index(m.queue, fl); i >= 0 {
+// leave takes a worker off a task. The last one off a task that has no more work
+// gets to end it.
+func (m *measurer) leave(t *task, more bool, err error) (last bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	t.helpers--
+	if t.err == nil {
+		t.err = err
+	}
+	if !more {
+		m.unqueue(t)
+		t.ending = true
+	}
+	return t.ending && t.helpers == 0
+}
+
+// cancel lets nobody begin another step of a task, and ends it unless a worker
+// will.
+func (m *measurer) cancel(t *task) {
+	m.mu.Lock()
+	began := t.ending || t.helpers > 0
+	t.ending = true
+	m.unqueue(t)
+	m.mu.Unlock()
+	if !began {
+		t.end(nil)
+	}
+}
+
+// unqueue takes a task out of the queue, if it is there. Callers hold m.mu.
+func (m *measurer) unqueue(t *task) {
+	if i := slices.Index(m.queue, t); i >= 0 {
 		m.queue = slices.Delete(m.queue, i, i+1)
 	}
 }
@@ -304,6 +347,7 @@ func (fl *flight) step(ctx context.Context) (more bool, err error) {
 	if fl.work == nil {
 		return false, fl.stream(ctx)
 	}
+	fl.look.Do(func() { fl.cold = uncached(fl.file, fl.id.size) })
 	in := fl.file
 	if fd, err := reopen(int(fl.file.Fd()), 0); err == nil {
 		in = os.NewFile(uintptr(fd), fl.file.Name())
@@ -328,8 +372,9 @@ func (fl *flight) stream(ctx context.Context) error {
 // differently, is not used at all: the file is measured again as a stream, so
 // that the refusal can say which SHA-256 was got, and what is decided then rests
 // on that one pass alone.
-func (m *measurer) conclude(fl *flight) {
+func (m *measurer) conclude(fl *flight, err error) {
 	defer fl.file.Close()
+	fl.err = err
 	if fl.work != nil && fl.err == nil {
 		tree, err := fl.work.Tree(fl.file)
 		d, known := digest(m.claims(fl.id.size), tree)

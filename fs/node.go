@@ -27,12 +27,18 @@ type node struct {
 
 	lookups uint64 // guarded by nodeTable.mu
 
+	// pages is held, shared, while checked bytes are put into the kernel's page
+	// cache. Who has revoked the content takes it once before he drops the pages.
+	// Nothing that a READ needs waits for it.
+	pages sync.RWMutex
+
 	// mu guards what follows. It is not held while the source is read or the
 	// kernel is notified.
 	mu      sync.Mutex
 	attr    fuse.Attr
 	bound   proof    // of the one content of this inode; zero until the first grant
 	content *content // while a handle is open
+	fill    *fill    // nil until one was begun; there is one in the life of a node
 	why     explained
 }
 

@@ -81,6 +81,13 @@ func (f *filesystem) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.Ope
 		return f.moved(in.Caller, n)
 	}
 	h.generation.Store(generation)
+	if fill := n.filling(); fill != nil {
+		if refusal, st := f.awaitFill(cancel, h, fill, a); !st.Ok() {
+			h.release()
+			f.tell(in.Caller, n.path, refusal, a.flight)
+			return st
+		}
+	}
 	f.tell(in.Caller, n.path, a.verdict, a.flight)
 	out.Fh = f.files.add(h)
 	// KEEP_CACHE: the inode only ever held checked pages of this one content.
@@ -220,6 +227,11 @@ func (f *filesystem) newHandle(n *node, a assessment, file *os.File, caller fuse
 			size:    proof.tree.Size(),
 		}
 		kept = true
+		if n.fill == nil {
+			// The kernel has no handle of this inode, and gets none before the end
+			// of the fill: see fill.
+			n.fill = f.beginFill(n, a.flight, file, caller)
+		}
 	}
 	n.content.refs++
 	return &handle{fs: f, node: n, content: n.content, proof: proof, caller: caller}, kept, true

@@ -53,17 +53,18 @@ func (f *filesystem) Read(_ <-chan struct{}, in *fuse.ReadIn, _ []byte) (fuse.Re
 // put the file's state into quarantine: its inode keeps failing where it
 // differs, and nobody opens it again. An error of the disk says nothing about
 // the bytes.
-func (h *handle) broken(err error) {
-	f, n := h.fs, h.node
+func (h *handle) broken(err error) { h.fs.broken(h.node, h.proof, h.caller, err) }
+
+func (f *filesystem) broken(n *node, p proof, caller fuse.Caller, err error) {
 	r := Record{
 		Time: f.clock.now(), Path: n.path,
-		PID: h.caller.Pid, UID: h.caller.Uid, GID: h.caller.Gid,
+		PID: caller.Pid, UID: caller.Uid, GID: caller.Gid,
 		Decision: Failed, Reason: ReasonUnreadable, Detail: "reading the source: " + err.Error(),
-		Digest: h.proof.digest.String(),
+		Digest: p.digest.String(),
 	}
 	if errors.Is(err, hashpipe.ErrChanged) {
 		r.Reason = ReasonQuarantined
-		r.Detail = fmt.Sprintf("sha256:%s was approved, and the source has changed since: %v", h.proof.digest, err)
+		r.Detail = fmt.Sprintf("sha256:%s was approved, and the source has changed since: %v", p.digest, err)
 		r.Next = "put a good copy in its place, and find out who writes there"
 		f.counters.lateMismatches.Add(1)
 		f.quarantine.add(n.ident, r.Detail)

@@ -80,7 +80,11 @@ func (f *filesystem) watchRevocations() {
 			h.live()
 		}
 		for _, n := range f.nodes.files() {
-			if f.pagesRevoked(n) {
+			// Whoever puts pages there after this sees the revocation first.
+			n.pages.Lock()
+			gone := f.pagesRevoked(n)
+			n.pages.Unlock()
+			if gone {
 				// An error means that the kernel has forgotten the inode, and its pages.
 				_ = f.server.InodeNotify(n.id, 0, 0)
 			}

@@ -13,7 +13,7 @@ import (
 
 // counters are what Stats shows.
 type counters struct {
-	granted, refused, errors, hashed, hashedBytes, joined, trees, unitsChecked, lateMismatches, revoked, panics atomic.Int64
+	granted, refused, errors, hashed, hashedBytes, joined, trees, unitsChecked, filledBytes, lateMismatches, revoked, panics atomic.Int64
 }
 
 func (f *filesystem) stats() Stats {
@@ -21,7 +21,7 @@ func (f *filesystem) stats() Stats {
 	return Stats{
 		Granted: c.granted.Load(), Refused: c.refused.Load(), Errors: c.errors.Load(),
 		Hashed: c.hashed.Load(), HashedBytes: c.hashedBytes.Load(), Trees: c.trees.Load(), Joined: c.joined.Load(),
-		UnitsChecked: c.unitsChecked.Load(), LateMismatches: c.lateMismatches.Load(),
+		UnitsChecked: c.unitsChecked.Load(), FilledBytes: c.filledBytes.Load(), LateMismatches: c.lateMismatches.Load(),
 		Revoked: c.revoked.Load(), Quarantined: f.quarantine.count(), Panics: c.panics.Load(),
 		AuditDropped: f.audit.dropped.Load(),
 		Nodes:        f.nodes.count(), Handles: f.files.count(), Verifying: f.measure.underWay(),
