@@ -75,6 +75,9 @@ func (f *filesystem) ReadDirPlus(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.D
 		if err := unix.Fstatat(d.fd, e.Name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil || f.src.own(&st) {
 			return true // node 0: the kernel looks it up when somebody asks
 		}
+		limitMode(&st, func(name string, value []byte) (int, error) {
+			return unix.Lgetxattr(procName(d.fd)+"/"+e.Name, name, value)
+		})
 		f.enter(path.Join(d.path, e.Name), &st, entry)
 		out.FixMode(entry.Attr.Mode)
 		return true

@@ -144,9 +144,7 @@ func (t *nodeTable) count() int64 {
 // attrOf shows a source file. What is no file, directory or link is shown as an
 // empty regular file that nobody may read: the kernel would open a visible FIFO
 // by itself, without asking, and hang its reader.
-//
-// BUG: access control lists of the source are not shown. The mode's group bits
-// then are the list's mask, so the file's group may read what the list denies it.
+// st has been through limitMode.
 func attrOf(st *unix.Stat_t) fuse.Attr {
 	a := fuse.Attr{
 		Ino:       st.Ino,

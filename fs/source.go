@@ -78,6 +78,7 @@ func (s *source) find(path string) (int, unix.Stat_t, error) {
 		unix.Close(fd)
 		return -1, st, errOwnMount
 	}
+	limitMode(&st, func(name string, value []byte) (int, error) { return unix.Getxattr(procName(fd), name, value) })
 	return fd, st, nil
 }
 
@@ -95,13 +96,16 @@ func (s *source) stat(path string) (unix.Stat_t, error) {
 	return st, err
 }
 
+// procName is a name for the very inode of a descriptor.
+func procName(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
+
 // reopen opens for reading the very inode that find found. The caller has seen
 // that it is a regular file or a directory: opening anything else can block or
 // do something.
 func reopen(fd int, flags int) (int, error) {
 	var out int
 	err := retried(func() (err error) {
-		out, err = unix.Open("/proc/self/fd/"+strconv.Itoa(fd), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC|flags, 0)
+		out, err = unix.Open(procName(fd), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC|flags, 0)
 		return err
 	})
 	return out, err
