@@ -49,6 +49,26 @@ func TestRevokedWhileOpen(t *testing.T) {
 	}
 }
 
+// What is revoked while it is measured does not open when that is done.
+func TestRevokedWhileMeasured(t *testing.T) {
+	m := mountEmpty(t)
+	s := m.sparse("model.bin", 2<<30, true)
+	m.admit(s)
+	opened := make(chan result, 1)
+	go func() { opened <- m.run("openloop", m.at("model.bin"), "4") }()
+	m.waitVerifying()
+	m.revoke(capstore.KindFile, s.Digest)
+	if m.stats().Verifying == 0 {
+		t.Fatal("the measurement was over before the revocation: the test shows nothing")
+	}
+	if r := <-opened; r.Errno != syscall.EACCES || r.Good != 0 {
+		t.Errorf("opening what was revoked meanwhile: %v, %d opened, want EACCES", r, r.Good)
+	}
+	if rec := m.lastRecord("model.bin", Refused); rec.Reason != ReasonRevoked {
+		t.Errorf("record: %+v, want %s", rec, ReasonRevoked)
+	}
+}
+
 // A capability that is revoked does not hurt another one over the same bytes.
 func TestRevokedButGrantedAgain(t *testing.T) {
 	m := mountEmpty(t)
