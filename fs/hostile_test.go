@@ -3,6 +3,7 @@ package fs
 import (
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -155,4 +156,20 @@ func TestLease(t *testing.T) {
 		t.Fatal(err)
 	}
 	m.reads("model.bin", data)
+}
+
+// go-fuse answers for one name in the root by itself. It opens without a
+// capability and shows an empty file, whatever the source has there.
+func TestNameOfTheLibrary(t *testing.T) {
+	m := mountEmpty(t)
+	const name = ".go-fuse-epoll-hack"
+	m.write(name, []byte("bytes that nobody approved"))
+	if r := m.run("read", m.at(name)); r.Errno == 0 && r.Size != 0 {
+		t.Errorf("reading %s: %v, want an error or no bytes", name, r)
+	}
+	for call, flags := range map[string]int{"writing": unix.O_RDWR, "creating": unix.O_RDWR | unix.O_CREAT, "truncating": unix.O_RDONLY | unix.O_TRUNC} {
+		if r := m.run("open", m.at(name), strconv.Itoa(flags)); r.Errno != syscall.EROFS {
+			t.Errorf("opening %s for %s: %v, want EROFS", name, call, r)
+		}
+	}
 }
