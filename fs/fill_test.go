@@ -275,7 +275,7 @@ func TestWriterAgainstFill(t *testing.T) {
 			}
 		}
 	})
-	seconds := strconv.FormatFloat((raceTime(t)+2*time.Second).Seconds(), 'f', 3, 64)
+	seconds := strconv.FormatFloat((raceTime(t) + 2*time.Second).Seconds(), 'f', 3, 64)
 	r := m.run("loop", m.at("model.bin"), sumOf(good), seconds)
 	close(stop)
 	writer.Wait()
