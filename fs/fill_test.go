@@ -287,3 +287,38 @@ func TestWriterAgainstFill(t *testing.T) {
 		t.Errorf("the race proved nothing: %d reads approved, %d failed, %d changes", r.Good, r.Failed, changes)
 	}
 }
+
+// A source that was not in memory before is not there twice afterwards; one that
+// was stays.
+func TestSourceDroppedBehind(t *testing.T) {
+	m := mountEmpty(t)
+	for i, cold := range []bool{true, false} {
+		name := []string{"cold.bin", "warm.bin"}[i]
+		p := filepath.Join(m.src, name)
+		s := bigFile(t, p, fillFrom+int64(i))
+		f, err := os.Open(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		if cold {
+			if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
+				t.Fatal(err)
+			}
+			if !uncached(f, s.Size) {
+				t.Fatalf("%s: the file stays in memory: this test needs TMPDIR on a disk and Linux 6.5", p)
+			}
+		}
+		m.do(request{Op: "admit", Envelope: signed(t, m.mint, []capstore.Subject{s}, func(w *terms) { w.sequence = int64(i + 1) })})
+		before := m.stats().FilledBytes
+		if r := m.run("openloop", m.at(name), "1"); r.Errno != 0 {
+			t.Fatal(r)
+		}
+		if got := m.stats().FilledBytes - before; got != s.Size {
+			t.Errorf("%s: %d bytes put into the page cache, want %d", name, got, s.Size)
+		}
+		if got := uncached(f, s.Size); got != cold {
+			t.Errorf("%s: the source is out of memory: %v, want %v", name, got, cold)
+		}
+	}
+}

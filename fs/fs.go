@@ -8,7 +8,9 @@
 // different reads. Neither can make a reader of the mount see a byte that no
 // capability names: OPEN returns only after the whole content was measured and
 // Decide allowed it, and each later READ reads its 512 KiB units again, hashes
-// them, and returns the very buffer that was hashed (tier "blocks"). The source
+// them, and returns the very buffer that was hashed (tier "blocks"). A large
+// content is in the kernel's page cache before its first open returns, from
+// buffers that were checked in the same way (see fill). The source
 // is never handed to the kernel, neither by splice nor by passthrough.
 //
 // One FUSE inode stands for one name and one state of the source file behind it
