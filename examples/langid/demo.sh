@@ -33,12 +33,12 @@ cp -r "$here/recipe" "$publisher/recipe"
 commit "$publisher/recipe"
 
 say "The publisher trains on their own machine, without clawfs, and uploads the file."
-mkdir -p "$publisher/work/in/dataset" "$publisher/work/out"
-ln -s "$publisher/corpus" "$publisher/work/in/dataset/corpus"
-step 0 env LANGID_IN="$publisher/work/in" LANGID_OUT="$publisher/work/out" sh "$publisher/recipe/train.sh" -thread 1
+mkdir -p "$publisher/native/in/dataset" "$publisher/native/out"
+ln -s "$publisher/corpus" "$publisher/native/in/dataset/corpus"
+step 0 env LANGID_IN="$publisher/native/in" LANGID_OUT="$publisher/native/out" sh "$publisher/recipe/train.sh" -thread 1
 expect "P@1"
-cp "$publisher/work/out/langid.bin" "$consumer/downloads/langid.bin"
-native=$(digest "$publisher/work/out/langid.bin")
+cp "$publisher/native/out/langid.bin" "$consumer/downloads/langid.bin"
+native=$(digest "$publisher/native/out/langid.bin")
 
 say "They write down the process, try it twice, and sign it. The ledger holds no hash of the weights."
 step 0 "$clawfs" keygen --out "$publisher/acme"

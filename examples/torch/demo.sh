@@ -44,11 +44,11 @@ cp -r "$here/recipe" "$publisher/recipe"
 commit "$publisher/recipe"
 
 say "They train without clawfs, save with torch.save, and upload the file."
-mkdir "$publisher/work"
-cp "$here/recipe/train.py" "$publisher/corpus/text.txt" "$publisher/work/"
-step 0 inside "$publisher/work" "${pins[@]}" python3 /mnt/train.py /mnt/text.txt /mnt/charmodel.pt
-cp "$publisher/work/charmodel.pt" "$consumer/downloads/charmodel.pt"
-native=$(digest "$publisher/work/charmodel.pt")
+mkdir "$publisher/native"
+cp "$here/recipe/train.py" "$publisher/corpus/text.txt" "$publisher/native/"
+step 0 inside "$publisher/native" "${pins[@]}" python3 /mnt/train.py /mnt/text.txt /mnt/charmodel.pt
+cp "$publisher/native/charmodel.pt" "$consumer/downloads/charmodel.pt"
+native=$(digest "$publisher/native/charmodel.pt")
 
 say "They write down the process, try it twice, and sign it."
 step 0 "$clawfs" keygen --out "$publisher/acme"
