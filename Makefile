@@ -22,9 +22,10 @@ export GOTOOLCHAIN := local
 #   qemu-user-static      the arm64 run of the hashing tests
 #   mmdebstrap zstd       environment images of the examples
 #   fasttext              the unmodified client of examples/langid
+#   jq openssl openssh-client procps perl   tests of the command line and of keys, the demos
 #   shellcheck            lint
 DEBS := ca-certificates git make gcc libc6-dev libseccomp-dev pkg-config fuse3 fsverity attr e2fsprogs \
-        jq openssl perl qemu-user-static mmdebstrap zstd xz-utils fasttext shellcheck
+        jq openssl openssh-client perl procps qemu-user-static mmdebstrap zstd xz-utils fasttext shellcheck
 
 GOBUILD := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=auto
 UNIT    := ./...

@@ -10,11 +10,14 @@ shift
 mkdir -p "$cache"
 cd "$cache"
 cache=$PWD
+
+fetch() { apt-get -qq -o APT::Sandbox::User=root download "$1" >&2; }
+
 for package; do
 	set -- "$cache/${package}"_*.deb
 	if [ ! -f "$1" ]; then
-		apt-get -qq -o APT::Sandbox::User=root download "$package" >&2 || {
-			echo "debs.sh: apt-get download $package did not work; run: apt-get update" >&2
+		fetch "$package" 2>/dev/null || { apt-get -qq update && fetch "$package"; } >&2 || {
+			echo "debs.sh: apt-get download $package did not work" >&2
 			exit 1
 		}
 		set -- "$cache/${package}"_*.deb
