@@ -159,7 +159,7 @@ func (a *app) await(ctx context.Context, c *control.Client, job capstore.Job, ti
 			return job, a.answered(err)
 		}
 		if ctx.Err() != nil {
-			return job, exitf(codePending, "job %s is still %s; it goes on; next: %s", job.ID, job.State, a.command("job", job.ID))
+			return job, exitf(codePending, "no longer waiting for job %s, which has not ended and goes on; next: %s", job.ID, a.command("job", job.ID, "--logs", "-f"))
 		}
 		if !job.State.HasEnded() {
 			wait(ctx, time.After(200*time.Millisecond))
@@ -197,6 +197,9 @@ func readAttestation(path string) ([]byte, error) {
 	data, err := readBounded(path, dsse.MaxEnvelope)
 	if err != nil && bareHash.MatchString(path) || err == nil && bareHash.Match([]byte(strings.TrimSpace(string(data)))) {
 		return nil, exitf(codeRefused, "%.80s is a hash, and a hash cannot be granted: it says what bytes somebody has, not that the publisher's recipe produces them; give the publisher's Signed Build Attestation (FILE.sba), and the rebuild will find the hash", printable(path))
+	}
+	if l, notLedger := verifier.ParseLedger(data); err == nil && notLedger == nil && !l.IsZero() {
+		return nil, exitf(codeRefused, "%s is a ledger that nobody has signed; grant takes the publisher's Signed Build Attestation; next, if you are the publisher: clawfs ledger sign %s --key KEYFILE --out FILE.sba", printable(path), shellWord(path))
 	}
 	return data, err
 }

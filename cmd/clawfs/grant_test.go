@@ -206,7 +206,7 @@ func TestGrantGarbage(t *testing.T) {
 		{"one bit flipped", put("flipped", string(flipped)), 0, ""},
 		{"cut short", put("short", string(text[:len(text)-20])), codeRefused, ""},
 		{"twice", put("twice", string(text)+string(text)), codeRefused, ""},
-		{"longer than an envelope", put("long", string(text)+strings.Repeat(" ", dsse.MaxEnvelope)), codeRefused, "longer than"},
+		{"longer than an envelope", put("long", string(text)+strings.Repeat(" ", dsse.MaxEnvelope)), codeRefused, "is longer than that"},
 	} {
 		got := r.run("grant", tt.arg)
 		if got.code == 0 || tt.code != 0 && got.code != tt.code || !strings.Contains(got.stderr, tt.want) || got.stdout != "" {

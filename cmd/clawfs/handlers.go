@@ -93,21 +93,28 @@ func (d *daemon) submit(r *http.Request) (capstore.Job, error) {
 }
 
 func (d *daemon) job(r *http.Request) (capstore.Job, error) {
-	return jobAnswer(d.store.Job(r.PathValue("id")))
+	job, err := d.store.Job(r.PathValue("id"))
+	return jobAnswer(r.PathValue("id"), job, err)
 }
 
 func (d *daemon) cancelJob(r *http.Request) (capstore.Job, error) {
-	job, err := jobAnswer(d.queue.Cancel(r.PathValue("id")))
+	job, err := d.queue.Cancel(r.PathValue("id"))
+	if errors.Is(err, capstore.ErrFinished) {
+		if ended, gone := d.store.Job(r.PathValue("id")); gone == nil {
+			err = fmt.Errorf("job %s cannot be cancelled: %w: %s %s", ended.ID, capstore.ErrFinished, ended.State, ended.Verdict)
+		}
+	}
+	job, err = jobAnswer(r.PathValue("id"), job, err)
 	if err == nil {
 		d.log.Info("job cancelled", "job", job.ID)
 	}
 	return job, err
 }
 
-func jobAnswer(job capstore.Job, err error) (capstore.Job, error) {
+func jobAnswer(id string, job capstore.Job, err error) (capstore.Job, error) {
 	switch {
 	case errors.Is(err, capstore.ErrNotFound):
-		return job, answerError(http.StatusNotFound, codeError, errors.New("no such job; clawfs jobs lists them"))
+		return job, answerError(http.StatusNotFound, codeError, fmt.Errorf("no such job: %.64q; next: clawfs jobs", id))
 	case errors.Is(err, capstore.ErrFinished):
 		return job, answerError(http.StatusConflict, codeError, err)
 	}

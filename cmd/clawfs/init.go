@@ -91,8 +91,8 @@ mount, and back up the keys.`,
 				a.printf("made %s\n", a.state)
 				a.printf("mint key id     %s\n", mint)
 				a.printf("revoker key id  %s\n", revoker)
-				a.printf("next: clawfs publisher trust KEYFILE --name NAME --models 'owner/*'\n")
-				a.printf("      clawfs mount SOURCE MOUNTPOINT\n")
+				a.printf("next: %s --models 'owner/*'\n", a.command("publisher", "trust", "KEYFILE", "--name", "NAME"))
+				a.printf("      %s\n", a.command("mount", "SOURCE", "MOUNTPOINT"))
 			})
 		},
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 
 	"golang.org/x/term"
@@ -34,6 +35,9 @@ func readPublicKey(path string) (dsse.PublicKey, error) {
 func (a *app) readPrivateKey(path string) (dsse.PrivateKey, error) {
 	data, err := config.ReadSecret(path)
 	if err != nil {
+		if _, public := readPublicKey(path); public == nil {
+			return dsse.PrivateKey{}, fmt.Errorf("%s is a public key, and only a private key signs; give the other file of the pair", path)
+		}
 		return dsse.PrivateKey{}, fmt.Errorf("private key: %w", err)
 	}
 	key, err := dsse.ParsePrivateKey(data, func() ([]byte, error) { return a.passphrase(path) })
@@ -58,16 +62,22 @@ func (a *app) passphrase(path string) ([]byte, error) {
 // readBounded reads a file of at most limit bytes; "-" is not special.
 func readBounded(path string, limit int64) ([]byte, error) {
 	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%s does not exist, want a file to read", shellWord(path))
+	}
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
+	if fi, err := f.Stat(); err == nil && fi.IsDir() {
+		return nil, fmt.Errorf("%s: want a file, got a directory", path)
+	}
 	data, err := io.ReadAll(io.LimitReader(f, limit+1))
 	if err != nil {
 		return nil, fmt.Errorf("reading %s: %w", path, err)
 	}
 	if int64(len(data)) > limit {
-		return nil, exitf(codeRefused, "%s: longer than %d bytes", path, limit)
+		return nil, exitf(codeRefused, "%s: want at most %d bytes, and it is longer than that", path, limit)
 	}
 	return data, nil
 }

@@ -66,7 +66,12 @@ sequence goes up by one and the time is now.`,
 				return err
 			}
 			if v.out != "-" {
-				a.notef("wrote %s; next: clawfs ledger check %s\n", v.out, v.out)
+				return a.print(struct {
+					Ledger string          `json:"ledger"`
+					Digest hashpipe.Digest `json:"digest"`
+				}{v.out, hashpipe.SumBytes(payload).Claim()}, func() {
+					a.notef("wrote %s; next: clawfs ledger check %s\n", printable(v.out), shellWord(v.out))
+				})
 			}
 			return nil
 		},

@@ -93,10 +93,18 @@ func listOne(path string, fi os.FileInfo) (listed, error) {
 		return row, nil
 	case fi.Mode()&os.ModeSymlink != 0:
 		row.Kind = "symlink"
-		row.Target, _ = os.Readlink(path) // refused when it leaves the mount
+		target, err := os.Readlink(path)
+		if errors.Is(err, os.ErrPermission) { // it leaves the mount
+			row.State, row.Reason = "refused", "symlink"
+		}
+		row.Target = target
 		return row, nil
 	}
 	state, err := lreadXattr(path, statusXattr)
+	if errors.Is(err, os.ErrPermission) { // a file of another user, which hides no other
+		row.State, row.Reason = "unknown", "not-permitted"
+		return row, nil
+	}
 	if err != nil {
 		return row, mountError(path, err)
 	}
@@ -134,7 +142,9 @@ func (a *app) showListed(rows []listed, long bool) {
 		case "directory":
 			name += "/"
 		case "symlink":
-			name += " -> " + r.Target
+			if r.Target != "" {
+				name += " -> " + r.Target
+			}
 		}
 		state := r.State
 		if state == "" {

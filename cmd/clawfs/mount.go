@@ -196,8 +196,11 @@ func (a *app) checkMount(srcArg, dirArg string) (src, dir string, err error) {
 		return src, dir, nil
 	}
 	real, err := realDirectory(dir)
-	if err != nil {
+	if errors.Is(err, errNoDirectory) {
 		return "", "", fmt.Errorf("mount point %s: %w; next: mkdir -p %s", dirArg, err, shellWord(dir))
+	}
+	if err != nil {
+		return "", "", fmt.Errorf("mount point %s: %w", dirArg, err)
 	}
 	entries, err := os.ReadDir(real)
 	if err != nil {
@@ -235,6 +238,8 @@ func (a *app) checkPlaces(src, dir string) error {
 	return nil
 }
 
+var errNoDirectory = errors.New("does not exist")
+
 func realDirectory(path string) (string, error) {
 	abs, err := filepath.Abs(path)
 	if err != nil {
@@ -242,7 +247,7 @@ func realDirectory(path string) (string, error) {
 	}
 	real, err := filepath.EvalSymlinks(abs)
 	if errors.Is(err, os.ErrNotExist) {
-		return "", errors.New("does not exist")
+		return "", errNoDirectory
 	}
 	if err != nil {
 		return "", err
@@ -252,7 +257,7 @@ func realDirectory(path string) (string, error) {
 		return "", err
 	}
 	if !fi.IsDir() {
-		return "", errors.New("is not a directory")
+		return "", errors.New("want a directory, got a file")
 	}
 	return real, nil
 }

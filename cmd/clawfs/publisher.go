@@ -59,7 +59,7 @@ key id that is printed with the publisher's.`,
 				for _, key := range rule.Keys {
 					a.printf("key id  %s\n", key.ID())
 				}
-				a.printf("next    clawfs grant LEDGER.sba --wait\n")
+				a.printf("next    %s\n", a.command("grant", "LEDGER.sba", "--wait"))
 			})
 		},
 	}
@@ -127,7 +127,7 @@ func newPublisherListCommand(a *app) *cobra.Command {
 
 func (a *app) publisherTable(rows []publisherRow) {
 	if len(rows) == 0 {
-		a.printf("no publisher is trusted, so every ledger is refused\nnext: clawfs publisher trust KEYFILE --name NAME --models 'owner/*'\n")
+		a.printf("no publisher is trusted, so every ledger is refused\nnext: %s --models 'owner/*'\n", a.command("publisher", "trust", "KEYFILE", "--name", "NAME"))
 		return
 	}
 	var cells [][]string
@@ -150,7 +150,7 @@ func newPublisherRemoveCommand(a *app) *cobra.Command {
 		Long: `Removes the rule NAME from policy.json. Ledgers of that publisher are refused
 from now on. Capabilities that were minted before stay valid until they expire;
 to take them back, revoke them.`,
-		Example: "  clawfs publisher remove acme\n  clawfs revoke --publisher KEYID --reason 'key lost'",
+		Example: "  clawfs publisher remove acme\n  clawfs revoke --kind publisher KEYID --reason 'key lost'",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			err := a.editPolicy(func(p *verifier.Policy) (*verifier.Policy, error) { return p.RemovePublisher(args[0]) })

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -49,9 +50,14 @@ what is taken back:
 	return c
 }
 
+var kinds = []capstore.Kind{capstore.KindClaim, capstore.KindCapability, capstore.KindSBA, capstore.KindPublisher, capstore.KindMint, capstore.KindFile}
+
 // revoke prepares every revocation before it sends the first, so that a wrong
 // ID revokes nothing.
 func (a *app) revoke(ctx context.Context, kind capstore.Kind, ids []string, reason, keyFile string) error {
+	if !slices.Contains(kinds, kind) {
+		return exitf(codeUsage, "--kind %q: want claim, capability, sba, publisher, mint or file", string(kind))
+	}
 	c, err := a.daemon(ctx)
 	if err != nil {
 		return err
@@ -117,6 +123,9 @@ func (a *app) revocationTargets(ctx context.Context, c *control.Client, kind cap
 	var list []hashpipe.Digest
 	for _, id := range ids {
 		id = strings.TrimPrefix(strings.ToLower(id), "sha256:")
+		if len(id) < minPrefix {
+			return nil, exitf(codeRefused, "%q: want at least %d digits of an ID, got %d; nothing is revoked; next: %s", id, minPrefix, len(id), a.command("caps"))
+		}
 		found := make(map[hashpipe.Digest]bool)
 		for _, k := range caps {
 			if kind == capstore.KindClaim && len(id) >= minPrefix && strings.HasPrefix(k.ID.String(), id) {
@@ -136,7 +145,9 @@ func (a *app) revocationTargets(ctx context.Context, c *control.Client, kind cap
 			return nil, exitf(codeRefused, "%q names %d things of kind %s in the store, want exactly 1; nothing is revoked; next: %s", id, len(found), kind, a.command("caps", "-o", "json"))
 		}
 		for d := range found {
-			list = append(list, d)
+			if !slices.Contains(list, d) {
+				list = append(list, d)
+			}
 		}
 	}
 	return list, nil

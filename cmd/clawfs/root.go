@@ -5,11 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 
 	"github.com/spf13/cobra"
+
+	"github.com/openclaw/clawfs/cmd/clawfs/internal/config"
+	"github.com/openclaw/clawfs/cmd/clawfs/internal/control"
 )
 
 // app is what every verb shares: the streams and the persistent flags. state
@@ -24,10 +29,15 @@ type app struct {
 
 // run executes one command line and returns the exit code.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
-	a := &app{stdin: stdin, stdout: stdout, stderr: stderr}
+	out := &resultWriter{w: stdout}
+	a := &app{stdin: stdin, stdout: out, stderr: stderr}
 	root := newRootCommand(a)
 	root.SetArgs(args)
-	err := root.ExecuteContext(ctx)
+	c, err := root.ExecuteContextC(ctx)
+	var quiet *quietExit
+	if out.err != nil && (err == nil || errors.As(err, &quiet) || errors.Is(err, out.err)) {
+		err = fmt.Errorf("the result could not be written: %w", out.err)
+	}
 	if err == nil {
 		return codeDone
 	}
@@ -36,8 +46,9 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		err = errors.New("interrupted; nothing was left half done")
 	}
 	if !errors.As(err, &coded) && isUsage(err) {
-		err = exit(codeUsage, err)
+		err = exit(codeUsage, usageError(c, err))
 	}
+	err = a.stateError(err)
 	reportError(stderr, err, a.output)
 	return exitCode(err)
 }
@@ -65,7 +76,7 @@ Where the file was downloaded from does not matter, and who is asking neither.`,
 	root.SetOut(a.stdout)
 	root.SetErr(a.stderr)
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
-		return exitf(codeUsage, "%w; see `%s --help`", err, c.CommandPath())
+		return exitf(codeUsage, "%s; see `%s --help`", goParsing.ReplaceAllString(err.Error(), ""), c.CommandPath())
 	})
 	f := root.PersistentFlags()
 	f.StringVar(&a.state, "state", "", "state `directory` (default $CLAWFS_STATE, else /var/lib/clawfs for root, else $XDG_STATE_HOME/clawfs)")
@@ -140,6 +151,69 @@ func group(use, short, long string, verbs ...*cobra.Command) *cobra.Command {
 	}
 	c.AddCommand(verbs...)
 	return c
+}
+
+// goParsing is what Go's number parser puts before its reason.
+var goParsing = regexp.MustCompile(`strconv\.\w+: parsing "[^"]*": `)
+
+// usageError says in cobra's place what the verb wants: cobra counts arguments
+// without naming them.
+func usageError(c *cobra.Command, err error) error {
+	s := err.Error()
+	if flags, ok := strings.CutPrefix(s, "required flag(s) "); ok {
+		flags = strings.TrimSuffix(flags, " not set")
+		return fmt.Errorf("`%s` needs --%s too; see `%[1]s --help`", c.CommandPath(), strings.ReplaceAll(strings.ReplaceAll(flags, `"`, ""), ", ", ", --"))
+	}
+	wants, _, _ := strings.Cut(strings.TrimSuffix(c.UseLine(), " [flags]"), " --")
+	wants = "`" + wants + "`"
+	if wants == "`"+c.CommandPath()+"`" {
+		wants += " without arguments"
+	}
+	got := "1 argument"
+	if n := c.Flags().NArg(); n != 1 {
+		got = fmt.Sprintf("%d arguments", n)
+	}
+	return fmt.Errorf("want %s, got %s; see `%s --help`", wants, got, c.CommandPath())
+}
+
+// resultWriter remembers that a result did not arrive, as on a full disk, for
+// the writers of tables that look at no error.
+type resultWriter struct {
+	w   io.Writer
+	err error
+}
+
+func (r *resultWriter) Write(p []byte) (int, error) {
+	n, err := r.w.Write(p)
+	if err != nil && r.err == nil {
+		r.err = err
+	}
+	return n, err
+}
+
+// stateError adds the next command to an error of the file system in the state
+// directory: that it is not there, or that it belongs to somebody else.
+func (a *app) stateError(err error) error {
+	var path *fs.PathError
+	var gone *control.UnreachableError
+	switch {
+	case a.state == "" || errors.Is(err, config.ErrNoState):
+		return err
+	case errors.As(err, &gone):
+	case !errors.As(err, &path) || !below(path.Path, a.state):
+		return err
+	}
+	code := exitCode(err)
+	fi, statErr := os.Stat(a.state)
+	switch {
+	case errors.Is(statErr, fs.ErrNotExist):
+		return exitf(code, "%w %s; next: %s", config.ErrNoState, a.state, a.command("init"))
+	case statErr == nil && !fi.IsDir():
+		return exitf(code, "the state directory %s is not a directory; give --state DIR", a.state)
+	case errors.Is(err, fs.ErrPermission):
+		return exitf(code, "this user (uid %d) may not use the state directory %s; run it as its owner, such as with sudo, or give --state DIR", os.Geteuid(), a.state)
+	}
+	return err
 }
 
 // isUsage recognises the errors that cobra makes itself for a wrong number of

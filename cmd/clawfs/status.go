@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"slices"
 	"strconv"
@@ -25,7 +26,7 @@ mounts that go on without one, and ends with exit code 7.`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			s, err := a.client().Status(c.Context())
 			var gone *control.UnreachableError
-			if errors.As(err, &gone) {
+			if errors.As(err, &gone) && !errors.Is(err, fs.ErrPermission) {
 				return a.statusWithoutDaemon(c.Context(), err)
 			}
 			if err != nil {

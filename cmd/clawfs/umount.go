@@ -85,7 +85,7 @@ func (a *app) umount(ctx context.Context, dir string, lazy bool) error {
 		if err := os.Remove(a.config().Mount(id)); err == nil {
 			return nil
 		}
-		return fmt.Errorf("unmounting %s: nothing is mounted there; next: clawfs status", dir)
+		return fmt.Errorf("unmounting %s: nothing is mounted there; next: %s", dir, a.command("status"))
 	case m.fstype != mountType:
 		return fmt.Errorf("unmounting %s: a file system of type %s is mounted there, not clawfs", dir, m.fstype)
 	}
@@ -100,7 +100,7 @@ func (a *app) umount(ctx context.Context, dir string, lazy bool) error {
 	}
 	err = unmount(dir, lazy, busyPatience)
 	if errors.Is(err, unix.EBUSY) {
-		return fmt.Errorf("unmounting %s: in use %s; next: stop them, or clawfs umount --lazy %s", dir, holdersText(holders(m)), dir)
+		return fmt.Errorf("unmounting %s: in use %s; next: stop them, or %s", dir, holdersText(holders(m)), a.command("umount", "--lazy", dir))
 	}
 	if err != nil {
 		return fmt.Errorf("unmounting %s: %w", dir, err)

@@ -36,7 +36,7 @@ func TestUmountRefusals(t *testing.T) {
 	r.refused(codeMount, []string{"umount", r.mnt}, "nothing is mounted", "status")
 	r.refused(codeMount, []string{"umount", filepath.Join(r.mnt, "x", "y")}, "x")
 	r.refused(codeMount, []string{"umount", "/proc"}, "proc", "not clawfs")
-	r.refused(codeUsage, []string{"umount"}, "accepts 1 arg")
+	r.refused(codeUsage, []string{"umount"}, "want `clawfs umount DIR`, got 0")
 }
 
 // A mount in use stays, and the message names who uses it; --lazy lets the

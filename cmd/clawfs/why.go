@@ -78,6 +78,9 @@ func explain(path string) (explanation, error) {
 		return e, err
 	}
 	fi, err := os.Stat(abs)
+	if link, lerr := os.Lstat(abs); err != nil && lerr == nil && link.Mode()&os.ModeSymlink != 0 && onMount(filepath.Dir(abs)) == nil {
+		return e, exitf(codeRefused, "%s: refused: a link that leads out of the mount, to nothing, or to a file under another name; next: put the file itself there", abs)
+	}
 	if err != nil {
 		return e, mountError(abs, err)
 	}
@@ -127,10 +130,14 @@ func mountError(path string, err error) error {
 		return exitf(codeMount, "%s: the process that served this mount is gone; next: clawfs umount the mount point, then clawfs mount again", path)
 	case errors.Is(err, unix.ENODATA), errors.Is(err, unix.ENOTSUP):
 		return exitf(codeRefused, "%s is not on a clawfs mount, so nothing checks what is read from it; next: clawfs status", path)
-	case errors.Is(err, os.ErrNotExist):
+	case errors.Is(err, os.ErrNotExist), errors.Is(err, unix.ENOTDIR):
 		return fmt.Errorf("%s does not exist; next: clawfs ls %s", path, filepath.Dir(path))
 	case errors.Is(err, os.ErrPermission):
-		return fmt.Errorf("%s: this user may not look at it: %w", path, err)
+		return fmt.Errorf("%s: this user (uid %d) may not look at it; next: ask as another user, such as with sudo", path, os.Geteuid())
+	}
+	var p *os.PathError
+	if errors.As(err, &p) {
+		err = p.Err
 	}
 	return fmt.Errorf("%s: %w", path, err)
 }
