@@ -159,7 +159,7 @@ func (a *app) await(ctx context.Context, c *control.Client, job capstore.Job, ti
 			return job, a.answered(err)
 		}
 		if ctx.Err() != nil {
-			return job, exitf(codePending, "no longer waiting for job %s, which has not ended and goes on; next: %s", job.ID, a.command("job", job.ID, "--logs", "-f"))
+			return job, exitf(codePending, "job %s has not ended yet, and it goes on; next: %s", job.ID, a.command("job", job.ID, "--logs", "-f"))
 		}
 		if !job.State.HasEnded() {
 			wait(ctx, time.After(200*time.Millisecond))

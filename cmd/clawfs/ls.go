@@ -158,7 +158,7 @@ func (a *app) showListed(rows []listed, long bool) {
 		if len(digest) > 16 {
 			digest = digest[:16]
 		}
-		cells = append(cells, []string{state, humanize.IBytes(uint64(r.Size)), dash(r.Tier), dash(digest), name, r.Reason})
+		cells = append(cells, []string{state, humanize.IBytes(uint64(r.Size)), dash(r.Tier), dash(digest), name, dash(r.Reason)})
 	}
 	header := []string{"STATE", "NAME"}
 	if long {

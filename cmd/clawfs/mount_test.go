@@ -86,7 +86,7 @@ func TestMountRefusals(t *testing.T) {
 		want []string
 	}{
 		{"no source", func(t *testing.T, r *rig) (string, string) { return r.src + "x", r.mnt }, []string{"source", "does not exist"}},
-		{"source is a file", func(t *testing.T, r *rig) (string, string) { return r.state.Policy(), r.mnt }, []string{"source", "not a directory"}},
+		{"source is a file", func(t *testing.T, r *rig) (string, string) { return r.state.Policy(), r.mnt }, []string{"source", "want a directory"}},
 		{"no mount point", func(t *testing.T, r *rig) (string, string) { return r.src, r.mnt + "x" }, []string{"mount point", "mkdir -p"}},
 		{"no parent of the mount point", func(t *testing.T, r *rig) (string, string) { return r.src, r.mnt + "x/y" }, []string{"mount point", "mkdir -p"}},
 		{"mount point is a file", func(t *testing.T, r *rig) (string, string) {

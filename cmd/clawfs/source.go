@@ -74,7 +74,11 @@ func git(ctx context.Context, repo string, args ...string) (string, error) {
 	if errors.Is(err, exec.ErrNotFound) {
 		return "", errors.New("git is not installed; next: apt-get install git")
 	}
-	if text := strings.TrimSpace(stderr.String()); err != nil && text != "" {
+	text := strings.TrimSpace(stderr.String())
+	if err != nil && strings.Contains(text, "dubious ownership") {
+		return "", errors.New("it belongs to another user, and git does not read such a repository; next: the same command as its owner, without sudo")
+	}
+	if err != nil && text != "" {
 		return "", fmt.Errorf("git %s: %s", args[0], printable(text))
 	}
 	if err != nil {

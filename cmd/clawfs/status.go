@@ -77,7 +77,7 @@ func (a *app) showMounts(mounts []control.Mount) {
 		if m.Restarts > 0 {
 			note = strings.TrimSpace(fmt.Sprintf("restarted %d times; %s", m.Restarts, note))
 		}
-		rows = append(rows, []string{m.Mountpoint, m.State, tier, strconv.Itoa(m.PID), granted, refused, m.Source, strings.TrimSuffix(note, ";")})
+		rows = append(rows, []string{m.Mountpoint, m.State, tier, strconv.Itoa(m.PID), granted, refused, m.Source, dash(strings.TrimSuffix(note, ";"))})
 	}
 	a.table([]string{"MOUNT", "STATE", "TIER", "PID", "GRANTED", "REFUSED", "SOURCE", "NOTE"}, rows)
 }
