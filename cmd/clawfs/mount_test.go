@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -49,7 +50,19 @@ func TestMount(t *testing.T) {
 	if out := r.ok("status"); !strings.Contains(out, r.mnt) || !strings.Contains(out, "1 live, 0 expired, 0 revoked") {
 		t.Errorf("status table lacks the mount or the capability:\n%s", out)
 	}
+	if err := os.Symlink("/etc/hostname", filepath.Join(r.src, "out")); err != nil {
+		t.Fatal(err)
+	}
+	r.refused(codeRefused, []string{"why", filepath.Join(r.mnt, "out")}, "out: refused: a link that leads out")
+	var rows []listed
+	r.document(&rows, "ls", r.mnt)
+	if i := slices.IndexFunc(rows, func(l listed) bool { return l.Name == "out" }); i < 0 || rows[i].State != "refused" || rows[i].Reason != "symlink" {
+		t.Errorf("ls of a link that leads out: %+v, want it refused for symlink", rows)
+	}
 	r.ok("umount", r.mnt)
+	if list := r.status().Mounts; len(list) != 0 {
+		t.Errorf("status right after umount: %+v, want no mount", list)
+	}
 	if r.isMounted() || r.hasRecord() || r.serverPID() != 0 {
 		t.Errorf("after umount: mounted %v, record %v, process %d; want nothing left", r.isMounted(), r.hasRecord(), r.serverPID())
 	}

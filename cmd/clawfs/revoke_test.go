@@ -52,6 +52,11 @@ func TestRevoke(t *testing.T) {
 	if len(done) != 1 || done[0].Kind != capstore.KindClaim || done[0].Target != first.Claim().String() || done[0].Reason != "training data withdrawn" {
 		t.Errorf("revoke -o json = %+v, want the claim %s of capability %s", done, first.Claim(), id)
 	}
+	// One thing named twice is taken back once.
+	r.document(&done, "revoke", id[:minPrefix], id, "--reason", "training data withdrawn")
+	if len(done) != 1 {
+		t.Errorf("revoke of one ID given twice made %d revocations, want 1", len(done))
+	}
 	// The full id means the same as its first digits.
 	r.document(&done, "revoke", id, "--reason", "training data withdrawn")
 	if len(done) != 1 || done[0].Target != first.Claim().String() {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -105,7 +106,24 @@ func (a *app) umount(ctx context.Context, dir string, lazy bool) error {
 	if err != nil {
 		return fmt.Errorf("unmounting %s: %w", dir, err)
 	}
-	return a.awaitForgotten(ctx, id)
+	if err := a.awaitForgotten(ctx, id); err != nil {
+		return err
+	}
+	a.awaitUnlisted(ctx, id)
+	return nil
+}
+
+// awaitUnlisted waits a moment until a daemon, if one answers, has noticed too,
+// so that the next status does not show the mount as live.
+func (a *app) awaitUnlisted(ctx context.Context, id string) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	for ; ; wait(ctx, time.After(20*time.Millisecond)) {
+		s, err := a.client().Status(ctx)
+		if err != nil || !slices.ContainsFunc(s.Mounts, func(m control.Mount) bool { return m.ID == id }) {
+			return
+		}
+	}
 }
 
 // awaitForgotten waits until the mount process has removed its record, so that
