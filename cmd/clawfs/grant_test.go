@@ -195,7 +195,7 @@ func TestGrantGarbage(t *testing.T) {
 		{"a hash with its name", "sha256:" + hash, codeRefused, "a hash cannot be granted"},
 		{"a file with a hash", put("hash", hash+"\n"), codeRefused, "a hash cannot be granted"},
 		{"a file of sha256sum", put("sums", hash+"  model.bin\n"), codeRefused, "a hash cannot be granted"},
-		{"no file", filepath.Join(dir, "none"), codeError, "does not exist"},
+		{"no file", filepath.Join(dir, "none"), codeError, "no such file"},
 		{"a directory", dir, codeError, "directory"},
 		{"an empty file", put("empty", ""), codeRefused, "not a model file"},
 		{"a model", put("model", strings.Repeat("\x00\xff", 1000)), codeRefused, "not a model file"},

@@ -63,7 +63,7 @@ func (a *app) passphrase(path string) ([]byte, error) {
 func readBounded(path string, limit int64) ([]byte, error) {
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%s does not exist, want a file to read", shellWord(path))
+		return nil, fmt.Errorf("%s: no such file", shellWord(path))
 	}
 	if err != nil {
 		return nil, err
