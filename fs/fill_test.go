@@ -86,7 +86,7 @@ func planted(t *testing.T, good, source []byte) (*desk, *fill) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := newFilesystem(Config{View: d.view, Log: slog.New(slog.DiscardHandler), HashWorkers: 1}, src)
+	f := newFilesystem(Config{View: d.view, Log: slog.New(slog.DiscardHandler), HashWorkers: 1}, src, noVault(t))
 	t.Cleanup(f.shutdown)
 	d.grant("model.bin", good)
 	m, err := hashpipe.Measure(t.Context(), bytes.NewReader(good), nil)

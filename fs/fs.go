@@ -42,11 +42,6 @@ import (
 	"github.com/openclaw/clawfs/capstore"
 )
 
-// TierBlocks is the only tier of this version: every unit is hashed in user
-// space before it is returned. It needs no privilege and holds against writers
-// and against storage.
-const TierBlocks = "blocks"
-
 // Config says what to mount. Source, Mountpoint and View are required.
 type Config struct {
 	Source     string         // directory of model files; never written
@@ -81,6 +76,21 @@ type Config struct {
 	// bytes. Zero means half of the memory that is available then; below zero it
 	// puts nothing there.
 	CacheBytes int64
+
+	// Seal says whether contents get private files that the kernel serves by itself.
+	Seal Seal
+
+	// SealFrom is the size in bytes from which a file gets one. Zero means 1 MiB.
+	SealFrom int64
+
+	// Private is a directory on the file system that holds the private files, for
+	// SealReflink on the one of the source. They have no names there. Empty means
+	// the source itself.
+	Private string
+
+	// PrivateBytes bounds the private files, in bytes. Zero means half of what is
+	// free on their file system at the start.
+	PrivateBytes int64
 }
 
 // Verify is a way to measure a file at its open. Either way the bytes are the
@@ -119,6 +129,9 @@ type Stats struct {
 	AuditDropped     int64
 	Nodes, Handles   int64 // now
 	Verifying        int64 // now, waiting ones included
+	Private          int64 // private files, now
+	PrivateBytes     int64 // of them
+	Unsealed         int64 // contents served in tier "blocks" because sealing failed
 }
 
 // Mount mounts and serves in the background. The process should do nothing
@@ -152,7 +165,12 @@ func Mount(c Config) (*Server, error) {
 	if procs := runtime.NumCPU() + 2*c.HashWorkers + 2; runtime.GOMAXPROCS(0) < procs {
 		runtime.GOMAXPROCS(procs)
 	}
-	fsys := newFilesystem(c, src)
+	vault, err := newVault(c)
+	if err != nil {
+		src.close()
+		return nil, fmt.Errorf("mount: %w", err)
+	}
+	fsys := newFilesystem(c, src, vault)
 	opts, err := mountOptions(c, fsys)
 	if err != nil {
 		fsys.shutdown()
@@ -165,6 +183,10 @@ func Mount(c Config) (*Server, error) {
 	}
 	if err := raiseReadAhead(c.Mountpoint); err != nil {
 		c.Log.Info("the kernel's read-ahead stays at its default; large sequential reads take more requests", "reason", err)
+	}
+	vault.begin(fs)
+	if tier, why := vault.state(); c.Seal != SealOff && tier == TierBlocks {
+		c.Log.Warn("files are not sealed; they are served in tier blocks", "reason", why)
 	}
 	s := &Server{fs: fsys, fuse: fs, done: make(chan struct{})}
 	fsys.background.Go(fsys.watchRevocations)
@@ -191,9 +213,14 @@ func mountOptions(c Config, fsys *filesystem) (*fuse.MountOptions, error) {
 		Logger:        slog.NewLogLogger(c.Log.Handler(), slog.LevelWarn),
 		// Plain READDIR unless somebody stats what was listed.
 		ExtraCapabilities: fuse.CAP_READDIRPLUS_AUTO,
-		// The source is never handed to the kernel. Without NO_OPEN no reply can
-		// turn OPEN, which is where the decision is made, off.
-		DisabledCapabilities: fuse.CAP_PASSTHROUGH | fuse.CAP_NO_OPEN_SUPPORT | fuse.CAP_NO_OPENDIR_SUPPORT,
+		// Without NO_OPEN no reply can turn OPEN, which is where the decision is
+		// made, off.
+		DisabledCapabilities: fuse.CAP_NO_OPEN_SUPPORT | fuse.CAP_NO_OPENDIR_SUPPORT,
+		// Private files lie on a file system that is not stacked itself.
+		MaxStackDepth: 1,
+	}
+	if c.Seal == SealOff {
+		o.DisabledCapabilities |= fuse.CAP_PASSTHROUGH
 	}
 	if os.Geteuid() == 0 {
 		o.DirectMountStrict = true
@@ -284,6 +311,10 @@ func (s *Server) Abandon() error {
 	return nil
 }
 
+// Tier returns the best tier that a file of this mount can have, and why it is
+// not a better one; "" if there is none.
+func (s *Server) Tier() (tier, why string) { return s.fs.vault.state() }
+
 // Stats returns the counters.
 func (s *Server) Stats() Stats { return s.fs.stats() }
 
@@ -299,6 +330,7 @@ type filesystem struct {
 	clock      *clock
 	audit      *auditor
 	measure    *measurer
+	vault      *vault
 	nodes      *nodeTable
 	files      handles[*handle]
 	dirs       handles[*dirHandle]
@@ -317,7 +349,7 @@ type filesystem struct {
 	server     *fuse.Server // set by Init, before the first request
 }
 
-func newFilesystem(c Config, src *source) *filesystem {
+func newFilesystem(c Config, src *source, v *vault) *filesystem {
 	ctx, cancel := context.WithCancel(context.Background())
 	f := &filesystem{
 		RawFileSystem: fuse.NewDefaultRawFileSystem(),
@@ -328,13 +360,14 @@ func newFilesystem(c Config, src *source) *filesystem {
 		clock:         newClock(c.Clock),
 		audit:         newAuditor(c.Audit),
 		nodes:         newNodeTable(),
+		vault:         v,
 		cacheBytes:    c.CacheBytes,
 		ctx:           ctx,
 		cancel:        cancel,
 		limit:         requestLimit(),
 	}
 	f.units = newUnitCache(&f.counters.unitsChecked)
-	f.measure = newMeasurer(ctx, c.HashWorkers, c.Verify, &f.counters, func(size int64) []claim { return f.claims.of(f.view, size) })
+	f.measure = newMeasurer(ctx, c.HashWorkers, c.Verify, v, &f.counters, func(size int64) []claim { return f.claims.of(f.view, size) })
 	return f
 }
 
@@ -353,6 +386,7 @@ func (f *filesystem) shutdown() {
 	f.background.Wait()
 	f.files.drain(func(h *handle) { h.release() })
 	f.dirs.drain(func(d *dirHandle) { d.close() })
+	f.vault.end()
 	f.src.close()
 	f.audit.close()
 }

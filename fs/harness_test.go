@@ -55,6 +55,10 @@ type serverSpec struct {
 	AllowOther         bool
 	Verify             Verify
 	CacheBytes         int64
+	Seal               Seal
+	SealFrom           int64
+	Private            string
+	PrivateBytes       int64
 	asNobody           bool // the server runs without root
 }
 
@@ -98,6 +102,7 @@ func serve(arg string) int {
 		s, err = Mount(Config{
 			Source: spec.Source, Mountpoint: spec.Mountpoint, View: view,
 			HashWorkers: spec.Workers, AllowOther: spec.AllowOther, Verify: spec.Verify, CacheBytes: spec.CacheBytes,
+			Seal: spec.Seal, SealFrom: spec.SealFrom, Private: spec.Private, PrivateBytes: spec.PrivateBytes,
 			Audit: func(r Record) {
 				mu.Lock()
 				defer mu.Unlock()

@@ -27,7 +27,7 @@ func (f *filesystem) Readlink(_ <-chan struct{}, in *fuse.InHeader) ([]byte, fus
 		return nil, statusStale
 	}
 	if v := f.followable(n.path, target); v.Reason != "" {
-		f.tell(in.Caller, n.path, v, nil)
+		f.tell(in.Caller, n.path, v, nil, "")
 		return nil, statusRefused
 	}
 	return []byte(target), fuse.OK

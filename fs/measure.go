@@ -3,7 +3,9 @@ package fs
 import (
 	"container/list"
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"runtime"
 	"slices"
@@ -45,6 +47,7 @@ const (
 type measurer struct {
 	ctx      context.Context
 	counters *counters
+	vault    *vault
 	claims   func(size int64) []claim // of all capabilities, now
 	threads  int
 	treeFrom int64 // bytes
@@ -76,13 +79,16 @@ type task struct {
 // flight is one measurement, under way or done.
 type flight struct {
 	id   identity
-	file *os.File // its own descriptor
+	file *os.File // the source, its own descriptor
 	done chan struct{}
 
 	work  *hashpipe.TreeWork // nil: measured as one stream
 	began time.Time          // of the pass that counts
-	look  sync.Once          // at the page cache, before the first byte is read
-	cold  bool               // the source was not in the page cache
+
+	ready    sync.Once // before the first byte is read; sets what follows
+	draft    *draft    // the private file that is measured; nil: the source is
+	cold     bool      // the source was not in the page cache
+	notReady error     // the source changed in that moment
 
 	// Set before done is closed, and not changed after.
 	proof
@@ -90,6 +96,9 @@ type flight struct {
 	moved bool      // the file's state is not that of the start
 	young bool      // a later write need not change the file's state
 	ended time.Time // of the measurement
+
+	private  *private // nil: served from the source
+	unsealed string   // why there is none although the mount seals
 
 	bytes   atomic.Int64
 	granted atomic.Bool // some opener was allowed
@@ -130,9 +139,9 @@ func (fl *flight) reusable() bool {
 	return !fl.young || fl.granted.Load() || time.Since(fl.ended) < unsettledFor
 }
 
-func newMeasurer(ctx context.Context, workers int, how Verify, c *counters, claims func(int64) []claim) *measurer {
+func newMeasurer(ctx context.Context, workers int, how Verify, v *vault, c *counters, claims func(int64) []claim) *measurer {
 	m := &measurer{
-		ctx: ctx, counters: c, claims: claims, threads: workers, treeFrom: treeFrom,
+		ctx: ctx, counters: c, vault: v, claims: claims, threads: workers, treeFrom: treeFrom,
 		flights: make(map[identity]*flight),
 		known:   make(map[identity]*list.Element),
 		recent:  list.New(),
@@ -190,7 +199,10 @@ func (m *measurer) start(file *os.File, id identity) (*flight, error) {
 		}
 	}
 	m.flights[id] = fl
-	m.enqueue(&task{step: fl.step, end: func(err error) { m.conclude(fl, err) }, shared: fl.work != nil, size: id.size})
+	m.enqueue(&task{
+		step: func(ctx context.Context) (bool, error) { return m.step(ctx, fl) },
+		end:  func(err error) { m.conclude(fl, err) }, shared: fl.work != nil, size: id.size,
+	})
 	return fl, nil
 }
 
@@ -340,28 +352,60 @@ func (m *measurer) unqueue(t *task) {
 	}
 }
 
+// prepare decides what is measured: a private file, or the source itself.
+func (m *measurer) prepare(fl *flight) {
+	draft, err := m.vault.draft(fl.file, fl.id.size)
+	switch {
+	case errors.Is(err, hashpipe.ErrChanged):
+		fl.notReady = err
+	case err != nil:
+		m.vault.failed.Add(1)
+		fl.unsealed = err.Error()
+	}
+	fl.draft = draft
+	if draft == nil {
+		fl.cold = uncached(fl.file, fl.id.size)
+	}
+}
+
+// input opens what is measured: for each worker anew, because the kernel reads
+// ahead for each descriptor.
+func (fl *flight) input() (io.ReaderAt, func()) {
+	from := fl.file
+	if fl.draft != nil && fl.draft.w == nil {
+		from = fl.draft.r
+	}
+	done := func() {}
+	if fd, err := reopen(int(from.Fd()), 0); err == nil {
+		from = os.NewFile(uintptr(fd), from.Name())
+		done = func() { from.Close() }
+	}
+	_ = unix.Fadvise(int(from.Fd()), 0, 0, unix.FADV_SEQUENTIAL) // advice
+	if fl.draft != nil && fl.draft.w != nil {
+		return copying{from, fl.draft.w}, done
+	}
+	return from, done
+}
+
 // step does what one worker does before it looks around again: a run of a tree,
-// through a descriptor of its own, because the kernel reads ahead for each
-// descriptor; or all of a stream.
-func (fl *flight) step(ctx context.Context) (more bool, err error) {
+// or all of a stream.
+func (m *measurer) step(ctx context.Context, fl *flight) (more bool, err error) {
+	fl.ready.Do(func() { m.prepare(fl) })
+	if fl.notReady != nil {
+		return false, fl.notReady
+	}
+	in, done := fl.input()
+	defer done()
 	if fl.work == nil {
-		return false, fl.stream(ctx)
+		return false, fl.stream(ctx, in)
 	}
-	fl.look.Do(func() { fl.cold = uncached(fl.file, fl.id.size) })
-	in := fl.file
-	if fd, err := reopen(int(fl.file.Fd()), 0); err == nil {
-		in = os.NewFile(uintptr(fd), fl.file.Name())
-		defer in.Close()
-	}
-	_ = unix.Fadvise(int(in.Fd()), 0, 0, unix.FADV_SEQUENTIAL) // advice
 	return fl.work.Step(ctx, in)
 }
 
 // stream reads the whole file once. The size is that of the state asked for: a
 // file that grows or shrinks meanwhile is an error.
-func (fl *flight) stream(ctx context.Context) error {
-	_ = unix.Fadvise(int(fl.file.Fd()), 0, 0, unix.FADV_SEQUENTIAL) // advice
-	got, err := hashpipe.MeasureFile(ctx, fl.file, fl.id.size, func(n int64) { fl.bytes.Add(n) })
+func (fl *flight) stream(ctx context.Context, in io.ReaderAt) error {
+	got, err := hashpipe.MeasureFile(ctx, in, fl.id.size, func(n int64) { fl.bytes.Add(n) })
 	if err == nil {
 		fl.proof = proof{tree: got.Tree(), sum: got.Sum(), digest: got.Sum().Claim()}
 	}
@@ -375,19 +419,9 @@ func (fl *flight) stream(ctx context.Context) error {
 func (m *measurer) conclude(fl *flight, err error) {
 	defer fl.file.Close()
 	fl.err = err
+	claims := m.claims(fl.id.size)
 	if fl.work != nil && fl.err == nil {
-		tree, err := fl.work.Tree(fl.file)
-		d, known := digest(m.claims(fl.id.size), tree)
-		switch {
-		case err != nil:
-			fl.err = err
-		case known:
-			fl.proof = proof{tree: tree, digest: d}
-			m.counters.trees.Add(1)
-		default:
-			fl.began = time.Now()
-			fl.err = fl.stream(m.ctx)
-		}
+		fl.err = m.fold(fl, claims)
 	}
 	var st unix.Stat_t
 	if err := unix.Fstat(int(fl.file.Fd()), &st); err != nil {
@@ -397,11 +431,48 @@ func (m *measurer) conclude(fl *flight, err error) {
 		fl.young = fl.id.youngAt(fl.began)
 		fl.ended = time.Now()
 	}
+	m.keep(fl, claims)
 	if fl.err == nil {
 		m.counters.hashed.Add(1)
 	}
 	m.counters.hashedBytes.Add(fl.bytes.Load())
 	m.finish(fl)
+}
+
+// fold makes a proof of the hashed units.
+func (m *measurer) fold(fl *flight, claims []claim) error {
+	in := io.ReaderAt(fl.file)
+	if fl.draft != nil {
+		in = fl.draft.r // whatever the source is now
+	}
+	tree, err := fl.work.Tree(in)
+	if err != nil {
+		return err
+	}
+	if d, known := digest(claims, tree); known {
+		fl.proof = proof{tree: tree, digest: d}
+		m.counters.trees.Add(1)
+		return nil
+	}
+	fl.began = time.Now()
+	return fl.stream(m.ctx, in)
+}
+
+// keep seals the private file if a capability names its content.
+func (m *measurer) keep(fl *flight, claims []claim) {
+	if fl.draft == nil {
+		return
+	}
+	if fl.err != nil || !slices.ContainsFunc(claims, func(c claim) bool { return c.digest == fl.digest }) {
+		m.vault.discard(fl.draft)
+		return
+	}
+	p, err := m.vault.seal(fl.draft, fl.proof, claims)
+	if err != nil {
+		m.vault.failed.Add(1)
+		fl.unsealed = err.Error()
+	}
+	fl.private = p
 }
 
 // youngAt reports whether the file's times are so new that a write since then
@@ -430,6 +501,7 @@ func (m *measurer) finish(fl *flight) {
 // remove forgets one element. Callers hold m.mu.
 func (m *measurer) remove(e *list.Element) {
 	fl := m.recent.Remove(e).(*flight)
+	m.vault.forget(fl.private)
 	delete(m.known, fl.id)
 	m.units -= fl.tree.Units()
 }

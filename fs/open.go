@@ -15,12 +15,21 @@ import (
 
 // content is a verified content that is open: the descriptor of the inode that
 // was measured and the tree that every read is checked against. All handles of
-// one node share it.
+// one node share it, and with it the tier: the kernel does not serve one inode
+// in two ways at a time.
 type content struct {
-	file    *os.File
+	file    *os.File // of the source, or the private file's
+	private *private // nil in tier "blocks"
 	checked *hashpipe.CheckedReader
 	size    int64
 	refs    int // guarded by node.mu
+}
+
+func (c *content) tier() string {
+	if c.private != nil {
+		return c.private.tier
+	}
+	return TierBlocks
 }
 
 // handle is one open file. Only newHandle makes one, from an allowed verdict.
@@ -44,11 +53,11 @@ func (f *filesystem) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.Ope
 		return statusStale
 	}
 	if wantsWrite(in.Flags) {
-		f.tell(in.Caller, n.path, refused(ReasonWrite, "open for writing", "open it for reading: the mount is read-only"), nil)
+		f.tell(in.Caller, n.path, refused(ReasonWrite, "open for writing", "open it for reading: the mount is read-only"), nil, "")
 		return statusReadOnly
 	}
 	if n.ident.kind != unix.S_IFREG {
-		f.tell(in.Caller, n.path, refusedSpecial(), nil)
+		f.tell(in.Caller, n.path, refusedSpecial(), nil, "")
 		return statusRefused
 	}
 	file, st, err := f.src.open(n.path)
@@ -71,7 +80,7 @@ func (f *filesystem) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.Ope
 	generation := f.view.Generation() // before the decision: see handle.live
 	a := f.assess(cancel, in.Caller, n.path, n.ident, file)
 	if !a.verdict.Allowed() {
-		f.tell(in.Caller, n.path, a.verdict, a.flight)
+		f.tell(in.Caller, n.path, a.verdict, a.flight, "")
 		return a.status
 	}
 	h, kept, ok := f.newHandle(n, a, file, in.Caller)
@@ -84,12 +93,18 @@ func (f *filesystem) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.Ope
 	if fill := n.filling(); fill != nil {
 		if refusal, st := f.awaitFill(cancel, h, fill, a); !st.Ok() {
 			h.release()
-			f.tell(in.Caller, n.path, refusal, a.flight)
+			f.tell(in.Caller, n.path, refusal, a.flight, "")
 			return st
 		}
 	}
-	f.tell(in.Caller, n.path, a.verdict, a.flight)
+	f.tell(in.Caller, n.path, a.verdict, a.flight, h.content.tier())
 	out.Fh = f.files.add(h)
+	if p := h.content.private; p != nil {
+		// The kernel opens the private file with the caller's flags, of which
+		// wantsWrite has seen that none writes.
+		out.OpenFlags, out.BackingID = fuse.FOPEN_PASSTHROUGH|fuse.FOPEN_NOFLUSH, p.backing
+		return fuse.OK
+	}
 	// KEEP_CACHE: the inode only ever held checked pages of this one content.
 	out.OpenFlags = fuse.FOPEN_KEEP_CACHE | fuse.FOPEN_NOFLUSH
 	return fuse.OK
@@ -103,7 +118,7 @@ func refusedSpecial() Verdict {
 func (f *filesystem) unopened(caller fuse.Caller, n *node, err error) fuse.Status {
 	st := statusOf(err)
 	if st != statusStale && st != statusNoEntry {
-		f.tell(caller, n.path, refused(ReasonUnreadable, err.Error(), "mend the source"), nil)
+		f.tell(caller, n.path, refused(ReasonUnreadable, err.Error(), "mend the source"), nil, "")
 	}
 	if st == statusNoEntry {
 		return statusStale // let the kernel find out by a lookup
@@ -116,7 +131,7 @@ func (f *filesystem) unopened(caller fuse.Caller, n *node, err error) fuse.Statu
 // once for an open; if that led nowhere too, the file is being written.
 func (f *filesystem) moved(caller fuse.Caller, n *node) fuse.Status {
 	if f.sentBack.again(caller.Pid, n.path) {
-		f.tell(caller, n.path, refusedChanging(), nil)
+		f.tell(caller, n.path, refusedChanging(), nil, "")
 		return statusRefused
 	}
 	return statusStale
@@ -220,6 +235,10 @@ func (f *filesystem) newHandle(n *node, a assessment, file *os.File, caller fuse
 		return nil, false, false
 	}
 	n.bound = proof
+	if n.content == nil && f.vault.acquire(a.flight.private) {
+		p := a.flight.private
+		n.content = &content{file: p.file, private: p, checked: hashpipe.NewCheckedReader(p.file, proof.tree), size: p.size}
+	}
 	if n.content == nil {
 		n.content = &content{
 			file:    file,
@@ -254,14 +273,20 @@ func (h *handle) release() {
 		n.content = nil
 	}
 	n.mu.Unlock()
-	if last {
-		h.fs.units.forget(h.content)
-		h.content.file.Close()
+	if !last {
+		return
 	}
+	h.fs.units.forget(h.content)
+	if h.content.private != nil {
+		h.fs.vault.release(h.content.private)
+		return
+	}
+	h.content.file.Close()
 }
 
-// tell counts a decision and hands it to the audit.
-func (f *filesystem) tell(caller fuse.Caller, path string, v Verdict, fl *flight) {
+// tell counts a decision and hands it to the audit. tier is that of an open that
+// was allowed.
+func (f *filesystem) tell(caller fuse.Caller, path string, v Verdict, fl *flight, tier string) {
 	r := Record{
 		Time: f.clock.now(), Path: path,
 		PID: caller.Pid, UID: caller.Uid, GID: caller.Gid,
@@ -269,7 +294,7 @@ func (f *filesystem) tell(caller fuse.Caller, path string, v Verdict, fl *flight
 	}
 	switch {
 	case v.Allowed():
-		r.Decision, r.Tier = Granted, TierBlocks
+		r.Decision, r.Tier = Granted, tier
 		f.counters.granted.Add(1)
 	case v.Reason == ReasonUnreadable, v.Reason == ReasonInterrupted, v.Reason == ReasonTooSlow:
 		r.Decision = Failed

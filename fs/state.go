@@ -18,7 +18,9 @@ type counters struct {
 
 func (f *filesystem) stats() Stats {
 	c := &f.counters
+	private, privateBytes := f.vault.usage()
 	return Stats{
+		Private: private, PrivateBytes: privateBytes, Unsealed: f.vault.failed.Load(),
 		Granted: c.granted.Load(), Refused: c.refused.Load(), Errors: c.errors.Load(),
 		Hashed: c.hashed.Load(), HashedBytes: c.hashedBytes.Load(), Trees: c.trees.Load(), Joined: c.joined.Load(),
 		UnitsChecked: c.unitsChecked.Load(), FilledBytes: c.filledBytes.Load(), LateMismatches: c.lateMismatches.Load(),

@@ -164,7 +164,7 @@ func TestPanic(t *testing.T) {
 	}
 	var told []Record
 	f := newFilesystem(Config{View: newDesk(t).view, Log: slog.New(slog.DiscardHandler), HashWorkers: 1,
-		Audit: func(r Record) { told = append(told, r) }}, src)
+		Audit: func(r Record) { told = append(told, r) }}, src, noVault(t))
 	if st := f.panicked("planted"); st != statusIO {
 		t.Errorf("answer to a panic: %v, want EIO", st)
 	}

@@ -33,6 +33,7 @@ type Explanation struct {
 	Size       int64      `json:"size"`
 	SHA256     string     `json:"sha256,omitzero"` // as measured, or bound to the tree that was
 	Tier       string     `json:"tier,omitzero"`
+	TierNote   string     `json:"tierNote,omitzero"`   // why it is not a better one
 	Capability string     `json:"capability,omitzero"` // the grant, or the one that comes closest
 	Claim      string     `json:"claim,omitzero"`
 	Model      string     `json:"model,omitzero"`
@@ -128,9 +129,25 @@ func (f *filesystem) known(n *node) map[string]string {
 	out[xattrReason] = string(v.Reason)
 	out[xattrDigest] = fl.digest.String()
 	if v.Allowed() {
-		out[xattrStatus], out[xattrTier] = "granted", TierBlocks
+		out[xattrStatus], out[xattrTier] = "granted", f.tier(n, fl)
 	}
 	return out
+}
+
+// tier returns how a granted file is served: as it is open, or, if it is not, as
+// it would be.
+func (f *filesystem) tier(n *node, fl *flight) string {
+	if n != nil {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		if n.content != nil {
+			return n.content.tier()
+		}
+	}
+	if f.vault.serves(fl.private) {
+		return fl.private.tier
+	}
+	return TierBlocks
 }
 
 // explain evaluates the file that the name leads to now, as an open would, but
@@ -162,7 +179,7 @@ func (f *filesystem) explain(cancel <-chan struct{}, caller fuse.Caller, n *node
 		return nil, a.status
 	}
 	// Names are bytes to the kernel; JSON wants UTF-8.
-	text, err := json.Marshal(f.explanation(n.path, st.Size, a), json.Deterministic(true), jsontext.AllowInvalidUTF8(true))
+	text, err := json.Marshal(f.explanation(n, st.Size, a), json.Deterministic(true), jsontext.AllowInvalidUTF8(true))
 	if err != nil {
 		return nil, statusIO
 	}
@@ -172,13 +189,14 @@ func (f *filesystem) explain(cancel <-chan struct{}, caller fuse.Caller, n *node
 	return text, fuse.OK
 }
 
-func (f *filesystem) explanation(path string, size int64, a assessment) Explanation {
+func (f *filesystem) explanation(n *node, size int64, a assessment) Explanation {
 	v := a.verdict
 	e := Explanation{
-		Path: f.shown(path), Allowed: v.Allowed(), Reason: v.Reason, Detail: v.Detail, Next: v.Next, Size: size,
+		Path: f.shown(n.path), Allowed: v.Allowed(), Reason: v.Reason, Detail: v.Detail, Next: v.Next, Size: size,
 	}
 	if v.Allowed() {
-		e.Tier = TierBlocks
+		e.Tier = f.tier(n, a.flight)
+		e.TierNote = a.flight.unsealed
 	}
 	if a.flight != nil {
 		e.SHA256 = a.flight.digest.String()

@@ -1,0 +1,448 @@
+package fs
+
+import (
+	"container/list"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"sync/atomic"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/openclaw/clawfs/hashpipe"
+)
+
+// The tiers: how the bytes of a granted file reach its reader.
+const (
+	// TierBlocks: every unit is hashed in user space before it is returned. It
+	// needs no privilege and holds against writers and against storage.
+	TierBlocks = "blocks"
+	// TierSealed: the kernel serves a private file that was hashed after nobody
+	// could write it any more. It holds against writers.
+	TierSealed = "sealed"
+	// TierVerity: as sealed, and the kernel itself checks every page of the private
+	// file against the digest of the capability (fs-verity).
+	TierVerity = "verity"
+)
+
+// Seal is how a content gets into a private file.
+type Seal int
+
+const (
+	// SealOff serves every file in tier "blocks".
+	SealOff Seal = iota
+	// SealReflink shares the blocks of the source file (FICLONE: xfs, btrfs). Where
+	// the file system cannot, files are served in tier "blocks".
+	SealReflink
+	// SealCopy writes every content once more.
+	SealCopy
+)
+
+const (
+	// sealFrom is the size in bytes from which a file is worth a private one, unless
+	// Config.SealFrom says otherwise.
+	sealFrom = 1 << 20
+	// maxPrivate bounds the private files, each of which is an open descriptor.
+	maxPrivate = 4096
+)
+
+// vault makes private files: unnamed inodes (O_TMPFILE) that nobody can open
+// because nothing leads to them, and that are gone with the process, however it
+// ends. It keeps those that may be served again, the least recently used go
+// first.
+type vault struct {
+	how  Seal
+	from int64 // bytes
+	dir  int   // where the files are made; -1: nowhere
+
+	server *fuse.Server
+	failed atomic.Int64 // contents that could not be sealed
+
+	closing sync.WaitGroup
+
+	mu     sync.Mutex // guards what follows, and what private says
+	why    string     // what keeps files from being sealed; "": nothing
+	verity bool       // no file was refused by fs-verity yet
+	budget int64
+	used   int64
+	recent *list.List // of *private, the most recently used first
+}
+
+// private is a file that only this process and the kernel have. Its bytes do not
+// change after seal has returned it.
+type private struct {
+	file *os.File // opened for reading; no descriptor for writing is left
+	size int64
+	tier string
+
+	// Guarded by vault.mu.
+	users   int // handles' contents; the measurement does not count
+	gone    bool
+	place   *list.Element
+	backing int32 // the kernel's number for the file; 0: not registered
+}
+
+// draft is a private file that is being filled. Its fields do not change.
+type draft struct {
+	w    *os.File // nil: a clone, which has its bytes already
+	r    *os.File
+	size int64
+}
+
+func newVault(c Config) (*vault, error) {
+	v := &vault{how: c.Seal, from: c.SealFrom, dir: -1, budget: c.PrivateBytes, verity: true, recent: list.New()}
+	if v.from <= 0 {
+		v.from = sealFrom
+	}
+	if c.Seal == SealOff {
+		v.why = "sealing is off"
+		return v, nil
+	}
+	where := c.Private
+	if where == "" {
+		where = c.Source
+	}
+	dir, err := unix.Open(where, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("directory for private files: %w", &os.PathError{Op: "open", Path: where, Err: err})
+	}
+	v.dir = dir
+	if v.budget == 0 {
+		var st unix.Statfs_t
+		if err := retried(func() error { return unix.Fstatfs(dir, &st) }); err == nil {
+			v.budget = int64(st.Bavail) * st.Bsize / 2
+		}
+	}
+	return v, nil
+}
+
+// begin finds out what this kernel and file system can do, before the first
+// request. What they cannot is no error: tier "blocks" is always there.
+func (v *vault) begin(s *fuse.Server) {
+	v.server = s
+	if v.how == SealOff {
+		return
+	}
+	if err := v.try(); err != nil {
+		v.mu.Lock()
+		v.why = err.Error()
+		v.mu.Unlock()
+	}
+}
+
+var errNoPassthrough = errors.New("the kernel offers no FUSE passthrough (Linux 6.9, root)")
+
+func (v *vault) try() error {
+	if v.server.KernelSettings().Flags64()&fuse.CAP_PASSTHROUGH == 0 {
+		return errNoPassthrough
+	}
+	from, err := v.create()
+	if err != nil {
+		return err
+	}
+	defer from.Close()
+	if _, err := from.Write(make([]byte, hashpipe.BlockSize)); err != nil {
+		return fmt.Errorf("writing a private file: %w", err)
+	}
+	d := draft{w: from, size: hashpipe.BlockSize}
+	if v.how == SealReflink {
+		if d, err = v.clone(from, hashpipe.BlockSize); err != nil {
+			return err
+		}
+	} else if d.r, err = readOnly(from); err != nil {
+		return err
+	}
+	defer d.r.Close()
+	id, errno := v.server.RegisterBackingFd(&fuse.BackingMap{Fd: int32(d.r.Fd())})
+	if errno != 0 {
+		return passthroughError(errno)
+	}
+	v.server.UnregisterBackingFd(id)
+	return nil
+}
+
+func passthroughError(errno error) error {
+	switch {
+	case errors.Is(errno, unix.EPERM):
+		return errors.New("FUSE passthrough needs root in the initial user namespace")
+	case errors.Is(errno, unix.ELOOP):
+		return errors.New("FUSE passthrough does not work over a stacked file system such as overlayfs: keep the private files on another one")
+	}
+	return fmt.Errorf("registering a file for FUSE passthrough: %w", errno)
+}
+
+// state returns the best tier that a file of this mount can have, and why it is
+// not a better one.
+func (v *vault) state() (tier, why string) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	switch {
+	case v.why != "":
+		return TierBlocks, v.why
+	case v.verity:
+		return TierVerity, ""
+	}
+	return TierSealed, "the file system of the private files has no fs-verity"
+}
+
+func (v *vault) usage() (files, bytes int64) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return int64(v.recent.Len()), v.used
+}
+
+// create makes an unnamed file.
+func (v *vault) create() (*os.File, error) {
+	var fd int
+	err := retried(func() (err error) {
+		fd, err = unix.Openat(v.dir, ".", unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("making a private file (O_TMPFILE): %w", err)
+	}
+	return os.NewFile(uintptr(fd), "private file"), nil
+}
+
+// readOnly opens the same inode for reading alone.
+func readOnly(f *os.File) (*os.File, error) {
+	fd, err := reopen(int(f.Fd()), 0)
+	if err != nil {
+		return nil, fmt.Errorf("opening a private file for reading: %w", err)
+	}
+	return os.NewFile(uintptr(fd), f.Name()), nil
+}
+
+// clone makes a private file that shares the blocks of src as they are now.
+func (v *vault) clone(src *os.File, size int64) (draft, error) {
+	w, err := v.create()
+	if err != nil {
+		return draft{}, err
+	}
+	defer w.Close()
+	if err := retried(func() error { return unix.IoctlFileClone(int(w.Fd()), int(src.Fd())) }); err != nil {
+		return draft{}, fmt.Errorf("cloning into a private file (FICLONE): %w", err)
+	}
+	st, err := w.Stat()
+	if err != nil {
+		return draft{}, err
+	}
+	if st.Size() != size {
+		return draft{}, fmt.Errorf("%w: expected %d bytes, got %d", hashpipe.ErrChanged, size, st.Size())
+	}
+	r, err := readOnly(w)
+	return draft{r: r, size: size}, err
+}
+
+// room makes room for size bytes and takes it, or reports that there is none.
+func (v *vault) room(size int64) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for e := v.recent.Back(); e != nil && (v.used+size > v.budget || v.recent.Len() >= maxPrivate); {
+		p, before := e.Value.(*private), e.Prev()
+		if p.users == 0 {
+			v.drop(p)
+		}
+		e = before
+	}
+	if v.used+size > v.budget || v.recent.Len() >= maxPrivate {
+		return false
+	}
+	v.used += size
+	return true
+}
+
+// draft begins to seal a source file of the given size. A nil draft and a nil
+// error mean that the file is to be served without.
+func (v *vault) draft(src *os.File, size int64) (*draft, error) {
+	if tier, _ := v.state(); tier == TierBlocks || size < v.from {
+		return nil, nil
+	}
+	if !v.room(size) {
+		return nil, fmt.Errorf("no room for %d bytes among the private files", size)
+	}
+	d, err := v.fresh(src, size)
+	if err != nil {
+		v.giveBack(size)
+		return nil, err
+	}
+	return &d, nil
+}
+
+func (v *vault) fresh(src *os.File, size int64) (draft, error) {
+	if v.how == SealReflink {
+		return v.clone(src, size)
+	}
+	w, err := v.create()
+	if err != nil {
+		return draft{}, err
+	}
+	// A full disk shows here and not in the middle.
+	if err := retried(func() error { return unix.Fallocate(int(w.Fd()), 0, 0, size) }); err != nil && err != unix.EOPNOTSUPP {
+		w.Close()
+		return draft{}, fmt.Errorf("reserving %d bytes for a private file: %w", size, err)
+	}
+	r, err := readOnly(w)
+	if err != nil {
+		w.Close()
+	}
+	return draft{w: w, r: r, size: size}, err
+}
+
+func (v *vault) giveBack(size int64) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.used -= size
+}
+
+// discard gives a draft up.
+func (v *vault) discard(d *draft) {
+	if d == nil {
+		return
+	}
+	v.giveBack(d.size)
+	if d.w != nil {
+		d.w.Close()
+	}
+	d.r.Close()
+}
+
+// seal ends a draft whose bytes, as they were written or cloned, are the proof's.
+// From here on no descriptor can write them.
+func (v *vault) seal(d *draft, p proof, claims []claim) (*private, error) {
+	if d.w != nil {
+		// What was hashed is what was given to the page cache. If the disk does not
+		// take it, a later read would get something else.
+		err := retried(func() error { return unix.Fdatasync(int(d.w.Fd())) })
+		err = errors.Join(err, d.w.Close())
+		d.w = nil
+		if err != nil {
+			v.discard(d)
+			return nil, fmt.Errorf("writing a private file: %w", err)
+		}
+	}
+	out := &private{file: d.r, size: d.size, tier: TierSealed}
+	if v.enableVerity(d.r, p, claims) {
+		out.tier = TierVerity
+	}
+	v.mu.Lock()
+	out.place = v.recent.PushFront(out)
+	v.mu.Unlock()
+	return out, nil
+}
+
+// acquire takes a private file for a handle. It returns false if the file is
+// gone or the kernel does not take it, and then there is nothing to release.
+func (v *vault) acquire(p *private) bool {
+	if p == nil {
+		return false
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if p.gone {
+		return false
+	}
+	if p.backing == 0 {
+		id, errno := v.server.RegisterBackingFd(&fuse.BackingMap{Fd: int32(p.file.Fd())})
+		if errno != 0 || id <= 0 {
+			v.failed.Add(1)
+			v.why = passthroughError(errno).Error()
+			v.drop(p)
+			return false
+		}
+		p.backing = id
+	}
+	p.users++
+	v.recent.MoveToFront(p.place)
+	return true
+}
+
+func (v *vault) release(p *private) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	p.users--
+	if p.gone && p.users == 0 {
+		v.close(p)
+	}
+}
+
+// serves reports whether a private file would be served if it were opened now.
+func (v *vault) serves(p *private) bool {
+	if p == nil {
+		return false
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return !p.gone
+}
+
+// forget lets a private file go, once nobody reads it.
+func (v *vault) forget(p *private) {
+	if p == nil {
+		return
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.drop(p)
+}
+
+// drop is forget for callers that hold v.mu.
+func (v *vault) drop(p *private) {
+	if p.gone {
+		return
+	}
+	p.gone = true
+	v.recent.Remove(p.place)
+	if p.users == 0 {
+		v.close(p)
+	}
+}
+
+// close frees the file and its room. To free the blocks of a large one can take
+// long. Callers hold v.mu.
+func (v *vault) close(p *private) {
+	v.used -= p.size
+	if p.backing != 0 {
+		v.server.UnregisterBackingFd(p.backing)
+		p.backing = 0
+	}
+	v.closing.Go(func() { p.file.Close() })
+}
+
+// end closes everything. No handle is left.
+func (v *vault) end() {
+	v.mu.Lock()
+	for e := v.recent.Front(); e != nil; e = v.recent.Front() {
+		v.drop(e.Value.(*private))
+	}
+	v.mu.Unlock()
+	v.closing.Wait()
+	if v.dir >= 0 {
+		unix.Close(v.dir)
+	}
+}
+
+// copying reads the source and writes what it read to the private file: the
+// bytes that are hashed are the bytes that were written.
+type copying struct {
+	src, dst *os.File
+}
+
+func (c copying) ReadAt(p []byte, off int64) (int, error) {
+	n, err := c.src.ReadAt(p, off)
+	if _, werr := c.dst.WriteAt(p[:n], off); werr != nil {
+		return 0, fmt.Errorf("writing a private file: %w", werr)
+	}
+	return n, err
+}
+
+// enableVerity turns fs-verity on and reports whether the kernel measures, on the
+// very descriptor, what every capability says that names the content.
+func (v *vault) enableVerity(*os.File, proof, []claim) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.verity = false
+	return false
+}
