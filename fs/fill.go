@@ -27,31 +27,44 @@ const (
 	fillPatience = 100 * time.Millisecond
 )
 
-// fill puts a content into the kernel's page cache, before its first reader has
+// A large content is put into the kernel's page cache before its first reader has
 // the file: what is read then costs no request and no hash. It is why a mapping
-// of a large model runs at the speed of memory in tier "blocks".
+// of a large model runs at the speed of memory in tier "blocks". An early fill
+// does so in the pass that measures the content, for the node whose OPEN began
+// it; a fill does it after the decision, for a content that was measured before.
 //
-// Why no page of it can be wrong. A fill begins only after the whole content was
+// Why no page of a fill can be wrong. It begins only after the whole content was
 // measured, Decide has allowed it and its node was bound to it, for good. Each
 // unit is then read again and checked against that bound tree, and it is the
 // checked buffer itself that is given to the kernel: whatever the source has
-// become since, other bytes are an error here and not a page. The inode number
-// is used once in the life of the mount, so the page lands in the inode that is
-// bound to the content or in none. The size of the inode is that of the tree, so
-// nothing is stored behind its end (which would move the end).
+// become since, other bytes are an error here and not a page.
 //
-// Why a revoked content gets no page. A unit is stored under node.pages, and
+// Why no page of an early fill can be read if it is wrong. Its buffers go into
+// the page cache of an inode that nobody has open, and each is the buffer whose
+// hash is in the tree. The node remembers the early fill for its life, and
+// newHandle, without which nobody reads, gives a handle of such a node only if
+// the tree of those very buffers is the tree that was approved. Else the name
+// gets another node, and the pages go with the old one.
+//
+// The inode number is used once in the life of the mount, so a page lands in the
+// inode that it was meant for or in none. The size of the inode is that of the
+// tree, so nothing is stored behind its end (which would move the end).
+//
+// Why a revoked content gets no page. A fill stores a unit under node.pages, and
 // only if the content is still approved under that lock. A revocation takes the
 // lock after it has become visible and before it drops the pages: what was
-// stored before is dropped, and nothing is stored after.
+// stored before is dropped, and nothing is stored after. An early fill has ended
+// when its node is bound, and Open asks again after that.
 //
 // Why nothing can wait for ever. FUSE_NOTIFY_STORE waits, unkillably, for a page
 // that a READ is filling; if the mount process were killed in that moment, the
 // READ would never be answered, the thread that stores would never end, and the
-// connection, which ends with the last thread, neither. So a fill runs only
-// while the kernel has no handle of the inode, and therefore no READ of it: it
-// begins at the first open after all handles were released, and every OPEN of
-// the node waits for its end. (The kernel sends RELEASE after the last READ.)
+// connection, which ends with the last thread, neither. So both run only while
+// the kernel has no handle of the inode, and therefore no READ of it: an early
+// fill on a node that never had a handle, with every OPEN of it waiting for the
+// measurement; a fill at the first open after all handles were released, with
+// every OPEN of the node waiting for its end. (The kernel sends RELEASE after
+// the last READ.)
 type fill struct {
 	fs      *filesystem
 	node    *node
@@ -71,22 +84,84 @@ type fill struct {
 	err  error // set before done is closed: a unit that could not be checked right
 }
 
-// beginFill returns nil if nothing is to be stored. The caller holds n.mu, has
-// bound n, and knows that the kernel has no handle of it.
-func (f *filesystem) beginFill(n *node, fl *flight, file *os.File, caller fuse.Caller) *fill {
-	size := fl.tree.Size()
-	if size < fillFrom || size != n.ident.size || f.server == nil {
+// early is a fill in the pass that measures.
+type early struct {
+	fs    *filesystem
+	node  *node
+	limit int64 // bytes: what lies behind is not stored
+	drop  bool  // the source's pages go when they have been stored
+
+	stopped atomic.Bool
+	tree    atomic.Pointer[hashpipe.Tree] // of the buffers; nil until they are all measured
+}
+
+// beginEarly returns nil if nothing is to be stored. cold says that the source
+// was not in the page cache.
+func (f *filesystem) beginEarly(n *node, size int64, cold bool) *early {
+	limit := f.fillable(size)
+	if limit == 0 {
 		return nil
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if !n.bound.isZero() || n.content != nil || n.fill != nil || n.early != nil {
+		return nil
+	}
+	n.early = &early{fs: f, node: n, limit: limit, drop: cold}
+	return n.early
+}
+
+// tells reports whether what was stored is a part of the proven content.
+func (e *early) tells(p proof) bool {
+	tree := e.tree.Load()
+	return tree != nil && p.tree.Is(tree.Claim())
+}
+
+// storing reads the source and gives what it read to the kernel: the bytes that
+// are hashed are the bytes that were stored.
+type storing struct {
+	*early
+	src *os.File
+}
+
+func (s storing) ReadAt(p []byte, off int64) (int, error) {
+	n, err := s.src.ReadAt(p, off)
+	if n == 0 || off+int64(n) > s.limit || s.stopped.Load() {
+		return n, err
+	}
+	if !s.fs.server.InodeNotifyStoreCache(s.node.id, off, p[:n]).Ok() {
+		s.stopped.Store(true) // the kernel has forgotten the inode
+		return n, err
+	}
+	s.fs.counters.filledBytes.Add(int64(n))
+	if s.drop {
+		// Advice. The pages are in memory twice now.
+		_ = unix.Fadvise(int(s.src.Fd()), off, int64(n), unix.FADV_DONTNEED)
+	}
+	return n, err
+}
+
+// fillable returns how many bytes of a content of this size are stored.
+func (f *filesystem) fillable(size int64) int64 {
+	if size < fillFrom || f.server == nil {
+		return 0
 	}
 	budget := f.cacheBytes
 	if budget == 0 {
 		budget = availableMemory() / 2
 	}
-	units := fl.tree.Units()
-	if size > budget {
-		units = max(budget, 0) / hashpipe.UnitSize
+	if size <= budget {
+		return size
 	}
-	if units == 0 {
+	return max(budget, 0) / hashpipe.UnitSize * hashpipe.UnitSize
+}
+
+// beginFill returns nil if nothing is to be stored. The caller holds n.mu, has
+// bound n, and knows that the kernel has no handle of it.
+func (f *filesystem) beginFill(n *node, fl *flight, file *os.File, caller fuse.Caller) *fill {
+	size := fl.tree.Size()
+	units := (f.fillable(size) + hashpipe.UnitSize - 1) / hashpipe.UnitSize
+	if units == 0 || size != n.ident.size {
 		return nil
 	}
 	fd, err := unix.FcntlInt(file.Fd(), unix.F_DUPFD_CLOEXEC, 0)
@@ -189,10 +264,9 @@ func (l *fill) stop() {
 	l.fs.measure.cancel(l.task)
 }
 
-// awaitFill waits on behalf of an OPEN that was allowed, and decides again: the
-// wait can be long. A fill that cannot be waited for is stopped, because no
-// handle may come to life beside it.
-func (f *filesystem) awaitFill(cancel <-chan struct{}, h *handle, l *fill, a assessment) (Verdict, fuse.Status) {
+// awaitFill waits on behalf of an OPEN that was allowed. A fill that cannot be
+// waited for is stopped, because no handle may come to life beside it.
+func (f *filesystem) awaitFill(cancel <-chan struct{}, h *handle, l *fill) (Verdict, fuse.Status) {
 	select {
 	case <-l.done:
 	case <-time.After(fillPatience):
@@ -216,11 +290,6 @@ func (f *filesystem) awaitFill(cancel <-chan struct{}, h *handle, l *fill, a ass
 	if errors.Is(l.err, hashpipe.ErrChanged) {
 		return refused(ReasonQuarantined, "the source has changed since it was measured: "+l.err.Error(), "put a good copy in its place, and find out who writes there"), statusRefused
 	}
-	generation := f.view.Generation()
-	if v := f.decide(h.node.path, a.flight); !v.Allowed() {
-		return v, statusRefused
-	}
-	h.generation.Store(generation)
 	return Verdict{}, fuse.OK
 }
 

@@ -132,20 +132,17 @@ func TestFillStopsAtRevocation(t *testing.T) {
 	}
 }
 
-// slowFill holds a mount in the middle of a fill: it returns when some bytes are
-// stored, with the opener that waits.
+// slowFill holds a mount in the middle of a fill of a content that was measured
+// before: it returns when some bytes are stored, with the opener that waits.
 func slowFill(t *testing.T) (*mounted, capstore.Subject, chan result) {
 	t.Helper()
 	m := mountEmpty(t, func(s *serverSpec) { s.Workers = 1 })
 	s := m.sparse("model.bin", 384<<20, true)
 	m.admit(s)
+	m.why("model.bin")
 	opener := make(chan result, 1)
 	go func() { opener <- m.run("openloop", m.at("model.bin"), "1") }()
-	for deadline := time.Now().Add(20 * time.Second); m.stats().FilledBytes == 0; time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("no fill began")
-		}
-	}
+	m.await(func(s Stats) bool { return s.FilledBytes > 0 })
 	return m, s, opener
 }
 
@@ -203,19 +200,35 @@ func TestTamperedDuringFill(t *testing.T) {
 // A killed mount ends although it was storing pages.
 func TestKilledDuringFill(t *testing.T) {
 	m, _, opener := slowFill(t)
+	m.killed(opener)
+}
+
+// killed kills the mount process; it has to end, and so has its opener.
+func (m *mounted) killed(opener chan result) {
+	m.t.Helper()
 	m.gone = true
 	if err := m.cmd.Process.Kill(); err != nil {
-		t.Fatal(err)
+		m.t.Fatal(err)
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- m.cmd.Wait() }()
 	select {
 	case <-ended:
 	case <-time.After(5 * time.Second):
-		t.Fatal("the killed mount process does not end")
+		m.t.Fatal("the killed mount process does not end")
 	}
 	if r := <-opener; r.Errno != syscall.ENOTCONN && r.Errno != syscall.ECONNABORTED {
-		t.Errorf("opener: %v, want an error", r)
+		m.t.Errorf("opener: %v, want an error", r)
+	}
+}
+
+// await waits until the mount's counters are as wanted.
+func (m *mounted) await(reached func(Stats) bool) {
+	m.t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !reached(m.stats()); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			m.t.Fatalf("waited 20 s; stats: %+v", m.stats())
+		}
 	}
 }
 
@@ -224,13 +237,12 @@ func TestKilledOpenerDuringFill(t *testing.T) {
 	m := mountEmpty(t, func(s *serverSpec) { s.Workers = 1 })
 	s := m.sparse("model.bin", 384<<20, true)
 	m.admit(s)
+	m.why("model.bin")
 	cmd := m.command("read", m.at("model.bin"))
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	for deadline := time.Now().Add(20 * time.Second); m.stats().FilledBytes == 0 && time.Now().Before(deadline); {
-		time.Sleep(time.Millisecond)
-	}
+	m.await(func(s Stats) bool { return s.FilledBytes > 0 })
 	began := time.Now()
 	if err := cmd.Process.Kill(); err != nil {
 		t.Fatal(err)

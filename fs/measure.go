@@ -85,8 +85,11 @@ type flight struct {
 	work  *hashpipe.TreeWork // nil: measured as one stream
 	began time.Time          // of the pass that counts
 
+	onto func(cold bool) *early // for whom the measurement was begun; nil: for nobody
+
 	ready    sync.Once // before the first byte is read; sets what follows
 	draft    *draft    // the private file that is measured; nil: the source is
+	early    *early    // nil: what is measured is not stored
 	cold     bool      // the source was not in the page cache
 	notReady error     // the source changed in that moment
 
@@ -167,8 +170,9 @@ func newMeasurer(ctx context.Context, workers int, how Verify, v *vault, c *coun
 func (m *measurer) wait() { m.workers.Wait() }
 
 // start returns the measurement of a file in the state id: a remembered one,
-// one under way, or a new one. file stays the caller's.
-func (m *measurer) start(file *os.File, id identity) (*flight, error) {
+// one under way, or a new one. file stays the caller's. onto, unless nil, may
+// give a new measurement of the source an early fill.
+func (m *measurer) start(file *os.File, id identity, onto func(cold bool) *early) (*flight, error) {
 	claims := m.claims(id.size)
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -190,7 +194,7 @@ func (m *measurer) start(file *os.File, id identity) (*flight, error) {
 	if err != nil {
 		return nil, fmt.Errorf("duplicating a descriptor: %w", err)
 	}
-	fl := &flight{id: id, file: os.NewFile(uintptr(fd), file.Name()), done: make(chan struct{}), began: time.Now()}
+	fl := &flight{id: id, file: os.NewFile(uintptr(fd), file.Name()), done: make(chan struct{}), began: time.Now(), onto: onto}
 	if id.size >= m.treeFrom && haveTrees(claims) {
 		fl.work, err = hashpipe.NewTreeWork(id.size, m.threads, func(n int64) { fl.bytes.Add(n) })
 		if err != nil {
@@ -363,9 +367,14 @@ func (m *measurer) prepare(fl *flight) {
 		fl.unsealed = err.Error()
 	}
 	fl.draft = draft
-	if draft == nil {
-		fl.cold = uncached(fl.file, fl.id.size)
+	if draft != nil {
+		return
 	}
+	fl.cold = uncached(fl.file, fl.id.size)
+	if fl.work != nil && fl.onto != nil {
+		fl.early = fl.onto(fl.cold)
+	}
+	fl.onto = nil
 }
 
 // input opens what is measured: for each worker anew, because the kernel reads
@@ -383,6 +392,9 @@ func (fl *flight) input() (io.ReaderAt, func()) {
 	_ = unix.Fadvise(int(from.Fd()), 0, 0, unix.FADV_SEQUENTIAL) // advice
 	if fl.draft != nil && fl.draft.w != nil {
 		return copying{from, fl.draft.w}, done
+	}
+	if fl.early != nil {
+		return storing{fl.early, from}, done
 	}
 	return from, done
 }
@@ -432,6 +444,7 @@ func (m *measurer) conclude(fl *flight, err error) {
 		fl.ended = time.Now()
 	}
 	m.keep(fl, claims)
+	fl.draft, fl.early = nil, nil
 	if fl.err == nil {
 		m.counters.hashed.Add(1)
 	}
@@ -448,6 +461,9 @@ func (m *measurer) fold(fl *flight, claims []claim) error {
 	tree, err := fl.work.Tree(in)
 	if err != nil {
 		return err
+	}
+	if fl.early != nil {
+		fl.early.tree.Store(tree)
 	}
 	if d, known := digest(claims, tree); known {
 		fl.proof = proof{tree: tree, digest: d}

@@ -39,6 +39,7 @@ type node struct {
 	bound   proof    // of the one content of this inode; zero until the first grant
 	content *content // while a handle is open
 	fill    *fill    // nil until one was begun; there is one in the life of a node
+	early   *early   // nil, or what has put pages into the inode before it was bound
 	why     explained
 }
 

@@ -78,7 +78,7 @@ func (f *filesystem) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.Ope
 	}
 	f.sentBack.arrived(in.Pid, n.path)
 	generation := f.view.Generation() // before the decision: see handle.live
-	a := f.assess(cancel, in.Caller, n.path, n.ident, file)
+	a := f.assess(cancel, in.Caller, n.path, n.ident, file, func(cold bool) *early { return f.beginEarly(n, n.ident.size, cold) })
 	if !a.verdict.Allowed() {
 		f.tell(in.Caller, n.path, a.verdict, a.flight, "")
 		return a.status
@@ -90,12 +90,10 @@ func (f *filesystem) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.Ope
 		return f.moved(in.Caller, n)
 	}
 	h.generation.Store(generation)
-	if fill := n.filling(); fill != nil {
-		if refusal, st := f.awaitFill(cancel, h, fill, a); !st.Ok() {
-			h.release()
-			f.tell(in.Caller, n.path, refusal, a.flight, "")
-			return st
-		}
+	if refusal, st := f.settle(cancel, h, a); !st.Ok() {
+		h.release()
+		f.tell(in.Caller, n.path, refusal, a.flight, "")
+		return st
 	}
 	f.tell(in.Caller, n.path, a.verdict, a.flight, h.content.tier())
 	out.Fh = f.files.add(h)
@@ -108,6 +106,25 @@ func (f *filesystem) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.Ope
 	// KEEP_CACHE: the inode only ever held checked pages of this one content.
 	out.OpenFlags = fuse.FOPEN_KEEP_CACHE | fuse.FOPEN_NOFLUSH
 	return fuse.OK
+}
+
+// settle waits for a fill of the handle's node, and decides again if the view has
+// changed since the decision: what is in the page cache by now no READ asks for.
+func (f *filesystem) settle(cancel <-chan struct{}, h *handle, a assessment) (Verdict, fuse.Status) {
+	if fill := h.node.filling(); fill != nil {
+		if refusal, st := f.awaitFill(cancel, h, fill); !st.Ok() {
+			return refusal, st
+		}
+	}
+	generation := f.view.Generation()
+	if h.generation.Load() == generation {
+		return Verdict{}, fuse.OK
+	}
+	if v := f.decide(h.node.path, a.flight); !v.Allowed() {
+		return v, statusRefused
+	}
+	h.generation.Store(generation)
+	return Verdict{}, fuse.OK
 }
 
 func refusedSpecial() Verdict {
@@ -151,14 +168,14 @@ type assessment struct {
 // assess measures a file, if any capability could fit it, and decides, on behalf
 // of a caller that waits. It is what Open and the xattr user.clawfs.why both
 // rest on.
-func (f *filesystem) assess(cancel <-chan struct{}, caller fuse.Caller, path string, id identity, file *os.File) assessment {
+func (f *filesystem) assess(cancel <-chan struct{}, caller fuse.Caller, path string, id identity, file *os.File, onto func(cold bool) *early) assessment {
 	if detail, yes := f.quarantine.has(id); yes {
 		return assessment{verdict: refused(ReasonQuarantined, detail, "put a good copy in its place: the old one is not opened again"), status: statusRefused}
 	}
 	if v, hopeless := f.hopeless(path, id.size); hopeless {
 		return assessment{verdict: v, status: statusRefused}
 	}
-	fl, err := f.measure.start(file, id)
+	fl, err := f.measure.start(file, id, onto)
 	if err != nil {
 		return assessment{verdict: refused(ReasonUnreadable, err.Error(), ""), status: statusIO}
 	}
@@ -231,7 +248,7 @@ func (f *filesystem) newHandle(n *node, a assessment, file *os.File, caller fuse
 	proof := a.flight.proof
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if !n.bound.isZero() && !n.bound.same(proof) {
+	if !n.bound.isZero() && !n.bound.same(proof) || n.early != nil && !n.early.tells(proof) {
 		return nil, false, false
 	}
 	n.bound = proof
@@ -246,7 +263,7 @@ func (f *filesystem) newHandle(n *node, a assessment, file *os.File, caller fuse
 			size:    proof.tree.Size(),
 		}
 		kept = true
-		if n.fill == nil {
+		if n.fill == nil && n.early == nil {
 			// The kernel has no handle of this inode, and gets none before the end
 			// of the fill: see fill.
 			n.fill = f.beginFill(n, a.flight, file, caller)

@@ -53,7 +53,7 @@ func (b *bench) measure(name string, data []byte) *flight {
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
 		b.t.Fatal(err)
 	}
-	fl, err := b.m.start(f, identityOf(&st))
+	fl, err := b.m.start(f, identityOf(&st), nil)
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -140,7 +140,7 @@ func TestTreeContradictedLater(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	again, err := b.m.start(f, fl.id)
+	again, err := b.m.start(f, fl.id, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -172,7 +172,7 @@ func TestTreeOfChangedSize(t *testing.T) {
 		if err := os.Truncate(p, size); err != nil {
 			t.Fatal(err)
 		}
-		fl, err := b.m.start(f, identityOf(&st))
+		fl, err := b.m.start(f, identityOf(&st), nil)
 		if err != nil {
 			t.Fatal(err)
 		}
