@@ -13,12 +13,14 @@ import (
 type Decision string
 
 // Granted opens, Refused denies by rule, Failed denies because something broke:
-// a late mismatch, an unreadable source, a panic. Cut takes back what was open.
+// a late mismatch, an unreadable source, a panic. Cut takes back what was open,
+// Held says that what was open cannot be taken back: the kernel serves it.
 const (
 	Granted Decision = "granted"
 	Refused Decision = "refused"
 	Failed  Decision = "failed"
 	Cut     Decision = "cut"
+	Held    Decision = "held"
 )
 
 // Record is one line of the audit trail.
@@ -37,7 +39,7 @@ type Record struct {
 	Digest     string // hex SHA-256 as measured, or as a capability binds it to the tree that was; empty if nothing was
 	Capability string // hex id; empty if there is none
 	Model      string // empty if there is no capability
-	Tier       string // empty unless granted
+	Tier       string // empty unless it is or was granted
 }
 
 // auditRing bounds the records that wait for a slow Audit.

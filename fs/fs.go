@@ -124,6 +124,7 @@ type Stats struct {
 	FilledBytes      int64 // put into the kernel's page cache by opens
 	LateMismatches   int64 // units that no longer were what OPEN had approved
 	Revoked          int64 // open handles cut off
+	Held             int64 // open handles of revoked contents that the kernel goes on serving
 	Quarantined      int64 // source files refused since a late mismatch, now
 	Panics           int64
 	AuditDropped     int64

@@ -479,7 +479,7 @@ func (m *measurer) keep(fl *flight, claims []claim) {
 	if fl.draft == nil {
 		return
 	}
-	if fl.err != nil || !slices.ContainsFunc(claims, func(c claim) bool { return c.digest == fl.digest }) {
+	if fl.err != nil || fl.moved || !slices.ContainsFunc(claims, func(c claim) bool { return c.digest == fl.digest }) {
 		m.vault.discard(fl.draft)
 		return
 	}
@@ -512,6 +512,27 @@ func (m *measurer) finish(fl *flight) {
 	}
 	m.mu.Unlock()
 	close(fl.done)
+}
+
+// sweep forgets the sealed contents that nobody wants.
+func (m *measurer) sweep(wanted func(hashpipe.Digest) bool) {
+	for _, fl := range m.sealed() {
+		if !wanted(fl.digest) {
+			m.drop(fl.id)
+		}
+	}
+}
+
+func (m *measurer) sealed() []*flight {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var out []*flight
+	for e := m.recent.Front(); e != nil; e = e.Next() {
+		if fl := e.Value.(*flight); fl.private != nil {
+			out = append(out, fl)
+		}
+	}
+	return out
 }
 
 // remove forgets one element. Callers hold m.mu.

@@ -4,6 +4,7 @@ import (
 	"container/list"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -57,6 +58,7 @@ type vault struct {
 	from int64 // bytes
 	dir  int   // where the files are made; -1: nowhere
 
+	log    *slog.Logger
 	server *fuse.Server
 	failed atomic.Int64 // contents that could not be sealed
 
@@ -92,7 +94,7 @@ type draft struct {
 }
 
 func newVault(c Config) (*vault, error) {
-	v := &vault{how: c.Seal, from: c.SealFrom, dir: -1, budget: c.PrivateBytes, verity: true, recent: list.New()}
+	v := &vault{how: c.Seal, from: c.SealFrom, dir: -1, log: c.Log, budget: c.PrivateBytes, verity: true, recent: list.New()}
 	if v.from <= 0 {
 		v.from = sealFrom
 	}
@@ -347,8 +349,10 @@ func (v *vault) acquire(p *private) bool {
 	if p.backing == 0 {
 		id, errno := v.server.RegisterBackingFd(&fuse.BackingMap{Fd: int32(p.file.Fd())})
 		if errno != 0 || id <= 0 {
+			// From now on nothing is sealed: each would fail, after its hash.
 			v.failed.Add(1)
 			v.why = passthroughError(errno).Error()
+			v.log.Warn("a private file cannot be served; files are served in tier blocks from now on", "reason", v.why)
 			v.drop(p)
 			return false
 		}

@@ -1,14 +1,21 @@
 package fs
 
 import (
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/openclaw/clawfs/capstore"
+	"github.com/openclaw/clawfs/hashpipe"
 )
 
 // revocationPoll is how soon the kernel's cached pages of a revoked content are
 // dropped. Opens and reads do not wait for it: they ask the view themselves.
 const revocationPoll = 25 * time.Millisecond
+
+// sweepEvery is how soon a private file goes whose last capability has expired.
+const sweepEvery = time.Minute
 
 // live reports whether a handle may still be read. It costs one atomic load
 // unless the view has changed since the handle's last decision. A revocation
@@ -36,16 +43,25 @@ func (f *filesystem) revoked(path string, h *handle) (Verdict, bool) {
 	return v, !v.Allowed() && v.Reason != ReasonExpired
 }
 
-// cutOff takes a handle back.
+// cutOff takes a handle back. What the kernel serves by itself it goes on serving
+// until the descriptor is closed and the mapping gone (the right to read is
+// checked at open, as POSIX has it), so there all that can be done is to say so.
 func (h *handle) cutOff(v Verdict) {
 	h.cut.Store(true)
 	h.once.Do(func() {
 		f := h.fs
-		f.counters.revoked.Add(1)
 		r := Record{
 			Time: f.clock.now(), Path: h.node.path,
 			PID: h.caller.Pid, UID: h.caller.Uid, GID: h.caller.Gid,
 			Decision: Cut, Reason: v.Reason, Detail: v.Detail, Next: v.Next, Digest: h.proof.digest.String(),
+			Tier: h.content.tier(),
+		}
+		if h.content.private != nil {
+			r.Decision = Held
+			r.Next = "end the processes that hold it: fuser -v " + quoted(f.shown(h.node.path))
+			f.counters.held.Add(1)
+		} else {
+			f.counters.revoked.Add(1)
 		}
 		if !v.Capability.IsZero() {
 			r.Capability, r.Model = v.Capability.ID().String(), v.Capability.Model()
@@ -64,11 +80,16 @@ func (h *handle) cutOff(v Verdict) {
 func (f *filesystem) watchRevocations() {
 	tick := time.NewTicker(revocationPoll)
 	defer tick.Stop()
+	sweep := time.NewTicker(sweepEvery)
+	defer sweep.Stop()
 	seen := f.view.Generation()
 	for {
 		select {
 		case <-f.ctx.Done():
 			return
+		case <-sweep.C: // something may have expired
+			f.measure.sweep(f.wanted)
+			continue
 		case <-tick.C:
 		}
 		generation := f.view.Generation()
@@ -76,6 +97,7 @@ func (f *filesystem) watchRevocations() {
 			continue
 		}
 		seen = generation
+		f.measure.sweep(f.wanted)
 		for _, h := range f.openHandles() {
 			h.live()
 		}
@@ -113,4 +135,13 @@ func (f *filesystem) pagesRevoked(n *node) bool {
 	}
 	v := Decide(bound.query(n.path, f.clock.now(), ""), f.view.Lookup(bound.digest))
 	return !v.Allowed() && v.Reason != ReasonExpired
+}
+
+// wanted reports whether a content may be opened now or later.
+func (f *filesystem) wanted(d hashpipe.Digest) bool {
+	now := f.clock.now()
+	return slices.ContainsFunc(f.view.Lookup(d), func(g capstore.Grant) bool {
+		_, revoked := g.Revoked()
+		return !revoked && now.Before(g.NotAfter())
+	})
 }
