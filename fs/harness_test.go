@@ -73,6 +73,8 @@ type reply struct {
 	Stats   Stats
 	Records []Record
 	Leaked  []string // unmount: descriptors that were not open before Mount
+	Tier    string   // the best one
+	Why     string   // not a better one
 }
 
 func serve(arg string) int {
@@ -165,6 +167,7 @@ func serve(arg string) int {
 			r.Err = err.Error()
 		}
 		r.Stats = s.Stats()
+		r.Tier, r.Why = s.Tier()
 		say(r)
 	}
 }
