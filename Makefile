@@ -19,12 +19,15 @@ export GOTOOLCHAIN := local
 #   fsverity              known answers for the fs-verity digest
 #   attr                  getfattr: the reason of a refusal without clawfs
 #   e2fsprogs             mke2fs: the bounded /out of a build
+#   xfsprogs mount        a source whose files can be cloned, in tests
+#   fio                   reads through the mount in each of its ways, in tests
 #   qemu-user-static      the arm64 run of the hashing tests
 #   mmdebstrap zstd       environment images of the examples
 #   fasttext              the unmodified client of examples/langid
 #   jq openssl openssh-client procps perl   tests of the command line and of keys, the demos
 #   shellcheck            lint
 DEBS := ca-certificates git make gcc libc6-dev libseccomp-dev pkg-config fuse3 fsverity attr e2fsprogs \
+        xfsprogs mount fio \
         jq openssl openssh-client perl procps qemu-user-static mmdebstrap zstd xz-utils fasttext shellcheck
 
 GOBUILD := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=auto

@@ -33,10 +33,17 @@ var mustWork = map[string][]syscall.Errno{
 	"madvise SEQUENTIAL":          {0},
 	"madvise RANDOM":              {0},
 	"madvise POPULATE_READ":       {0},
+	"madvise HUGEPAGE":            {0, syscall.EINVAL}, // a kernel without transparent huge pages
+	"madvise DONTNEED":            {0},
+	"madvise COLD":                {0},
 	"mlock":                       {0},
 	"mincore":                     {0},
 	"mapping after close":         {0},
 	"write to a private mapping":  {0},
+	"shared mapping to write":     {syscall.EACCES},
+	"mapping to execute":          {syscall.EPERM},
+	"descriptor passed on":        {0},
+	"statfs":                      {0},
 	"fadvise":                     {0},
 	"readahead":                   {0},
 	"splice to a pipe":            {0},
@@ -61,8 +68,10 @@ var mustWork = map[string][]syscall.Errno{
 	"execve":                      {syscall.EACCES},
 }
 
-func TestMustWork(t *testing.T) {
-	m := mountEmpty(t)
+func TestMustWork(t *testing.T) { everyTier(t, mustWorkOn) }
+
+func mustWorkOn(t *testing.T, choose func(*serverSpec)) {
+	m := mountEmpty(t, choose)
 	data := sample(40, 2*hashpipe.UnitSize+1234)
 	m.write("model.bin", data)
 	m.grant("model.bin", data)
@@ -152,9 +161,21 @@ func tryEverything(p, sum, scratch string) (out result) {
 	for call, advice := range map[string]int{
 		"madvise WILLNEED": unix.MADV_WILLNEED, "madvise SEQUENTIAL": unix.MADV_SEQUENTIAL,
 		"madvise RANDOM": unix.MADV_RANDOM, "madvise POPULATE_READ": unix.MADV_POPULATE_READ,
+		"madvise HUGEPAGE": unix.MADV_HUGEPAGE, "madvise DONTNEED": unix.MADV_DONTNEED, "madvise COLD": unix.MADV_COLD,
 	} {
 		try(call, unix.Madvise(data, advice))
 	}
+	_, err = unix.Mmap(fd, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	try("shared mapping to write", err)
+	_, err = unix.Mmap(fd, 0, size, unix.PROT_READ|unix.PROT_EXEC, unix.MAP_PRIVATE)
+	try("mapping to execute", err)
+	try("descriptor passed on", passOn(fd, right))
+	var fsst unix.Statfs_t
+	err = unix.Fstatfs(fd, &fsst)
+	if err == nil && fsst.Flags&unix.ST_RDONLY == 0 {
+		err = errors.New("not shown as read-only")
+	}
+	try("statfs", err)
 	try("mlock", unix.Mlock(data))
 	resident := make([]byte, (size+4095)/4096)
 	_, _, e := unix.Syscall(unix.SYS_MINCORE, uintptr(unsafe.Pointer(&data[0])), uintptr(size), uintptr(unsafe.Pointer(&resident[0])))
@@ -212,6 +233,33 @@ func tryEverything(p, sum, scratch string) (out result) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	try("mapping after close", right(touch(data)))
 	return out
+}
+
+// passOn sends a descriptor over a socket and reads what arrives.
+func passOn(fd int, right func(result) error) error {
+	ends, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(ends[0])
+	defer unix.Close(ends[1])
+	if err := unix.Sendmsg(ends[0], []byte{0}, unix.UnixRights(fd), nil, 0); err != nil {
+		return err
+	}
+	rights := make([]byte, unix.CmsgSpace(4))
+	if _, _, _, _, err := unix.Recvmsg(ends[1], make([]byte, 1), rights, 0); err != nil {
+		return err
+	}
+	messages, err := unix.ParseSocketControlMessage(rights)
+	if err != nil {
+		return err
+	}
+	fds, err := unix.ParseUnixRights(&messages[0])
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fds[0])
+	return right(readFD(fds[0]))
 }
 
 func errnoErr(e syscall.Errno) error {
