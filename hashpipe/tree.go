@@ -179,7 +179,9 @@ var unitHashers = sync.Pool{New: func() any { return &unitHasher{h: newHasher()}
 // data is all of a content of at most one block: such a content has no level 1
 // and its root is the hash of the block itself.
 func (u *unitHasher) sum(data []byte, whole bool) [hashSize]byte {
-	end := 0
+	done := hashPairs(u.block[:], data)
+	data = data[done:]
+	end := done / BlockSize * hashSize
 	for len(data) > 0 {
 		n := min(len(data), BlockSize)
 		u.h.reset()
