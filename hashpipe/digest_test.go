@@ -124,6 +124,9 @@ func TestZeroMatchesNothing(t *testing.T) {
 		"a Tree is zero VerityDigest":           measured(t, nil).Tree().Is(VerityDigest{}),
 		"zero Measurement's Sum is zero Digest": m.Sum().Is(Digest{}),
 		"zero Measurement's Tree is zero":       m.Tree().Is(VerityDigest{}),
+		"zero Enforced is zero VerityDigest":    Enforced{}.Is(VerityDigest{}),
+		"zero Enforced is a VerityDigest":       Enforced{}.Is(v),
+		"an Enforced is zero VerityDigest":      Enforced{v.verity}.Is(VerityDigest{}),
 	} {
 		if match {
 			t.Errorf("%s: true, want false", what)
@@ -145,7 +148,7 @@ func TestZeroMatchesNothing(t *testing.T) {
 // No conversion may turn one meaning of 32 bytes into another.
 func TestTypesDoNotConvert(t *testing.T) {
 	types := []reflect.Type{
-		reflect.TypeFor[Digest](), reflect.TypeFor[VerityDigest](), reflect.TypeFor[Sum](), reflect.TypeFor[[32]byte](),
+		reflect.TypeFor[Digest](), reflect.TypeFor[VerityDigest](), reflect.TypeFor[Sum](), reflect.TypeFor[Enforced](), reflect.TypeFor[[32]byte](),
 	}
 	for _, from := range types {
 		for _, to := range types {
@@ -158,7 +161,7 @@ func TestTypesDoNotConvert(t *testing.T) {
 
 // Nothing decodes into a measurement.
 func TestMeasurementsDoNotDecode(t *testing.T) {
-	for _, v := range []any{new(Sum), new(Tree), new(Measurement)} {
+	for _, v := range []any{new(Sum), new(Tree), new(Measurement), new(Enforced)} {
 		switch v.(type) {
 		case interface{ UnmarshalText([]byte) error },
 			interface{ UnmarshalJSON([]byte) error },
