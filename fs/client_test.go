@@ -91,8 +91,12 @@ func (m *mounted) reads(name string, data []byte) {
 // refuses checks the errno of an open, and the reason in the audit.
 func (m *mounted) refuses(name string, want syscall.Errno, why Reason) {
 	m.t.Helper()
+	before := m.told(name)
 	if r := m.run("read", m.at(name)); r.Errno != want || r.Call != "open" {
 		m.t.Fatalf("reading %s: %v, want open: %v", name, r, want)
+	}
+	for deadline := time.Now().Add(10 * time.Second); m.told(name) == before && time.Now().Before(deadline); {
+		time.Sleep(10 * time.Millisecond)
 	}
 	rec := m.lastRecord(name, Refused)
 	if rec.Reason != why {
@@ -101,6 +105,16 @@ func (m *mounted) refuses(name string, want syscall.Errno, why Reason) {
 	if rec.Detail == "" || rec.Next == "" || rec.PID == 0 || rec.Comm == "" || rec.Time.IsZero() {
 		m.t.Errorf("record of a refusal has gaps: %+v", rec)
 	}
+}
+
+// told returns how many refusals of a path were recorded.
+func (m *mounted) told(path string) (n int) {
+	for _, r := range m.ask(request{Op: "records"}).Records {
+		if r.Path == path && r.Decision == Refused {
+			n++
+		}
+	}
+	return n
 }
 
 func client(args []string) int {

@@ -368,7 +368,7 @@ func newFilesystem(c Config, src *source, v *vault) *filesystem {
 		limit:         requestLimit(),
 	}
 	f.units = newUnitCache(&f.counters.unitsChecked)
-	f.measure = newMeasurer(ctx, c.HashWorkers, c.Verify, v, &f.counters, func(size int64) []claim { return f.claims.of(f.view, size) })
+	f.measure = newMeasurer(ctx, c.HashWorkers, c.Verify, v, &f.counters, func(size int64) []claim { return f.claims.of(f.view, size) }, f.wanted)
 	return f
 }
 

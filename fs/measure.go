@@ -48,7 +48,8 @@ type measurer struct {
 	ctx      context.Context
 	counters *counters
 	vault    *vault
-	claims   func(size int64) []claim // of all capabilities, now
+	claims   func(size int64) []claim   // of all capabilities, now
+	wanted   func(hashpipe.Digest) bool // a content that may be opened, now or later
 	threads  int
 	treeFrom int64 // bytes
 	workers  sync.WaitGroup
@@ -142,9 +143,9 @@ func (fl *flight) reusable() bool {
 	return !fl.young || fl.granted.Load() || time.Since(fl.ended) < unsettledFor
 }
 
-func newMeasurer(ctx context.Context, workers int, how Verify, v *vault, c *counters, claims func(int64) []claim) *measurer {
+func newMeasurer(ctx context.Context, workers int, how Verify, v *vault, c *counters, claims func(int64) []claim, wanted func(hashpipe.Digest) bool) *measurer {
 	m := &measurer{
-		ctx: ctx, counters: c, vault: v, claims: claims, threads: workers, treeFrom: treeFrom,
+		ctx: ctx, counters: c, vault: v, claims: claims, wanted: wanted, threads: workers, treeFrom: treeFrom,
 		flights: make(map[identity]*flight),
 		known:   make(map[identity]*list.Element),
 		recent:  list.New(),
@@ -474,12 +475,12 @@ func (m *measurer) fold(fl *flight, claims []claim) error {
 	return fl.stream(m.ctx, in)
 }
 
-// keep seals the private file if a capability names its content.
+// keep seals the private file if its content may be opened.
 func (m *measurer) keep(fl *flight, claims []claim) {
 	if fl.draft == nil {
 		return
 	}
-	if fl.err != nil || fl.moved || !slices.ContainsFunc(claims, func(c claim) bool { return c.digest == fl.digest }) {
+	if fl.err != nil || fl.moved || !m.wanted(fl.digest) {
 		m.vault.discard(fl.draft)
 		return
 	}
@@ -514,10 +515,10 @@ func (m *measurer) finish(fl *flight) {
 	close(fl.done)
 }
 
-// sweep forgets the sealed contents that nobody wants.
-func (m *measurer) sweep(wanted func(hashpipe.Digest) bool) {
+// sweep forgets the sealed contents that may not be opened any more.
+func (m *measurer) sweep() {
 	for _, fl := range m.sealed() {
-		if !wanted(fl.digest) {
+		if !m.wanted(fl.digest) {
 			m.drop(fl.id)
 		}
 	}

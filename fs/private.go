@@ -66,7 +66,7 @@ type vault struct {
 
 	mu     sync.Mutex // guards what follows, and what private says
 	why    string     // what keeps files from being sealed; "": nothing
-	verity bool       // no file was refused by fs-verity yet
+	plain  string     // what keeps sealed files from fs-verity; "": nothing
 	budget int64
 	used   int64
 	recent *list.List // of *private, the most recently used first
@@ -94,7 +94,7 @@ type draft struct {
 }
 
 func newVault(c Config) (*vault, error) {
-	v := &vault{how: c.Seal, from: c.SealFrom, dir: -1, log: c.Log, budget: c.PrivateBytes, verity: true, recent: list.New()}
+	v := &vault{how: c.Seal, from: c.SealFrom, dir: -1, log: c.Log, budget: c.PrivateBytes, recent: list.New()}
 	if v.from <= 0 {
 		v.from = sealFrom
 	}
@@ -136,32 +136,35 @@ func (v *vault) begin(s *fuse.Server) {
 
 var errNoPassthrough = errors.New("the kernel offers no FUSE passthrough (Linux 6.9, root)")
 
+// try seals one block of zeros and hands it to the kernel.
 func (v *vault) try() error {
 	if v.server.KernelSettings().Flags64()&fuse.CAP_PASSTHROUGH == 0 {
 		return errNoPassthrough
 	}
-	from, err := v.create()
+	src, err := v.create()
 	if err != nil {
 		return err
 	}
-	defer from.Close()
-	if _, err := from.Write(make([]byte, hashpipe.BlockSize)); err != nil {
+	defer src.Close()
+	if _, err := src.Write(make([]byte, hashpipe.BlockSize)); err != nil {
 		return fmt.Errorf("writing a private file: %w", err)
 	}
-	d := draft{w: from, size: hashpipe.BlockSize}
-	if v.how == SealReflink {
-		if d, err = v.clone(from, hashpipe.BlockSize); err != nil {
-			return err
-		}
-	} else if d.r, err = readOnly(from); err != nil {
+	d, err := v.fresh(src, hashpipe.BlockSize)
+	if err != nil {
 		return err
 	}
 	defer d.r.Close()
+	if err := d.finish(); err != nil {
+		return err
+	}
 	id, errno := v.server.RegisterBackingFd(&fuse.BackingMap{Fd: int32(d.r.Fd())})
 	if errno != 0 {
 		return passthroughError(errno)
 	}
 	v.server.UnregisterBackingFd(id)
+	if err := hashpipe.EnableVerity(d.r); err != nil {
+		v.noVerity(err)
+	}
 	return nil
 }
 
@@ -183,10 +186,16 @@ func (v *vault) state() (tier, why string) {
 	switch {
 	case v.why != "":
 		return TierBlocks, v.why
-	case v.verity:
-		return TierVerity, ""
+	case v.plain != "":
+		return TierSealed, v.plain
 	}
-	return TierSealed, "the file system of the private files has no fs-verity"
+	return TierVerity, ""
+}
+
+func (v *vault) noVerity(err error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.plain = err.Error()
 }
 
 func (v *vault) usage() (files, bytes int64) {
@@ -311,28 +320,67 @@ func (v *vault) discard(d *draft) {
 	d.r.Close()
 }
 
+// finish closes the descriptor that could write. What was hashed is what was
+// given to the page cache; if the disk does not take it, a later read would get
+// something else.
+func (d *draft) finish() error {
+	if d.w == nil {
+		return nil
+	}
+	err := retried(func() error { return unix.Fdatasync(int(d.w.Fd())) })
+	err = errors.Join(err, d.w.Close())
+	d.w = nil
+	if err != nil {
+		return fmt.Errorf("writing a private file: %w", err)
+	}
+	return nil
+}
+
 // seal ends a draft whose bytes, as they were written or cloned, are the proof's.
 // From here on no descriptor can write them.
 func (v *vault) seal(d *draft, p proof, claims []claim) (*private, error) {
-	if d.w != nil {
-		// What was hashed is what was given to the page cache. If the disk does not
-		// take it, a later read would get something else.
-		err := retried(func() error { return unix.Fdatasync(int(d.w.Fd())) })
-		err = errors.Join(err, d.w.Close())
-		d.w = nil
-		if err != nil {
-			v.discard(d)
-			return nil, fmt.Errorf("writing a private file: %w", err)
+	err := d.finish()
+	tier := TierSealed
+	if err == nil {
+		tier, err = v.enforce(d.r, p, claims)
+	}
+	if err != nil {
+		v.discard(d)
+		return nil, err
+	}
+	out := &private{file: d.r, size: d.size, tier: tier}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	out.place = v.recent.PushFront(out)
+	return out, nil
+}
+
+// enforce lets the kernel hold the file to what the capabilities say of it, if
+// it can. Where it can and says something else, the file is not used.
+func (v *vault) enforce(f *os.File, p proof, claims []claim) (tier string, err error) {
+	if tier, _ := v.state(); tier != TierVerity {
+		return TierSealed, nil
+	}
+	err = hashpipe.EnableVerity(f)
+	if errors.Is(err, hashpipe.ErrNoVerity) {
+		v.noVerity(err)
+		return TierSealed, nil
+	}
+	if err != nil {
+		return "", err
+	}
+	enforced, err := hashpipe.MeasureVerity(f)
+	if err != nil {
+		return "", err
+	}
+	for _, c := range claims {
+		if c.digest == p.digest && !enforced.Is(c.verity) {
+			return "", fmt.Errorf("the kernel measures fs-verity sha256:%s, expected sha256:%s", enforced, c.verity)
 		}
 	}
-	out := &private{file: d.r, size: d.size, tier: TierSealed}
-	if v.enableVerity(d.r, p, claims) {
-		out.tier = TierVerity
-	}
-	v.mu.Lock()
-	out.place = v.recent.PushFront(out)
-	v.mu.Unlock()
-	return out, nil
+	// Pages that were in memory before are those that were hashed; what is read
+	// from the disk from now on, the kernel checks.
+	return TierVerity, nil
 }
 
 // acquire takes a private file for a handle. It returns false if the file is
@@ -440,13 +488,4 @@ func (c copying) ReadAt(p []byte, off int64) (int, error) {
 		return 0, fmt.Errorf("writing a private file: %w", werr)
 	}
 	return n, err
-}
-
-// enableVerity turns fs-verity on and reports whether the kernel measures, on the
-// very descriptor, what every capability says that names the content.
-func (v *vault) enableVerity(*os.File, proof, []claim) bool {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	v.verity = false
-	return false
 }

@@ -88,7 +88,7 @@ func (f *filesystem) watchRevocations() {
 		case <-f.ctx.Done():
 			return
 		case <-sweep.C: // something may have expired
-			f.measure.sweep(f.wanted)
+			f.measure.sweep()
 			continue
 		case <-tick.C:
 		}
@@ -97,7 +97,7 @@ func (f *filesystem) watchRevocations() {
 			continue
 		}
 		seen = generation
-		f.measure.sweep(f.wanted)
+		f.measure.sweep()
 		for _, h := range f.openHandles() {
 			h.live()
 		}
@@ -137,7 +137,7 @@ func (f *filesystem) pagesRevoked(n *node) bool {
 	return !v.Allowed() && v.Reason != ReasonExpired
 }
 
-// wanted reports whether a content may be opened now or later.
+// wanted reports whether some capability lets a content be opened, now or later.
 func (f *filesystem) wanted(d hashpipe.Digest) bool {
 	now := f.clock.now()
 	return slices.ContainsFunc(f.view.Lookup(d), func(g capstore.Grant) bool {
