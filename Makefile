@@ -30,18 +30,51 @@ DEBS := ca-certificates git make gcc libc6-dev libseccomp-dev pkg-config fuse3 f
         xfsprogs mount fio \
         jq openssl openssh-client perl procps qemu-user-static mmdebstrap zstd xz-utils fasttext shellcheck
 
+# What only the tests with other people's programs need (make clients):
+#   python3-torch python3-numpy python3-xgboost python3-h5py   programs that load models
+#   python3-onnx   writes the models of the ONNX Runtime, which is an npm package as llama.cpp is
+#   rsync          copies a model
+#   nodejs npm     only where no other npm is
+# nginx is unpacked and not installed, for its installation starts a web server.
+CLIENT_DEBS := python3-torch python3-numpy python3-xgboost python3-h5py python3-onnx rsync \
+               $(if $(shell command -v npm),,nodejs npm)
+
 GOBUILD := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=auto
 UNIT    := ./...
 
-.PHONY: deps build install demo demo-torch test test-arm64 race lint fuzz bench repro ci clean tools
+.PHONY: deps clients client-deps build install demo demo-torch test test-arm64 race lint fuzz bench repro ci clean tools
 
-deps: ## install missing Debian packages
-	@missing=$$(for p in $(DEBS); do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'install ok installed' || echo $$p; done); \
+# $(call install,PACKAGES) installs those that are missing.
+define install
+	@missing=$$(for p in $(1); do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'install ok installed' || echo $$p; done); \
 	if [ -n "$$missing" ]; then \
-	  if [ "$$(id -u)" != 0 ]; then echo "missing Debian packages:" $$missing; echo "next: sudo make deps"; exit 1; fi; \
+	  if [ "$$(id -u)" != 0 ]; then echo "missing Debian packages:" $$missing; echo "next: sudo make $@"; exit 1; fi; \
 	  apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing; \
 	fi
+endef
+
+deps: ## install missing Debian packages
+	$(call install,$(DEBS))
 	@command -v $(GO) >/dev/null || { echo "no go program: install Go 1.26 or newer"; exit 1; }
+
+CLIENTS := fs/testdata/clients
+
+clients: build/clients/nginx build/clients/node_modules/.package-lock.json ## programs of other people, for the tests of fs
+
+client-deps: deps
+	$(call install,$(CLIENT_DEBS))
+
+build/clients/nginx: | client-deps
+	@mkdir -p build/clients/nginx.new
+	cd build/clients/nginx.new && { apt-get download -q nginx || { apt-get update -q; apt-get download -q nginx; }; } && dpkg-deb -x nginx_*.deb .
+	mv build/clients/nginx.new $@
+
+# npm writes this file last.
+build/clients/node_modules/.package-lock.json: $(CLIENTS)/package.json $(CLIENTS)/package-lock.json | client-deps
+	@mkdir -p build/clients
+	cp $^ build/clients
+	cd build/clients && npm ci --ignore-scripts --omit=optional --no-audit --no-fund
+	@touch $@
 
 tools: bin/runc
 
@@ -69,7 +102,7 @@ demo: build ## the main job on real input
 demo-torch: build
 	examples/torch/demo.sh
 
-test: build ## the whole suite
+test: build clients ## the whole suite
 	$(GO) test -count=1 -timeout 15m $(UNIT)
 	@$(MAKE) test-arm64
 
@@ -79,7 +112,7 @@ test-arm64: deps
 	cd hashpipe && CGO_ENABLED=0 GOOS=linux GOARCH=arm64 $(GO) test -c -o ../bin/hashpipe.arm64.test .
 	cd hashpipe && qemu-aarch64-static -cpu max ../bin/hashpipe.arm64.test -test.count=1
 
-race: build
+race: build clients
 	CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 30m $(UNIT)
 
 lint: deps
