@@ -91,11 +91,11 @@ func (m *mounted) reads(name string, data []byte) {
 // refuses checks the errno of an open, and the reason in the audit.
 func (m *mounted) refuses(name string, want syscall.Errno, why Reason) {
 	m.t.Helper()
-	before := m.told(name)
+	before := m.refusals(name)
 	if r := m.run("read", m.at(name)); r.Errno != want || r.Call != "open" {
 		m.t.Fatalf("reading %s: %v, want open: %v", name, r, want)
 	}
-	for deadline := time.Now().Add(10 * time.Second); m.told(name) == before && time.Now().Before(deadline); {
+	for deadline := time.Now().Add(10 * time.Second); m.refusals(name) == before && time.Now().Before(deadline); {
 		time.Sleep(10 * time.Millisecond)
 	}
 	rec := m.lastRecord(name, Refused)
@@ -107,8 +107,8 @@ func (m *mounted) refuses(name string, want syscall.Errno, why Reason) {
 	}
 }
 
-// told returns how many refusals of a path were recorded.
-func (m *mounted) told(path string) (n int) {
+// refusals returns how many refusals of a path were recorded.
+func (m *mounted) refusals(path string) (n int) {
 	for _, r := range m.ask(request{Op: "records"}).Records {
 		if r.Path == path && r.Decision == Refused {
 			n++
