@@ -4,9 +4,9 @@ package hashpipe
 // hashed as a stream, one being hashed as a tree, one waiting.
 const depth = 3
 
-// treePipe hashes units into a tree on a second goroutine, over the buffers
-// that the first hashes as a stream. A content of one unit is hashed in place
-// and starts no goroutine.
+// treePipe is for a processor without two lanes. It hashes units into a tree on
+// a second goroutine, over the buffers that the first hashes as a stream. A
+// content of one unit is hashed in place and starts no goroutine.
 type treePipe struct {
 	free chan *buffer // buffers that neither side reads any more
 	made int          // buffers taken from the pool

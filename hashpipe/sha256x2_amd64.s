@@ -35,33 +35,44 @@
 	ROUNDS(k, a0, X1, X2); \
 	ROUNDS(k, b0, X7, X8)
 
-// ADD adds the state that an earlier chunk left at offset k of the frame.
+// ADD adds what the state was before the chunk, at offset k of the frame.
 #define ADD(k, s) \
 	MOVOU k(SP), X13; \
 	PADDD X13, s
 
-// STORE writes the hash whose state is in s0 and s1 at offset k of out.
+// LOAD and STORE move a state, A to H, from and to offset k of s.
+#define LOAD(k, s0, s1) \
+	MOVOU k(BX), X13; \
+	MOVOU 16+k(BX), s1; \
+	PSHUFD $0xb1, X13, X13; \
+	PSHUFD $0x1b, s1, s1; \
+	MOVO X13, s0; \
+	PALIGNR $8, s1, s0; \
+	PBLENDW $0xf0, X13, s1
+
 #define STORE(k, s0, s1) \
 	MOVO s0, X13; \
 	PUNPCKHQDQ s1, X13; \
 	PUNPCKLQDQ s1, s0; \
-	PSHUFB X15, X13; \
-	PSHUFB X15, s0; \
+	PSHUFD $0xb1, X13, X13; \
+	PSHUFD $0xb1, s0, s0; \
 	MOVOU X13, k(BX); \
 	MOVOU s0, 16+k(BX)
 
-// func sum2(out *[64]byte, a, b *[4096]byte)
-TEXT ·sum2(SB), NOSPLIT, $64-24
-	MOVQ out+0(FP), BX
-	MOVQ a+8(FP), SI
-	MOVQ b+16(FP), DI
+// func compress2(s *[2]state, a, b []byte)
+TEXT ·compress2(SB), NOSPLIT, $64-56
+	MOVQ s+0(FP), BX
+	MOVQ a_base+8(FP), SI
+	MOVQ a_len+16(FP), CX
+	MOVQ b_base+32(FP), DI
+	CMPQ CX, b_len+40(FP)
+	CMOVQGT b_len+40(FP), CX
+	SHRQ $6, CX // chunks
+	JZ done
 	LEAQ rounds<>(SB), AX
-	MOVOU swap32<>(SB), X15
-	MOVOU start<>+0(SB), X1
-	MOVOU start<>+16(SB), X2
-	MOVO X1, X7
-	MOVO X2, X8
-	MOVQ $64, CX // chunks of 64 bytes
+	MOVOU swap<>(SB), X15
+	LOAD(0, X1, X2)
+	LOAD(32, X7, X8)
 
 chunk:
 	MOVOU X1, 0(SP)
@@ -91,45 +102,17 @@ chunk:
 	ADDQ $64, SI
 	ADDQ $64, DI
 	DECQ CX
-	JGT chunk
-	JLT done
-	LEAQ padding<>(SB), SI // and once more
-	MOVQ SI, DI
-	JMP chunk
-
-done:
-	MOVOU swap64<>(SB), X15
+	JNZ chunk
 	STORE(0, X1, X2)
 	STORE(32, X7, X8)
+
+done:
 	RET
 
-// swap32 and swap64 reverse the bytes of each word of 4 and of 8 bytes.
-DATA swap32<>+0(SB)/8, $0x0405060700010203
-DATA swap32<>+8(SB)/8, $0x0c0d0e0f08090a0b
-GLOBL swap32<>(SB), RODATA, $16
-DATA swap64<>+0(SB)/8, $0x0001020304050607
-DATA swap64<>+8(SB)/8, $0x08090a0b0c0d0e0f
-GLOBL swap64<>(SB), RODATA, $16
-
-// padding is the chunk that FIPS 180-4 (5.1.1) puts behind 4096 bytes: a one
-// bit, zeros, and the length of 0x8000 bits.
-DATA padding<>+0(SB)/8, $0x80
-DATA padding<>+8(SB)/8, $0
-DATA padding<>+16(SB)/8, $0
-DATA padding<>+24(SB)/8, $0
-DATA padding<>+32(SB)/8, $0
-DATA padding<>+40(SB)/8, $0
-DATA padding<>+48(SB)/8, $0
-DATA padding<>+56(SB)/8, $0x0080000000000000
-GLOBL padding<>(SB), RODATA, $64
-
-// start is the initial hash value (5.3.3) in the order of the instructions:
-// F, E, B, A and H, G, D, C.
-DATA start<>+0(SB)/8, $0x510e527f9b05688c
-DATA start<>+8(SB)/8, $0x6a09e667bb67ae85
-DATA start<>+16(SB)/8, $0x1f83d9ab5be0cd19
-DATA start<>+24(SB)/8, $0x3c6ef372a54ff53a
-GLOBL start<>(SB), RODATA, $32
+// swap reverses the bytes of each word.
+DATA swap<>+0(SB)/8, $0x0405060700010203
+DATA swap<>+8(SB)/8, $0x0c0d0e0f08090a0b
+GLOBL swap<>(SB), RODATA, $16
 
 // rounds holds the constants of the rounds (4.2.2).
 DATA rounds<>+0(SB)/8, $0x71374491428a2f98

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
+	"fmt"
 	"math/rand/v2"
 	"sync"
 	"syscall"
@@ -16,6 +17,92 @@ var unitSizes = []int{
 	2*BlockSize - 1, 2 * BlockSize, 2*BlockSize + 1,
 	3*BlockSize - 1, 3 * BlockSize, 4 * BlockSize, 5*BlockSize + 63,
 	UnitSize - 2*BlockSize, UnitSize - BlockSize, UnitSize - 1, UnitSize,
+}
+
+// anyBlocks has blocks of all kinds, by name.
+func anyBlocks() map[string][]byte {
+	blocks := map[string][]byte{
+		"zeros":   make([]byte, BlockSize),
+		"ones":    bytes.Repeat([]byte{0xff}, BlockSize),
+		"pattern": content(BlockSize),
+		"shifted": content(BlockSize + 1)[1:],
+	}
+	for _, bit := range []int{0, 7, 8*chunkSize - 1, 8 * chunkSize, 8*BlockSize - 8, 8*BlockSize - 1} {
+		b := make([]byte, BlockSize)
+		b[bit/8] = 1 << (bit % 8)
+		blocks[fmt.Sprint("bit ", bit)] = b
+	}
+	return blocks
+}
+
+// The hash of a block does not depend on its lane, nor on the other lane.
+func TestHashPairs(t *testing.T) {
+	if !twoLanes {
+		t.Log("one lane")
+		return
+	}
+	for nameA, a := range anyBlocks() {
+		for nameB, b := range anyBlocks() {
+			sumA, sumB := sha256.Sum256(a), sha256.Sum256(b)
+			want := bytes.Repeat([]byte{0xaa}, 4*hashSize) // nothing else is written
+			dst := bytes.Clone(want)
+			copy(want[hashSize:], append(sumA[:], sumB[:]...))
+			n := hashPairs(dst[hashSize:], append(append(bytes.Clone(a), b...), a[1:]...))
+			if n != 2*BlockSize || !bytes.Equal(dst, want) {
+				t.Errorf("hashPairs of %s and %s = %d, %x, want %d, %x", nameA, nameB, n, dst, 2*BlockSize, want)
+			}
+		}
+	}
+	for _, size := range []int{0, 1, BlockSize, 2*BlockSize - 1} {
+		if n := hashPairs(nil, content(size)); n != 0 {
+			t.Errorf("hashPairs of %d bytes hashed %d", size, n)
+		}
+	}
+}
+
+// A stream beside the blocks is the SHA-256 of all of them and of what follows.
+func TestHashBoth(t *testing.T) {
+	if !twoLanes {
+		t.Log("one lane")
+		return
+	}
+	for name, a := range anyBlocks() {
+		for _, more := range []int{0, 1, 54, 55, 56, 63, 64, 119, 120, BlockSize - 9, BlockSize - 8, BlockSize - 1} {
+			data := append(bytes.Repeat(a, 3), content(more)...)
+			sum := sha256.Sum256(a)
+			want := bytes.Repeat([]byte{0xaa}, 4*hashSize)
+			dst := bytes.Clone(want)
+			copy(want, bytes.Repeat(sum[:], 3))
+			stream := fresh
+			n := hashBoth(&stream, dst, data)
+			if n != 3*BlockSize || !bytes.Equal(dst, want) {
+				t.Errorf("hashBoth of %s and %d bytes = %d, %x, want %d, %x", name, more, n, dst, 3*BlockSize, want)
+			}
+			if got := stream.end(data[n:], int64(len(data))); got.measured != sha256.Sum256(data) {
+				t.Errorf("stream of %s and %d bytes = %v, want %s", name, more, got, slowSum(data))
+			}
+		}
+	}
+}
+
+// compress2 takes the chunks that both have, and reads no further.
+func TestCompressUnequal(t *testing.T) {
+	if !twoLanes {
+		t.Log("one lane")
+		return
+	}
+	a, b := content(5*chunkSize), content(9 * chunkSize)[4*chunkSize:]
+	for n := range 5*chunkSize + 1 {
+		whole := n / chunkSize * chunkSize
+		want := [2]state{fresh, fresh}
+		compress2(&want, a[:whole], b[:whole])
+		got, swapped := [2]state{fresh, fresh}, [2]state{fresh, fresh}
+		compress2(&got, a[:n], b)
+		compress2(&swapped, b, a[:n])
+		if got != want || swapped != [2]state{want[1], want[0]} {
+			t.Errorf("compress2 of %d bytes = %x, lanes swapped %x, want %x", n, got, swapped, want)
+		}
+	}
 }
 
 // slowUnit is unitHasher.sum by crypto/sha256.
@@ -61,9 +148,7 @@ func TestUnitOfZeros(t *testing.T) {
 	}
 }
 
-func TestUnits(t *testing.T) { testUnits(t) }
-
-func testUnits(t *testing.T) {
+func TestUnits(t *testing.T) {
 	u := &unitHasher{h: newHasher()}
 	for _, size := range unitSizes {
 		unitAgrees(t, u, content(size))

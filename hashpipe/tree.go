@@ -179,7 +179,15 @@ var unitHashers = sync.Pool{New: func() any { return &unitHasher{h: newHasher()}
 // data is all of a content of at most one block: such a content has no level 1
 // and its root is the hash of the block itself.
 func (u *unitHasher) sum(data []byte, whole bool) [hashSize]byte {
-	done := hashPairs(u.block[:], data)
+	done := 0
+	if twoLanes {
+		done = hashPairs(u.block[:], data)
+	}
+	return u.rest(data, done, whole)
+}
+
+// rest is sum for a unit the hashes of whose first done bytes are in u.block.
+func (u *unitHasher) rest(data []byte, done int, whole bool) [hashSize]byte {
 	data = data[done:]
 	end := done / BlockSize * hashSize
 	for len(data) > 0 {
