@@ -266,7 +266,7 @@ func (d *daemon) mount(r *http.Request) (control.Mount, error) {
 			return control.Mount{}, answerError(http.StatusBadRequest, codeUsage, fmt.Errorf("%q is not an absolute, clean path", path))
 		}
 	}
-	m, err := d.mounts.add(newRecord(in.Source, in.Mountpoint, false))
+	m, err := d.mounts.add(newRecord(in.Source, in.Mountpoint, false, in.MountOptions))
 	if err != nil {
 		return control.Mount{}, answerError(http.StatusConflict, codeMount, err)
 	}

@@ -37,6 +37,16 @@ const settingsText = `# clawfs.toml: where programs are and how much of this mac
 #allow_other = true
 # Hashing threads; 0 is one for each core.
 #hash_workers = 0
+# How an approved file is kept safe from its writers while the kernel serves it:
+# "reflink" (shares blocks: xfs, btrfs), "copy" (any file system; every model is
+# on the disk twice), "off" (each read is hashed again). Where the machine cannot,
+# it is as with "off", and status says why. Default: reflink for root, else off.
+#seal = "reflink"
+# Where those files are, which have no names. Default: for reflink the source's
+# file system, for copy the directory private in the state directory.
+#private_dir = "/srv/clawfs-private"
+# How much they may hold for each mount. Default: half of what is free at the start.
+#private_bytes = "200GiB"
 `
 
 // defaultBuilds are the bounds of a build on a machine whose owner has said

@@ -21,6 +21,7 @@ import (
 
 func newMountCommand(a *app) *cobra.Command {
 	var foreground bool
+	var flags mountFlags
 	c := &cobra.Command{
 		Use:   "mount SRC DIR",
 		Short: "Mount a directory of model files; only granted files open",
@@ -29,21 +30,40 @@ its bytes are those of a live capability. Nothing can be written.
 
 It returns once the mount is live. A process of its own serves it, started and
 watched by the daemon, which is started if it is not running. With --foreground
-this process serves it, until it is told to end or the mount is taken away.`,
+this process serves it, until it is told to end or the mount is taken away.
+
+--seal says how an approved file is kept safe from whoever can write SRC:
+  reflink  the file's blocks are shared with a file that nobody can open, and
+           that one is hashed and served by the kernel at native speed; needs
+           root, Linux 6.9, and xfs or btrfs (the default for root)
+  copy     the same with a copy: any file system, and the space of every model
+           that is opened, up to --private-bytes
+  off      each block is hashed again whenever it is read; needs nothing
+Where this machine cannot seal, files are served as with off, and clawfs status
+says why. The private files have no names and are gone when the mount is.
+
+What is not given here is as the table [mount] of clawfs.toml says. What is given
+stays with the mount when the daemon starts it again.`,
 		Example: `  clawfs mount /srv/downloads /models
+  clawfs mount --seal copy --private-dir /fast/private --private-bytes 200GiB /srv/downloads /models
   clawfs mount --foreground /srv/downloads /models`,
 		Args: cobra.ExactArgs(2),
 		RunE: func(c *cobra.Command, args []string) error {
-			src, dir, err := a.checkMount(args[0], args[1])
+			o, err := flags.options(c.Flags())
+			if err != nil {
+				return err
+			}
+			src, dir, err := a.checkMount(args[0], args[1], o)
 			if err != nil {
 				return exit(codeMount, err)
 			}
 			if foreground {
-				return a.mountForeground(c.Context(), src, dir)
+				return a.mountForeground(c.Context(), src, dir, o)
 			}
-			return a.mountBackground(c.Context(), src, dir)
+			return a.mountBackground(c.Context(), src, dir, o)
 		},
 	}
+	flags.add(c.Flags())
 	c.Flags().BoolVar(&foreground, "foreground", false, "serve in this process; refusals are written to standard error")
 	return c
 }
@@ -57,12 +77,12 @@ type mounted struct {
 	Log        string `json:"log"`
 }
 
-func (a *app) mountBackground(ctx context.Context, src, dir string) error {
+func (a *app) mountBackground(ctx context.Context, src, dir string, o control.MountOptions) error {
 	c, err := a.daemon(ctx)
 	if err != nil {
 		return err
 	}
-	m, err := c.Mount(ctx, control.MountRequest{Source: src, Mountpoint: dir})
+	m, err := c.Mount(ctx, control.MountRequest{Source: src, Mountpoint: dir, MountOptions: o})
 	if err != nil {
 		return a.answered(err)
 	}
@@ -91,14 +111,14 @@ func awaitMounted(ctx context.Context, dir string, patience time.Duration) error
 	}
 }
 
-func (a *app) mountForeground(ctx context.Context, src, dir string) error {
+func (a *app) mountForeground(ctx context.Context, src, dir string, o control.MountOptions) error {
 	if _, err := a.daemon(ctx); err != nil {
 		return err
 	}
 	if err := clearStale(dir); err != nil {
 		return exit(codeMount, err)
 	}
-	r := newRecord(src, dir, true)
+	r := newRecord(src, dir, true, o)
 	file, err := newLogFile(a.config().MountLog(r.ID))
 	if err != nil {
 		return err
@@ -169,7 +189,7 @@ func tell(parent io.WriteCloser, err error) {
 
 // checkMount refuses what cannot be mounted, in words, before anything is
 // started. It returns both paths absolute and without links.
-func (a *app) checkMount(srcArg, dirArg string) (src, dir string, err error) {
+func (a *app) checkMount(srcArg, dirArg string, o control.MountOptions) (src, dir string, err error) {
 	src, err = realDirectory(srcArg)
 	if err != nil {
 		return "", "", fmt.Errorf("source %s: %w", srcArg, err)
@@ -178,7 +198,7 @@ func (a *app) checkMount(srcArg, dirArg string) (src, dir string, err error) {
 	if err != nil {
 		return "", "", fmt.Errorf("mount point %s: %w; next: mkdir -p %s", dirArg, err, shellWord(dirArg))
 	}
-	if err := a.checkPlaces(src, dir); err != nil {
+	if err := a.checkPlaces(src, dir, o); err != nil {
 		return "", "", err
 	}
 	if err := checkFuse(); err != nil {
@@ -214,8 +234,8 @@ func (a *app) checkMount(srcArg, dirArg string) (src, dir string, err error) {
 
 // checkPlaces keeps the source, the mount and the state apart: a mount that
 // shows itself waits for itself, and a state directory below a mount could
-// not be read by the process that serves it.
-func (a *app) checkPlaces(src, dir string) error {
+// not be read by the process that serves it. The private files have a place, too.
+func (a *app) checkPlaces(src, dir string, o control.MountOptions) error {
 	state, err := filepath.EvalSymlinks(a.state)
 	if err != nil {
 		return fmt.Errorf("%w %s; next: %s", config.ErrNoState, a.state, a.command("init"))
@@ -235,7 +255,16 @@ func (a *app) checkPlaces(src, dir string) error {
 			return fmt.Errorf(c.text, c.inner, c.outer)
 		}
 	}
-	return nil
+	settings, err := a.config().LoadSettings(os.Geteuid())
+	if err != nil {
+		return err
+	}
+	m, err := mountSettings(settings.Mount, o)
+	if err != nil {
+		return err
+	}
+	_, _, err = sealing(a.config(), m, src, dir)
+	return err
 }
 
 var errNoDirectory = errors.New("does not exist")

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/config"
+	"github.com/openclaw/clawfs/cmd/clawfs/internal/control"
 	"github.com/openclaw/clawfs/fs"
 )
 
@@ -59,7 +60,7 @@ func TestReadRecord(t *testing.T) {
 	if err := s.MakeRun(); err != nil {
 		t.Fatal(err)
 	}
-	good := newRecord("/srv/models", "/models", false)
+	good := newRecord("/srv/models", "/models", false, control.MountOptions{Seal: "copy", PrivateBytes: 1 << 30})
 	if err := good.write(s); err != nil {
 		t.Fatal(err)
 	}
@@ -79,7 +80,7 @@ func TestReadRecord(t *testing.T) {
 		"no mount point":  func() error { return mountRecord{ID: other, Source: "/srv"}.write(s) },
 		"unknown member":  func() error { return os.WriteFile(s.Mount(other), []byte(`{"id":"x","trust":"all"}`), 0o600) },
 		"writable by all": func() error {
-			r := newRecord("/srv", "/other", false)
+			r := newRecord("/srv", "/other", false, control.MountOptions{})
 			if err := r.write(s); err != nil {
 				return err
 			}

@@ -14,6 +14,7 @@ import (
 	"github.com/go-json-experiment/json"
 
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/config"
+	"github.com/openclaw/clawfs/cmd/clawfs/internal/control"
 )
 
 // mountRecord is the wish that a mount exists, run/mounts/<id>.json. Who mounts
@@ -25,6 +26,7 @@ type mountRecord struct {
 	Mountpoint string    `json:"mountpoint"`
 	Foreground bool      `json:"foreground,omitzero"` // somebody else restarts it
 	CreatedAt  time.Time `json:"createdAt"`
+	control.MountOptions
 }
 
 // mountID names the mount at an absolute, clean path: there is one at each.
@@ -33,8 +35,11 @@ func mountID(mountpoint string) string {
 	return hex.EncodeToString(sum[:6])
 }
 
-func newRecord(source, mountpoint string, foreground bool) mountRecord {
-	return mountRecord{ID: mountID(mountpoint), Source: source, Mountpoint: mountpoint, Foreground: foreground, CreatedAt: time.Now().UTC()}
+func newRecord(source, mountpoint string, foreground bool, o control.MountOptions) mountRecord {
+	return mountRecord{
+		ID: mountID(mountpoint), Source: source, Mountpoint: mountpoint, Foreground: foreground,
+		CreatedAt: time.Now().UTC(), MountOptions: o,
+	}
 }
 
 func readRecord(s config.State, id string) (mountRecord, error) {

@@ -60,6 +60,14 @@ func (p *mountProcess) run(ctx context.Context, ready func()) error {
 	if err != nil {
 		return err
 	}
+	m, err := mountSettings(settings.Mount, p.record.MountOptions)
+	if err != nil {
+		return err
+	}
+	how, private, err := sealing(p.state, m, p.record.Source, p.record.Mountpoint)
+	if err != nil {
+		return err
+	}
 	p.pins = policy.Trust()
 	if p.view, err = capstore.NewView(p.pins); err != nil {
 		return err
@@ -74,8 +82,9 @@ func (p *mountProcess) run(ctx context.Context, ready func()) error {
 	p.srv, err = fs.Mount(fs.Config{
 		Source: p.record.Source, Mountpoint: p.record.Mountpoint, View: p.view, Log: p.log,
 		Audit:       auditTrail(p.record.Mountpoint, p.audit, p.errors),
-		AllowOther:  settings.Mount.AllowOther,
-		HashWorkers: settings.Mount.HashWorkers,
+		AllowOther:  m.AllowOther,
+		HashWorkers: m.HashWorkers,
+		Seal:        how, Private: private, PrivateBytes: int64(m.PrivateBytes),
 	})
 	if err != nil {
 		return err

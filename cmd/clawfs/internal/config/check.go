@@ -59,6 +59,7 @@ func (s State) Check() error {
 		{s.Run(), fs.ModeDir, openToOthers},
 		{s.Jobs(), fs.ModeDir, writableByOthers},
 		{s.Work(), fs.ModeDir, writableByOthers},
+		{s.Private(), fs.ModeDir, openToOthers},
 		{s.Log(), fs.ModeDir, writableByOthers},
 	} {
 		fi, err := os.Lstat(c.path)
@@ -110,6 +111,14 @@ func (s State) MakeRun() error {
 		}
 	}
 	return s.Check()
+}
+
+// MakePrivate makes the default directory for private files and returns its path.
+func (s State) MakePrivate() (string, error) {
+	if err := os.Mkdir(s.Private(), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return "", err
+	}
+	return s.Private(), s.Check()
 }
 
 // checkInfo refuses another kind of file, a foreign owner, and any of the

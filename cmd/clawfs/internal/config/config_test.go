@@ -189,7 +189,8 @@ func TestSettings(t *testing.T) {
 		name, text, want string
 	}{
 		{"empty", "", ""},
-		{"all", "[build]\nruntime = \"/usr/sbin/runc\"\nconcurrency = 2\n[capability]\nlifetime = \"24h\"\n[mount]\nallow_other = false\nhash_workers = 4\n", ""},
+		{"all", "[build]\nruntime = \"/usr/sbin/runc\"\nconcurrency = 2\n[capability]\nlifetime = \"24h\"\n[mount]\nallow_other = false\nhash_workers = 4\nseal = \"copy\"\nprivate_dir = \"/srv/private\"\nprivate_bytes = \"200GiB\"\n", ""},
+		{"bytes as a number", "[mount]\nprivate_bytes = 1073741824\n", ""},
 		{"unknown table", "[buidl]\nconcurrency = 1\n", "unknown setting buidl"},
 		{"unknown key", "[build]\nskip_verify = true\n", "unknown setting build.skip_verify"},
 		{"key twice", "[build]\nconcurrency = 1\nconcurrency = 2\n", "concurrency"},
@@ -205,6 +206,15 @@ func TestSettings(t *testing.T) {
 		{"lifetime without unit", "[capability]\nlifetime = \"90\"\n", "not a duration"},
 		{"lifetime as number", "[capability]\nlifetime = 90\n", "lifetime"},
 		{"negative workers", "[mount]\nhash_workers = -1\n", "want 0 to 1024"},
+		{"unknown seal", "[mount]\nseal = \"verity\"\n", "seal \"verity\": want reflink, copy or off"},
+		{"empty seal", "[mount]\nseal = \"\"\n", "want reflink, copy or off"},
+		{"relative private directory", "[mount]\nprivate_dir = \"private\"\n", "want an absolute, clean path"},
+		{"private directory with dots", "[mount]\nprivate_dir = \"/srv/../private\"\n", "want an absolute, clean path"},
+		{"too few private bytes", "[mount]\nprivate_bytes = \"200\"\n", "at least 1MiB"},
+		{"negative private bytes", "[mount]\nprivate_bytes = \"-200GiB\"\n", "not a number of bytes"},
+		{"private bytes without end", "[mount]\nprivate_bytes = \"9999999EiB\"\n", "not a number of bytes"},
+		{"private bytes in words", "[mount]\nprivate_bytes = \"half\"\n", "not a number of bytes"},
+		{"audit mode is no setting", "[mount]\nmode = \"audit\"\n", "unknown setting mount.mode"},
 		{"not TOML", "{\"build\":{}}", "toml"},
 	} {
 		v, err := ParseSettings([]byte(tt.text), 0)
@@ -218,12 +228,12 @@ func TestSettings(t *testing.T) {
 			t.Errorf("%s: ParseSettings = %+v, %v, want an error with %q", tt.name, v, err, tt.want)
 		}
 	}
-	v, err := ParseSettings([]byte("[build]\nconcurrency = 3\n"), 1000)
-	if err != nil || v.Build.Concurrency != 3 || time.Duration(v.Capability.Lifetime) != 90*24*time.Hour || v.Mount.AllowOther {
-		t.Errorf("ParseSettings = %+v, %v, want concurrency 3 and the defaults of a user: 90 days, not for others", v, err)
+	v, err := ParseSettings([]byte("[build]\nconcurrency = 3\n[mount]\nprivate_bytes = \"1.5GiB\"\n"), 1000)
+	if err != nil || v.Build.Concurrency != 3 || v.Mount.PrivateBytes != 3<<29 || v.Mount.Seal != "off" || time.Duration(v.Capability.Lifetime) != 90*24*time.Hour || v.Mount.AllowOther {
+		t.Errorf("ParseSettings = %+v, %v, want concurrency 3, 1.5 GiB, and the defaults of a user: 90 days, not for others, nothing sealed", v, err)
 	}
-	if !Defaults(0).Mount.AllowOther {
-		t.Error("a mount of root is not for others by default")
+	if m := Defaults(0).Mount; !m.AllowOther || m.Seal != "reflink" {
+		t.Errorf("a mount of root is by default %+v, want it for others and sealed by reflink", m)
 	}
 }
 

@@ -5,11 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/BurntSushi/toml"
+	"github.com/dustin/go-humanize"
 )
 
 // Settings is clawfs.toml. Nothing in it weakens a check: it says where
@@ -41,6 +44,51 @@ type Mount struct {
 	AllowOther bool `toml:"allow_other"`
 	// HashWorkers is the number of hashing threads; 0: one for each core.
 	HashWorkers int `toml:"hash_workers"`
+	// Seal is how a content gets into a private file that the kernel serves by
+	// itself: one of Seals.
+	Seal string `toml:"seal"`
+	// PrivateDir is where the private files are made, an absolute path; empty: for
+	// "reflink" the source's own file system, for "copy" State.Private.
+	PrivateDir string `toml:"private_dir"`
+	// PrivateBytes bounds the private files of one mount; 0: half of what is free
+	// when the mount begins.
+	PrivateBytes Bytes `toml:"private_bytes"`
+}
+
+// Seals are the values of Mount.Seal.
+var Seals = []string{"reflink", "copy", "off"}
+
+// minPrivate is the least that PrivateBytes may be, in bytes: below it no file
+// would be worth a private one.
+const minPrivate = 1 << 20
+
+// Check refuses values that mean nothing.
+func (m Mount) Check() error {
+	if n := m.HashWorkers; n < 0 || n > 1024 {
+		return fmt.Errorf("hash_workers %d: want 0 to 1024", n)
+	}
+	if !slices.Contains(Seals, m.Seal) {
+		return fmt.Errorf("seal %q: want reflink, copy or off", m.Seal)
+	}
+	if d := m.PrivateDir; d != "" && (!filepath.IsAbs(d) || filepath.Clean(d) != d) {
+		return fmt.Errorf("private_dir %q: want an absolute, clean path", d)
+	}
+	if n := m.PrivateBytes; n != 0 && n < minPrivate {
+		return fmt.Errorf("private_bytes %d: want at least 1MiB, such as \"200GiB\"", n)
+	}
+	return nil
+}
+
+// Bytes is a number of bytes written as "200GiB" or "1.5TB".
+type Bytes int64
+
+func (b *Bytes) UnmarshalText(text []byte) error {
+	n, err := humanize.ParseBytes(string(text))
+	if err != nil || n > math.MaxInt64 {
+		return fmt.Errorf("%q is not a number of bytes such as \"200GiB\"", text)
+	}
+	*b = Bytes(n)
+	return nil
 }
 
 // Duration is a time.Duration written as "2160h".
@@ -56,12 +104,17 @@ func (d *Duration) UnmarshalText(text []byte) error {
 }
 
 // Defaults are the settings of a state directory without clawfs.toml. A mount
-// made by root is for everybody on the machine: that is what it is for.
+// made by root is for everybody on the machine: that is what it is for. The
+// kernel serves private files for nobody but root.
 func Defaults(uid int) Settings {
+	seal := "off"
+	if uid == 0 {
+		seal = "reflink"
+	}
 	return Settings{
 		Build:      Build{Concurrency: 1},
 		Capability: Capability{Lifetime: Duration(90 * 24 * time.Hour)},
-		Mount:      Mount{AllowOther: uid == 0},
+		Mount:      Mount{AllowOther: uid == 0, Seal: seal},
 	}
 }
 
@@ -112,8 +165,8 @@ func ParseSettings(text []byte, uid int) (Settings, error) {
 	if d := time.Duration(v.Capability.Lifetime); d < time.Hour || d > 366*24*time.Hour {
 		return Settings{}, fmt.Errorf("capability.lifetime %s: want 1h to 8784h", d)
 	}
-	if n := v.Mount.HashWorkers; n < 0 || n > 1024 {
-		return Settings{}, fmt.Errorf("mount.hash_workers %d: want 0 to 1024", n)
+	if err := v.Mount.Check(); err != nil {
+		return Settings{}, fmt.Errorf("mount.%w", err)
 	}
 	return v, nil
 }

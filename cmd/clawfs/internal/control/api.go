@@ -126,6 +126,15 @@ type ViewLine struct {
 type MountRequest struct {
 	Source     string `json:"source"`
 	Mountpoint string `json:"mountpoint"`
+	MountOptions
+}
+
+// MountOptions are what the flags of `clawfs mount` said. What is empty is as
+// clawfs.toml says each time the mount process starts.
+type MountOptions struct {
+	Seal         string `json:"seal,omitzero"`         // reflink, copy or off
+	PrivateDir   string `json:"privateDir,omitzero"`   // absolute
+	PrivateBytes int64  `json:"privateBytes,omitzero"` // bound of the private files
 }
 
 // Mount is one mount that the daemon remembers.
