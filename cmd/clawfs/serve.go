@@ -37,6 +37,7 @@ type mountProcess struct {
 
 	lock *control.Lock
 	pins capstore.Trust // the policy's keys when the view was made
+	seal string         // one of config.Seals
 	view *capstore.View
 	feed *feed
 	srv  *fs.Server
@@ -68,7 +69,7 @@ func (p *mountProcess) run(ctx context.Context, ready func()) error {
 	if err != nil {
 		return err
 	}
-	p.pins = policy.Trust()
+	p.pins, p.seal = policy.Trust(), m.Seal
 	if p.view, err = capstore.NewView(p.pins); err != nil {
 		return err
 	}
@@ -218,8 +219,10 @@ func (p *mountProcess) offer(reports chan control.MountReport) {
 
 func (p *mountProcess) report() control.MountReport {
 	s := p.srv.Stats()
+	tier, why := p.srv.Tier()
 	return control.MountReport{
-		PID: os.Getpid(), Tier: fs.TierBlocks, Generation: p.view.Generation(), Stale: !p.feed.connected.Load(), OldKeys: p.oldKeys(), At: time.Now().UTC(),
+		PID: os.Getpid(), Tier: tier, TierReason: why, Seal: p.seal, Private: s.Private, PrivateBytes: s.PrivateBytes, Unsealed: s.Unsealed,
+		Generation: p.view.Generation(), Stale: !p.feed.connected.Load(), OldKeys: p.oldKeys(), At: time.Now().UTC(),
 		Counters: map[string]int64{
 			"granted": s.Granted, "refused": s.Refused, "errors": s.Errors, "hashed": s.Hashed, "hashedBytes": s.HashedBytes,
 			"joined": s.Joined, "unitsChecked": s.UnitsChecked, "lateMismatches": s.LateMismatches, "revoked": s.Revoked,

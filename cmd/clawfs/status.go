@@ -4,16 +4,18 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"maps"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/control"
+	"github.com/openclaw/clawfs/fs"
 )
 
 func newStatusCommand(a *app) *cobra.Command {
@@ -26,7 +28,7 @@ mounts that go on without one, and ends with exit code 7.`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			s, err := a.client().Status(c.Context())
 			var gone *control.UnreachableError
-			if errors.As(err, &gone) && !errors.Is(err, fs.ErrPermission) {
+			if errors.As(err, &gone) && !errors.Is(err, os.ErrPermission) {
 				return a.statusWithoutDaemon(c.Context(), err)
 			}
 			if err != nil {
@@ -65,21 +67,43 @@ func (a *app) showMounts(mounts []control.Mount) {
 	}
 	var rows [][]string
 	for _, m := range mounts {
-		tier, granted, refused, note := "-", "-", "-", m.LastError
+		tier, granted, refused := "-", "-", "-"
 		if r := m.Report; r != nil {
 			tier = r.Tier
 			granted = strconv.FormatInt(r.Counters["granted"], 10)
 			refused = strconv.FormatInt(r.Counters["refused"], 10)
-			if r.Stale {
-				note = strings.TrimSpace("without the daemon's stream; " + note)
-			}
 		}
-		if m.Restarts > 0 {
-			note = strings.TrimSpace(fmt.Sprintf("restarted %d times; %s", m.Restarts, note))
-		}
-		rows = append(rows, []string{m.Mountpoint, m.State, tier, strconv.Itoa(m.PID), granted, refused, m.Source, dash(strings.TrimSuffix(note, ";"))})
+		rows = append(rows, []string{m.Mountpoint, m.State, tier, strconv.Itoa(m.PID), granted, refused, m.Source, dash(strings.Join(a.mountNotes(m), "; "))})
 	}
 	a.table([]string{"MOUNT", "STATE", "TIER", "PID", "GRANTED", "REFUSED", "SOURCE", "NOTE"}, rows)
+}
+
+// mountNotes is what a person should know of a mount beside the columns.
+func (a *app) mountNotes(m control.Mount) (notes []string) {
+	if m.Restarts > 0 {
+		notes = append(notes, fmt.Sprintf("restarted %d times", m.Restarts))
+	}
+	if r := m.Report; r != nil {
+		if r.Stale {
+			notes = append(notes, "without the daemon's stream")
+		}
+		if r.Private > 0 {
+			notes = append(notes, fmt.Sprintf("%d private files, %s", r.Private, humanize.IBytes(uint64(r.PrivateBytes))))
+		}
+		if r.Unsealed > 0 {
+			notes = append(notes, fmt.Sprintf("%d contents not sealed", r.Unsealed))
+		}
+		if r.TierReason != "" && r.Seal != "off" {
+			notes = append(notes, r.Tier+": "+r.TierReason)
+		}
+		if r.Tier == fs.TierBlocks && r.Seal == "reflink" && strings.Contains(r.TierReason, "FICLONE") {
+			notes = append(notes, fmt.Sprintf("next: %s, then %s", a.command("umount", m.Mountpoint), a.command("mount", "--seal", "copy", m.Source, m.Mountpoint)))
+		}
+	}
+	if m.LastError != "" {
+		notes = append(notes, m.LastError)
+	}
+	return notes
 }
 
 // statusWithoutDaemon shows what the state directory says by itself.

@@ -152,13 +152,18 @@ type Mount struct {
 
 // MountReport is what a mount process says of itself every few seconds.
 type MountReport struct {
-	PID        int              `json:"pid"`
-	Tier       string           `json:"tier"`
-	Generation uint64           `json:"generation"`       // of its view
-	Stale      bool             `json:"stale"`            // not connected to the daemon's stream
-	OldKeys    bool             `json:"oldKeys,omitzero"` // the policy names other mints or revokers than it pinned
-	At         time.Time        `json:"at"`
-	Counters   map[string]int64 `json:"counters,omitempty"`
+	PID          int              `json:"pid"`
+	Tier         string           `json:"tier"`                  // the best that a file of it can have: blocks, sealed, verity
+	TierReason   string           `json:"tierReason,omitzero"`   // why it is not a better one
+	Seal         string           `json:"seal,omitzero"`         // how it was told to seal: reflink, copy, off
+	Private      int64            `json:"private,omitzero"`      // private files, now
+	PrivateBytes int64            `json:"privateBytes,omitzero"` // of them
+	Unsealed     int64            `json:"unsealed,omitzero"`     // contents served in tier blocks because sealing failed
+	Generation   uint64           `json:"generation"`            // of its view
+	Stale        bool             `json:"stale"`                 // not connected to the daemon's stream
+	OldKeys      bool             `json:"oldKeys,omitzero"`      // the policy names other mints or revokers than it pinned
+	At           time.Time        `json:"at"`
+	Counters     map[string]int64 `json:"counters,omitempty"`
 }
 
 func (c *Client) Status(ctx context.Context) (s Status, err error) {
