@@ -19,8 +19,8 @@ const mountType = "fuse.clawfs"
 // mountEntry is one line of /proc/self/mountinfo (proc(5)).
 type mountEntry struct {
 	id     int    // unique while mounted; fdinfo names it
-	device string // "0:39", of the super block: the same for every bind mount of it
-	minor  uint32 // of the device; the number below /sys/fs/fuse/connections
+	major  uint32 // of the super block's device, which every bind mount of it has
+	minor  uint32 // of the same; for FUSE the number below /sys/fs/fuse/connections
 	point  string
 	fstype string
 	source string
@@ -58,12 +58,13 @@ func parseMountinfo(r io.Reader) ([]mountEntry, error) {
 		if err != nil {
 			return nil, fmt.Errorf("mount table: cannot read line %q", lines.Text())
 		}
-		_, min, _ := strings.Cut(fields[2], ":")
-		minor, err := strconv.ParseUint(min, 10, 32)
-		if err != nil {
+		maj, min, _ := strings.Cut(fields[2], ":")
+		major, err1 := strconv.ParseUint(maj, 10, 32)
+		minor, err2 := strconv.ParseUint(min, 10, 32)
+		if err1 != nil || err2 != nil {
 			return nil, fmt.Errorf("mount table: cannot read line %q", lines.Text())
 		}
-		list = append(list, mountEntry{id: id, device: fields[2], minor: uint32(minor), point: unescapeMount(fields[4]), fstype: fields[sep+1], source: unescapeMount(fields[sep+2])})
+		list = append(list, mountEntry{id: id, major: uint32(major), minor: uint32(minor), point: unescapeMount(fields[4]), fstype: fields[sep+1], source: unescapeMount(fields[sep+2])})
 	}
 	return list, lines.Err()
 }

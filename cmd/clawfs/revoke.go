@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -31,7 +32,12 @@ what is taken back:
   sba         everything from one attestation
   publisher   everything of a publisher's key (its key id)
   mint        everything that a mint key signed (its key id)
-  file        one content by its SHA-256, under every capability`,
+  file        one content by its SHA-256, under every capability
+
+No file of it opens any more. What is open already is cut off in tier blocks; in
+the tiers sealed and verity a process goes on reading what it has opened or mapped
+until it ends, and such processes are listed with pid, name, path, and how they
+hold it: fd or map. That does not change the exit code.`,
 		Example: `  clawfs revoke 4f6c1d2e --reason "training data withdrawn"
   clawfs revoke --kind publisher 0449… --reason "key stolen"`,
 		Args: cobra.MinimumNArgs(1),
@@ -86,14 +92,87 @@ func (a *app) revoke(ctx context.Context, kind capstore.Kind, ids []string, reas
 		done = append(done, r)
 	}
 	late := a.awaitMounts(ctx, c)
-	return a.print(done, func() {
-		for _, r := range done {
+	answer, unseen, err := stillRead(ctx, c, done)
+	if err != nil {
+		a.notef("who still reads it is not known: %v\n", err)
+	}
+	return a.print(answer, func() {
+		for _, r := range answer {
 			a.printf("revoked %s %s: %s\n", r.Kind, r.Target, printable(r.Reason))
+			a.showReaders(r.Readers)
+		}
+		for _, m := range unseen {
+			a.notef("the mount at %s is not in this mount namespace: who still reads it is not known\n", printable(m))
 		}
 		for _, m := range late {
 			a.notef("the mount at %s has not confirmed it yet; next: %s\n", printable(m), a.command("status"))
 		}
 	})
+}
+
+// revoked is a revocation with those who can go on reading what they had opened:
+// a private file is checked at open, as POSIX has it.
+type revoked struct {
+	control.Revocation
+	Readers []reader `json:"readers,omitempty"`
+}
+
+// stillRead looks for readers of what each revocation took back, on all mounts.
+func stillRead(ctx context.Context, c *control.Client, done []control.Revocation) (list []revoked, unseen []string, err error) {
+	for _, r := range done {
+		list = append(list, revoked{Revocation: r})
+	}
+	caps, err := c.Capabilities(ctx)
+	if err != nil {
+		return list, nil, err
+	}
+	mounts, err := c.Mounts(ctx)
+	if err != nil {
+		return list, nil, err
+	}
+	for i, r := range done {
+		files := takenBack(caps, r)
+		if list[i].Readers, unseen = readers(mounts, files); len(list[i].Readers) > 0 {
+			wait(ctx, time.After(cutPatience))
+			list[i].Readers, unseen = readers(mounts, files)
+		}
+	}
+	return list, unseen, nil
+}
+
+// takenBack are the files of all capabilities that a revocation hits.
+func takenBack(caps []control.Capability, r control.Revocation) (files []control.File) {
+	for _, k := range caps {
+		for _, d := range identities(k, r.Kind) {
+			if d.String() != r.Target {
+				continue
+			}
+			for _, f := range k.Files {
+				if r.Kind != capstore.KindFile || f.SHA256 == d {
+					files = append(files, f)
+				}
+			}
+		}
+	}
+	return files
+}
+
+func (a *app) showReaders(list []reader) {
+	if len(list) == 0 {
+		return
+	}
+	var rows [][]string
+	var pids []string
+	for _, r := range list {
+		pid := strconv.Itoa(r.PID)
+		rows = append(rows, []string{pid, r.Comm, r.How, r.Path})
+		if !slices.Contains(pids, pid) {
+			pids = append(pids, pid)
+		}
+	}
+	a.printf("these go on reading it until they end, because they had it open already:\n")
+	a.table([]string{"PID", "COMM", "HOW", "PATH"}, rows)
+	a.printf("next: kill %s\n", strings.Join(pids, " "))
 }
 
 func signRevocations(kind capstore.Kind, targets []hashpipe.Digest, reason string, key dsse.PrivateKey) ([][]byte, error) {

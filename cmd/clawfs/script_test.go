@@ -19,7 +19,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(cleaning{m}, map[string]func(){"clawfs": main})
+	testscript.Main(cleaning{m}, map[string]func(){"clawfs": main, "holdfile": holdFile})
 }
 
 // cleaning runs the tests and removes what buildTools made.
