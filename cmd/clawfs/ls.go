@@ -2,9 +2,9 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
@@ -16,8 +16,8 @@ type listed struct {
 	Name   string `json:"name"`
 	Kind   string `json:"kind"` // file, directory, symlink
 	Size   int64  `json:"size"`
-	State  string `json:"state,omitempty"` // granted, refused, unknown: never looked at
-	Tier   string `json:"tier,omitempty"`
+	State  string `json:"state,omitempty"` // as the mount says: granted, refused, verifying 42%, unknown: never looked at
+	Tier   string `json:"tier,omitempty"`  // of a granted file: blocks, sealed, verity
 	SHA256 string `json:"sha256,omitempty"`
 	Reason string `json:"reason,omitempty"`
 	Target string `json:"target,omitempty"`
@@ -28,9 +28,13 @@ func newLsCommand(a *app) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "ls [DIR]",
 		Short: "List a directory of a mount with the state of each file",
-		Long: `Lists DIR with what the mount knows of each file already: granted, refused, or
-unknown when nobody has looked at its present bytes. It never reads a file; to
-have one looked at, open it or ask clawfs why.`,
+		Long: `Lists DIR with what the mount knows of each file already: granted, refused,
+verifying while it is hashed, or unknown when nobody has looked at its present
+bytes. It never reads a file; to have one looked at, open it or ask clawfs why.
+
+-l shows the tier in which a granted file is served, too: blocks (each read is
+hashed again), sealed (a private file that nobody can write), verity (that, and
+the kernel checks every page), and why a file is refused.`,
 		Example: "  clawfs ls -l /models\n  clawfs ls /models -o json | jq '.[] | select(.state==\"refused\") | .name'",
 		Args:    cobra.MaximumNArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
@@ -45,7 +49,7 @@ have one looked at, open it or ask clawfs why.`,
 			return a.print(rows, func() { a.showListed(rows, long) })
 		},
 	}
-	c.Flags().BoolVarP(&long, "long", "l", false, "size, tier, digest and reason too")
+	c.Flags().BoolVarP(&long, "long", "l", false, "size, tier, digest and reason, too")
 	return c
 }
 
@@ -109,6 +113,9 @@ func listOne(path string, fi os.FileInfo) (listed, error) {
 		return row, mountError(path, err)
 	}
 	row.State = state
+	if state == "unknown" {
+		return row, nil // then there is nothing else, and directories can be large
+	}
 	for name, field := range map[string]*string{tierXattr: &row.Tier, digestXattr: &row.SHA256, reasonXattr: &row.Reason} {
 		value, err := lreadXattr(path, name)
 		if err != nil && !errors.Is(err, unix.ENODATA) {
@@ -154,15 +161,20 @@ func (a *app) showListed(rows []listed, long bool) {
 			cells = append(cells, []string{state, name})
 			continue
 		}
-		digest := strings.TrimPrefix(r.SHA256, "sha256:")
-		if len(digest) > 16 {
-			digest = digest[:16]
+		size := ""
+		if r.Kind == "file" {
+			size = humanize.IBytes(uint64(r.Size))
 		}
-		cells = append(cells, []string{state, humanize.IBytes(uint64(r.Size)), dash(r.Tier), dash(digest), name, dash(r.Reason)})
+		reason := r.Reason
+		if reason == state {
+			reason = ""
+		}
+		// Names come last: one that is long moves nothing.
+		cells = append(cells, []string{state, fmt.Sprintf("%9s", size), dash(r.Tier), dash(fmt.Sprintf("%.*s", shortID, r.SHA256)), dash(reason), name})
 	}
 	header := []string{"STATE", "NAME"}
 	if long {
-		header = []string{"STATE", "SIZE", "TIER", "SHA256", "NAME", "REASON"}
+		header = []string{"STATE", fmt.Sprintf("%9s", "SIZE"), "TIER", "SHA256", "REASON", "NAME"}
 	}
 	a.table(header, cells)
 }
