@@ -200,7 +200,7 @@ func TestGrantGarbage(t *testing.T) {
 		{"an empty file", put("empty", ""), codeRefused, "not a model file"},
 		{"a model", put("model", strings.Repeat("\x00\xff", 1000)), codeRefused, "not a model file"},
 		{"an empty object", put("object", "{}"), codeRefused, "not a model file"},
-		{"a capability", put("cap", string(r.capability(map[string]string{"a": "a"}))), codeSignature, "sign"},
+		{"a capability", put("cap", string(r.capability(r.measured(map[string]string{"a": "a"})))), codeSignature, "sign"},
 		{"the ledger unsigned", put("unsigned", string(ledger)), codeRefused, "a ledger that nobody has signed"},
 		{"signed by a stranger", put("stranger", string(forged)), codeSignature, "sign"},
 		{"one bit flipped", put("flipped", string(flipped)), 0, ""},

@@ -19,12 +19,23 @@ import (
 	"github.com/openclaw/clawfs/hashpipe"
 )
 
-// holdFile is a program of its own, holdfile HOW PATH: it holds a file as an
-// open descriptor (fd), as a mapping without a descriptor (map), or has a child
-// that inherited the descriptor and closes its own (child). For each line that
-// it reads it prints the SHA-256 of what it can read then.
+// holdFile is a program of its own, holdfile HOW PATH [MORE]: it holds a file as
+// an open descriptor (fd), with so many more of them, as a mapping without a
+// descriptor (map), or has a child that inherited the descriptor and closes its
+// own (child). For each line that it reads it prints the SHA-256 of what it can
+// read then.
 func holdFile() {
 	how, path := os.Args[1], os.Args[2]
+	if len(os.Args) > 3 {
+		more, _ := strconv.Atoi(os.Args[3])
+		for range more {
+			// syscall.Open: a file without an owner would be closed some time.
+			if _, err := syscall.Open(path, syscall.O_RDONLY, 0); err != nil {
+				fmt.Println(err)
+				os.Exit(1)
+			}
+		}
+	}
 	f, err := os.Open(path)
 	if err != nil {
 		fmt.Println(err)
@@ -75,9 +86,9 @@ type held struct {
 	cmd *exec.Cmd
 }
 
-func (r *rig) hold(how, path string) *held {
+func (r *rig) hold(how string, args ...string) *held {
 	r.t.Helper()
-	cmd := exec.Command("holdfile", how, path)
+	cmd := exec.Command("holdfile", append([]string{how}, args...)...)
 	cmd.Stderr = new(bytes.Buffer) // a Go program that gets SIGBUS says much
 	in, err := cmd.StdinPipe()
 	if err != nil {
@@ -94,7 +105,7 @@ func (r *rig) hold(how, path string) *held {
 	h := &held{in: in, out: bufio.NewReader(pipe), cmd: cmd}
 	line, _ := h.out.ReadString('\n')
 	if h.pid, err = strconv.Atoi(strings.TrimSpace(line)); err != nil {
-		r.t.Fatalf("holdfile %s %s: %s", how, path, line)
+		r.t.Fatalf("holdfile %s %s: %s", how, args, line)
 	}
 	return h
 }

@@ -225,10 +225,36 @@ func (r *rig) file(name, content string) {
 	}
 }
 
-// capability signs a capability over files with the mint key that init made:
+// measured are the subjects of a capability over files.
+func (r *rig) measured(files map[string]string) (subjects []capstore.Subject) {
+	r.t.Helper()
+	for name, content := range files {
+		m, err := hashpipe.Measure(r.t.Context(), strings.NewReader(content), nil)
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		subjects = append(subjects, capstore.Subject{Name: name, Digest: m.Sum().Claim(), Verity: m.Tree().Claim(), Size: m.Size()})
+	}
+	return subjects
+}
+
+// huge puts a sparse file into the source and admits a capability for its name
+// and size, so that a mount begins to hash it, which takes long.
+func (r *rig) huge(name string, size int64) {
+	r.t.Helper()
+	r.file(name, "")
+	if err := os.Truncate(filepath.Join(r.src, name), size); err != nil {
+		r.t.Fatal(err)
+	}
+	s := r.measured(map[string]string{name: "other bytes"})
+	s[0].Size = size
+	r.admitSubjects(s)
+}
+
+// capability signs a capability over subjects with the mint key that init made:
 // the test is the worker here. It needs no daemon, and the store only when it
 // is admitted.
-func (r *rig) capability(files map[string]string) []byte {
+func (r *rig) capability(subjects []capstore.Subject) []byte {
 	r.t.Helper()
 	text, err := config.ReadSecret(r.state.MintKey())
 	if err != nil {
@@ -241,14 +267,6 @@ func (r *rig) capability(files map[string]string) []byte {
 	publisher, err := dsse.GenerateKey(dsse.Ed25519)
 	if err != nil {
 		r.t.Fatal(err)
-	}
-	var subjects []capstore.Subject
-	for name, content := range files {
-		m, err := hashpipe.Measure(r.t.Context(), strings.NewReader(content), nil)
-		if err != nil {
-			r.t.Fatal(err)
-		}
-		subjects = append(subjects, capstore.Subject{Name: name, Digest: m.Sum().Claim(), Verity: m.Tree().Claim(), Size: m.Size()})
 	}
 	now := time.Now().UTC().Truncate(time.Second)
 	payload, err := capstore.NewStatement(subjects, capstore.Predicate{
@@ -272,6 +290,11 @@ func (r *rig) capability(files map[string]string) []byte {
 // admit puts a capability into the store, which no daemon may have open.
 func (r *rig) admit(files map[string]string) capstore.Capability {
 	r.t.Helper()
+	return r.admitSubjects(r.measured(files))
+}
+
+func (r *rig) admitSubjects(subjects []capstore.Subject) capstore.Capability {
+	r.t.Helper()
 	policy, err := r.state.LoadPolicy()
 	if err != nil {
 		r.t.Fatal(err)
@@ -284,7 +307,7 @@ func (r *rig) admit(files map[string]string) capstore.Capability {
 		r.t.Fatal(err)
 	}
 	defer store.Close()
-	c, err := store.Admit(r.capability(files))
+	c, err := store.Admit(r.capability(subjects))
 	if err != nil {
 		r.t.Fatal(err)
 	}

@@ -9,6 +9,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/openclaw/clawfs/hashpipe"
 )
 
 // One mount process is kill -9'd, and with it its mount. It comes back by
@@ -147,4 +149,96 @@ func TestAbortedConnectionComesBack(t *testing.T) {
 		t.Fatalf("aborting the connection: %s", got.stderr)
 	}
 	r.eventually("another process serves the mount", func() bool { now := r.serverPID(); return now != 0 && now != pid && r.isMounted() })
+}
+
+// The mount process is kill -9'd while others wait in open and hold a hundred
+// files: nobody hangs, the mount comes back, and what a private file serves is
+// read as if nothing had happened.
+func TestKilledWithOpenHandles(t *testing.T) {
+	for _, seal := range []string{"off", "copy"} {
+		t.Run(seal, func(t *testing.T) {
+			r := newRig(t)
+			content := strings.Repeat("model ", 1<<18)
+			r.admit(map[string]string{"m.bin": content})
+			r.file("m.bin", content)
+			r.huge("huge.bin", 1<<40) // more than there is room for, so it is not copied
+			r.ok("mount", "--seal", seal, r.src, r.mnt)
+			var holders []*held
+			for range 10 {
+				holders = append(holders, r.hold("fd", filepath.Join(r.mnt, "m.bin"), "9"))
+			}
+			mapped := r.hold("map", filepath.Join(r.mnt, "m.bin"))
+			waiting := exec.Command("cat", filepath.Join(r.mnt, "huge.bin"))
+			if err := waiting.Start(); err != nil {
+				t.Fatal(err)
+			}
+			r.eventually("100 handles are open and one more process waits", func() bool {
+				m := r.status().Mounts[0]
+				return m.Report != nil && m.Report.Counters["handles"] >= 100 && m.Report.Counters["verifying"] > 0
+			})
+			pid, start := r.serverPID(), time.Now()
+			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			waiting.Wait() // hangs if the kernel does
+			for _, h := range append(holders, mapped) {
+				r.eventually("no process waits in the kernel", func() bool { return processState(t, h.pid) != "D" })
+			}
+			r.eventually("the mount is back", func() bool {
+				now := r.serverPID()
+				return now != 0 && now != pid && r.isMounted() && exec.Command("cat", filepath.Join(r.mnt, "m.bin")).Run() == nil
+			})
+			t.Logf("back after %v", time.Since(start))
+			want := hashpipe.SumBytes([]byte(content)).String()
+			for _, h := range holders {
+				got := h.reads()
+				if seal == "copy" && got != want || seal == "off" && got != want && !strings.Contains(got, "not connected") && !strings.Contains(got, "input/output error") && !strings.Contains(got, "connection aborted") {
+					t.Errorf("a handle of the dead mount gives %s, want the approved bytes (or, in tier blocks, an error)", got)
+				}
+			}
+			if got := mapped.reads(); seal == "copy" && got != want {
+				t.Errorf("a mapping of the dead mount gives %s, want the approved bytes", got)
+			}
+		})
+	}
+}
+
+// processState is the letter of proc(5): D waits in the kernel and cannot be
+// killed.
+func processState(t *testing.T, pid int) string {
+	t.Helper()
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(b), ") ")
+	return rest[:1]
+}
+
+// A mount process ends in time however much it has still to hash.
+func TestEndsWhileHashing(t *testing.T) {
+	for _, seal := range []string{"off", "copy"} {
+		t.Run(seal, func(t *testing.T) {
+			r := newRig(t)
+			r.huge("huge.bin", 16<<30)
+			r.ok("mount", "--seal", seal, r.src, r.mnt)
+			cat := exec.Command("cat", filepath.Join(r.mnt, "huge.bin"))
+			if err := cat.Start(); err != nil {
+				t.Fatal(err)
+			}
+			r.eventually("the file is being hashed", func() bool {
+				m := r.status().Mounts[0]
+				return m.Report != nil && m.Report.Counters["verifying"] > 0
+			})
+			start := time.Now()
+			if err := syscall.Kill(r.serverPID(), syscall.SIGTERM); err != nil {
+				t.Fatal(err)
+			}
+			r.eventually("the process has ended and the mount is gone", func() bool { return r.serverPID() == 0 && !r.isMounted() && !r.hasRecord() })
+			t.Logf("ended after %v", time.Since(start))
+			if err := cat.Wait(); err == nil {
+				t.Error("a file that was not verified opened")
+			}
+		})
+	}
 }

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -83,5 +84,23 @@ func TestUmountBusy(t *testing.T) {
 	r.eventually("the detached process ends after its last reader", func() bool { return syscall.Kill(old, 0) != nil })
 	if !r.isMounted() || !r.hasRecord() {
 		t.Error("the end of the detached process took the new mount's record")
+	}
+}
+
+// A mount whose last reader lets go a moment later is taken away after all.
+func TestUmountRetries(t *testing.T) {
+	r := newRig(t)
+	r.admit(map[string]string{"m.bin": "model"})
+	r.file("m.bin", "model")
+	r.ok("mount", r.src, r.mnt)
+	h := r.hold("fd", filepath.Join(r.mnt, "m.bin"))
+	var closed atomic.Bool
+	time.AfterFunc(500*time.Millisecond, func() { closed.Store(true); h.cmd.Process.Kill() })
+	r.ok("umount", r.mnt)
+	if !closed.Load() {
+		t.Error("umount succeeded while the file was open")
+	}
+	if r.isMounted() || r.hasRecord() {
+		t.Error("umount left something")
 	}
 }
