@@ -19,12 +19,15 @@ const mountType = "fuse.clawfs"
 // mountEntry is one line of /proc/self/mountinfo (proc(5)).
 type mountEntry struct {
 	id     int    // unique while mounted; fdinfo names it
-	major  uint32 // of the super block's device, which every bind mount of it has
-	minor  uint32 // of the same; for FUSE the number below /sys/fs/fuse/connections
+	device device // of the super block: every bind mount of it has the same
 	point  string
 	fstype string
 	source string
 }
+
+// device is a device number. For FUSE its minor is the number below
+// /sys/fs/fuse/connections.
+type device struct{ major, minor uint32 }
 
 // mounts reads the mount table of this process. Reading it asks no file system
 // anything, so it is safe in a process that serves one.
@@ -64,7 +67,7 @@ func parseMountinfo(r io.Reader) ([]mountEntry, error) {
 		if err1 != nil || err2 != nil {
 			return nil, fmt.Errorf("mount table: cannot read line %q", lines.Text())
 		}
-		list = append(list, mountEntry{id: id, major: uint32(major), minor: uint32(minor), point: unescapeMount(fields[4]), fstype: fields[sep+1], source: unescapeMount(fields[sep+2])})
+		list = append(list, mountEntry{id: id, device: device{uint32(major), uint32(minor)}, point: unescapeMount(fields[4]), fstype: fields[sep+1], source: unescapeMount(fields[sep+2])})
 	}
 	return list, lines.Err()
 }

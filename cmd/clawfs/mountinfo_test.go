@@ -20,9 +20,9 @@ func TestParseMountinfo(t *testing.T) {
 `
 	got, err := parseMountinfo(strings.NewReader(text))
 	want := []mountEntry{
-		{36, 98, 0, "/mnt2", "ext3", "/dev/root"},
-		{66, 0, 41, "/srv/a b\\c\td", "fuse.clawfs", "clawfs"},
-		{67, 0, 300, "/x", "tmpfs", "none"},
+		{36, device{98, 0}, "/mnt2", "ext3", "/dev/root"},
+		{66, device{0, 41}, "/srv/a b\\c\td", "fuse.clawfs", "clawfs"},
+		{67, device{0, 300}, "/x", "tmpfs", "none"},
 	}
 	if err != nil || !slices.Equal(got, want) {
 		t.Errorf("parseMountinfo = %+v, %v, want %+v", got, err, want)

@@ -26,7 +26,7 @@ const cutPatience = 250 * time.Millisecond
 type reader struct {
 	PID  int    `json:"pid"`
 	Comm string `json:"comm"`
-	Path string `json:"path"` // as the process has it: in a container, of the container
+	Path string `json:"path"` // as the process has it: in a container, of the container; of a mount that is gone, below it
 	How  string `json:"how"`  // fd: an open descriptor; map: a mapping
 }
 
@@ -34,22 +34,24 @@ type reader struct {
 // The processes of other users are seen by root only, and a descriptor that is
 // on its way through a socket, or registered with an io_uring alone, by nobody.
 func readers(mounts []control.Mount, files []control.File) (list []reader, unseen []string) {
+	ours := make(map[device]bool)
 	for _, m := range mounts {
 		entry, found, err := mountedAt(m.Mountpoint)
 		if err != nil || !found || entry.fstype != mountType {
 			unseen = append(unseen, m.Mountpoint)
 			continue
 		}
-		for _, u := range uses(entry) {
-			path, revoked := u.holds(files)
-			if !revoked || !u.reads() {
-				continue
-			}
-			comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", u.pid))
-			r := reader{PID: u.pid, Comm: strings.TrimSpace(string(comm)), Path: path, How: u.how()}
-			if !slices.Contains(list, r) {
-				list = append(list, r)
-			}
+		ours[entry.device] = true
+	}
+	for _, u := range uses(ours, files) {
+		path, revoked := u.holds(files)
+		if !revoked || !u.reads() {
+			continue
+		}
+		comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", u.pid))
+		r := reader{PID: u.pid, Comm: strings.TrimSpace(string(comm)), Path: path, How: u.how()}
+		if !slices.Contains(list, r) {
+			list = append(list, r)
 		}
 	}
 	return list, unseen
@@ -57,11 +59,11 @@ func readers(mounts []control.Mount, files []control.File) (list []reader, unsee
 
 // use is one descriptor or mapping of a file on a mount.
 type use struct {
-	pid      int
-	fd       int // -1: a mapping
-	start    uint64
-	unopened bool   // a mapping that its own process may not read
-	link     string // in /proc, to the inode that is held, whatever its name leads to by now
+	pid        int
+	fd         int // -1: a mapping
+	start      uint64
+	unreadable bool   // a mapping that its own process may not read
+	link       string // in /proc, to the inode that is held, whatever its name leads to by now
 }
 
 func (u use) how() string {
@@ -71,14 +73,17 @@ func (u use) how() string {
 	return "fd"
 }
 
-// uses lists what processes have of a mount's files. It goes by the device, not
-// by the mount: containers have the same files on mounts of their own.
-func uses(m mountEntry) (list []use) {
+// uses lists what processes have of files on the devices in ours. It goes by the
+// device and not by the mount, because containers have the same files on mounts
+// of their own. A mount that was detached, or whose process was killed, is in no
+// table any more, and its private files are still read: there the name decides
+// whom to ask about.
+func uses(ours map[device]bool, files []control.File) (list []use) {
 	procs, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
 		return nil
 	}
-	ids := make(map[string]map[string]bool) // mount ids of the device, by mount namespace
+	tables := make(map[string]mountTable) // by mount namespace
 	for _, proc := range procs {
 		pid, err := strconv.Atoi(filepath.Base(proc))
 		if err != nil {
@@ -88,95 +93,135 @@ func uses(m mountEntry) (list []use) {
 		if err != nil {
 			continue // gone, or somebody else's
 		}
-		if ids[namespace] == nil {
-			ids[namespace] = mountIDs(proc+"/mountinfo", m)
+		table, known := tables[namespace]
+		if !known {
+			table = readMountTable(proc + "/mountinfo")
+			tables[namespace] = table
+		}
+		candidate := func(d device, mounted bool, path string) bool {
+			return ours[d] || !mounted && named(path, files)
 		}
 		infos, _ := filepath.Glob(proc + "/fdinfo/*")
 		for _, info := range infos {
-			b, err := os.ReadFile(info)
-			_, rest, _ := strings.Cut(string(b), "mnt_id:\t")
-			id, _, _ := strings.Cut(rest, "\n")
-			if err != nil || !ids[namespace][id] {
+			fd, err := strconv.Atoi(filepath.Base(info))
+			if err != nil {
 				continue
 			}
-			if fd, err := strconv.Atoi(filepath.Base(info)); err == nil {
-				list = append(list, use{pid: pid, fd: fd, link: fmt.Sprintf("%s/fd/%d", proc, fd)})
+			link := fmt.Sprintf("%s/fd/%d", proc, fd)
+			path, err := os.Readlink(link)
+			if err != nil || !strings.HasPrefix(path, "/") {
+				continue // closed, or a pipe or socket
+			}
+			b, err := os.ReadFile(info)
+			if err != nil {
+				continue
+			}
+			_, rest, _ := strings.Cut(string(b), "mnt_id:\t")
+			id, _, _ := strings.Cut(rest, "\n")
+			d, mounted := table.byID[id]
+			if candidate(d, mounted, path) {
+				list = append(list, use{pid: pid, fd: fd, link: link})
 			}
 		}
-		list = append(list, mappings(proc, pid, m)...)
+		for _, u := range mappings(proc, pid) {
+			if candidate(u.device, table.devices[u.device], u.path) {
+				list = append(list, u.use)
+			}
+		}
 	}
 	return list
 }
 
-func mountIDs(path string, device mountEntry) map[string]bool {
-	ids := make(map[string]bool)
+// named reports whether a path could be one of files: by an output's name, or by
+// its digest.
+func named(path string, files []control.File) bool {
+	base := strings.TrimSuffix(filepath.Base(path), " (deleted)")
+	return slices.ContainsFunc(files, func(f control.File) bool {
+		return base == filepath.Base(f.Name) || strings.HasSuffix(base, f.SHA256.String())
+	})
+}
+
+// mountTable is what a mount namespace has mounted.
+type mountTable struct {
+	byID    map[string]device // by mount id
+	devices map[device]bool
+}
+
+func readMountTable(path string) mountTable {
+	t := mountTable{make(map[string]device), make(map[device]bool)}
 	f, err := os.Open(path)
 	if err != nil {
-		return ids
+		return t
 	}
 	defer f.Close()
 	list, err := parseMountinfo(f)
 	if err != nil {
-		return ids
+		return t
 	}
 	for _, m := range list {
-		if m.major == device.major && m.minor == device.minor {
-			ids[strconv.Itoa(m.id)] = true
-		}
+		t.byID[strconv.Itoa(m.id)] = m.device
+		t.devices[m.device] = true
 	}
-	return ids
+	return t
+}
+
+// mapping is a file that a process has mapped.
+type mapping struct {
+	use
+	device device
+	path   string
 }
 
 // mappings reads /proc/PID/maps, in which a file that the kernel serves by
 // passthrough has the device, the inode and the path of the mount.
-func mappings(proc string, pid int, m mountEntry) (list []use) {
+func mappings(proc string, pid int) (list []mapping) {
 	f, err := os.Open(proc + "/maps")
 	if err != nil {
 		return nil
 	}
 	defer f.Close()
-	device := fmt.Sprintf("%02x:%02x", m.major, m.minor)
 	for lines := bufio.NewScanner(f); lines.Scan(); {
 		// address perms offset dev inode path
 		fields := strings.Fields(lines.Text())
-		if len(fields) < 6 || fields[3] != device {
+		_, path, isFile := strings.Cut(lines.Text(), " /")
+		if len(fields) < 6 || !isFile {
 			continue
 		}
-		from, to, _ := strings.Cut(fields[0], "-")
-		start, err1 := strconv.ParseUint(from, 16, 64)
-		end, err2 := strconv.ParseUint(to, 16, 64)
-		if err1 == nil && err2 == nil {
-			list = append(list, use{
-				pid: pid, fd: -1, start: start, unopened: fields[1][0] != 'r',
-				link: fmt.Sprintf("%s/map_files/%x-%x", proc, start, end),
-			})
+		m := mapping{path: "/" + path}
+		var start, end uint64
+		if _, err := fmt.Sscanf(fields[0]+" "+fields[3], "%x-%x %x:%x", &start, &end, &m.device.major, &m.device.minor); err != nil {
+			continue
 		}
+		m.use = use{pid: pid, fd: -1, start: start, unreadable: fields[1][0] != 'r', link: fmt.Sprintf("%s/map_files/%x-%x", proc, start, end)}
+		list = append(list, m)
 	}
 	return list
 }
 
 // holds asks the mount whether the file is one of files and refused now. If the
-// mount has forgotten what it measured, name and size decide.
+// mount is dead, or has forgotten what it measured, name and size decide.
 func (u use) holds(files []control.File) (path string, revoked bool) {
 	path, err := os.Readlink(u.link)
 	if err != nil {
 		return "", false // closed meanwhile
 	}
+	_, err = readXattr(u.link, statusXattr)
+	dead := errors.Is(err, unix.ENOTCONN) || errors.Is(err, unix.ECONNABORTED)
+	if err != nil && !dead {
+		return path, false // on another file system
+	}
 	if reason, err := readXattr(u.link, reasonXattr); err == nil && string(reason) == "granted" {
 		return path, false // by another capability
 	}
-	digest, err := readXattr(u.link, digestXattr)
-	if err == nil {
+	if digest, err := readXattr(u.link, digestXattr); err == nil {
 		d, err := hashpipe.ParseDigest(string(digest))
 		return path, err == nil && slices.ContainsFunc(files, func(f control.File) bool { return f.SHA256 == d })
 	}
-	var st unix.Stat_t
-	if !errors.Is(err, unix.ENODATA) || unix.Stat(u.link, &st) != nil {
+	var st unix.Statx_t // from the kernel's cache: a dead mount answers nothing
+	if unix.Statx(unix.AT_FDCWD, u.link, unix.AT_STATX_DONT_SYNC, unix.STATX_SIZE, &st) != nil || !named(path, files) {
 		return path, false
 	}
-	return path, slices.ContainsFunc(files, func(f control.File) bool {
-		return f.Size == st.Size && filepath.Base(f.Name) == filepath.Base(path)
-	})
+	return path, slices.ContainsFunc(files, func(f control.File) bool { return f.Size == int64(st.Size) })
 }
 
 // reads tries whether the process still gets bytes: a descriptor or a mapping of
@@ -185,7 +230,7 @@ func (u use) holds(files []control.File) (path string, revoked bool) {
 func (u use) reads() bool {
 	var b [1]byte
 	if u.fd < 0 {
-		if u.unopened {
+		if u.unreadable {
 			return true
 		}
 		_, err := unix.ProcessVMReadv(u.pid, []unix.Iovec{{Base: &b[0], Len: 1}}, []unix.RemoteIovec{{Base: uintptr(u.start), Len: 1}}, 0)

@@ -210,3 +210,49 @@ func TestRevokeInBlocksListsNobody(t *testing.T) {
 		t.Errorf("the mapping gives %s, want SIGBUS", s)
 	}
 }
+
+// A mount that is gone, because its process was killed or somebody detached it,
+// still has readers of its private files.
+func TestRevokeListsReadersOfGoneMounts(t *testing.T) {
+	for name, end := range map[string]func(r *rig){
+		"killed": func(r *rig) {
+			pid := r.serverPID()
+			syscall.Kill(pid, syscall.SIGKILL)
+			r.eventually("another process serves the mount", func() bool { now := r.serverPID(); return now != 0 && now != pid && r.isMounted() })
+		},
+		"detached": func(r *rig) { r.ok("umount", "--lazy", r.mnt) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			content := strings.Repeat("model ", 1<<18)
+			taken := r.admit(map[string]string{"a/taken.bin": content})
+			kept := strings.Repeat("other ", 1<<18)
+			r.admit(map[string]string{"b/taken.bin": kept + "."})
+			for dir, text := range map[string]string{"a": content, "b": kept + "."} {
+				if err := os.Mkdir(filepath.Join(r.src, dir), 0o755); err != nil {
+					t.Fatal(err)
+				}
+				r.file(dir+"/taken.bin", text)
+			}
+			r.ok("mount", "--seal", "copy", r.src, r.mnt)
+			open, mapped := r.hold("fd", filepath.Join(r.mnt, "a/taken.bin")), r.hold("map", filepath.Join(r.mnt, "a/taken.bin"))
+			r.hold("fd", filepath.Join(r.mnt, "b/taken.bin"))
+			end(r)
+			var done []revoked
+			r.document(&done, "revoke", taken.ID().String(), "--reason", "withdrawn")
+			var got []int
+			for _, p := range done[0].Readers {
+				got = append(got, p.PID)
+				if filepath.Base(p.Path) != "taken.bin" {
+					t.Errorf("path %q, want one that ends in taken.bin", p.Path)
+				}
+			}
+			want := []int{open.pid, mapped.pid}
+			slices.Sort(got)
+			slices.Sort(want)
+			if !slices.Equal(got, want) {
+				t.Errorf("readers = %+v, want the processes %v", done[0].Readers, want)
+			}
+		})
+	}
+}

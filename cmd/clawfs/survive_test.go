@@ -144,7 +144,7 @@ func TestAbortedConnectionComesBack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	script := "mount -t fusectl none /sys/fs/fuse/connections && echo 1 > /sys/fs/fuse/connections/" + strconv.Itoa(int(m.minor)) + "/abort"
+	script := "mount -t fusectl none /sys/fs/fuse/connections && echo 1 > /sys/fs/fuse/connections/" + strconv.Itoa(int(m.device.minor)) + "/abort"
 	if got := r.exec("unshare", "-m", "sh", "-c", script); got.code != 0 {
 		t.Fatalf("aborting the connection: %s", got.stderr)
 	}

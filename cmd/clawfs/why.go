@@ -115,7 +115,7 @@ func onMount(dir string) error {
 		return err
 	}
 	for _, m := range list {
-		if m.fstype == mountType && unix.Major(st.Dev) == 0 && unix.Minor(st.Dev) == m.minor {
+		if m.fstype == mountType && m.device == (device{unix.Major(st.Dev), unix.Minor(st.Dev)}) {
 			return nil
 		}
 	}
