@@ -88,10 +88,10 @@ func (a *app) mountNotes(m control.Mount) (notes []string) {
 			notes = append(notes, "without the daemon's stream")
 		}
 		if r.Private > 0 {
-			notes = append(notes, fmt.Sprintf("%d private files, %s", r.Private, humanize.IBytes(uint64(r.PrivateBytes))))
+			notes = append(notes, fmt.Sprintf("private files: %d, %s", r.Private, humanize.IBytes(uint64(r.PrivateBytes))))
 		}
 		if r.Unsealed > 0 {
-			notes = append(notes, fmt.Sprintf("%d contents not sealed", r.Unsealed))
+			notes = append(notes, fmt.Sprintf("not sealed: %d", r.Unsealed))
 		}
 		if r.TierReason != "" && r.Seal != "off" {
 			notes = append(notes, r.Tier+": "+r.TierReason)
