@@ -2,6 +2,7 @@ package main
 
 import (
 	"os"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -26,11 +27,34 @@ func newManCommand(a *app) *cobra.Command {
 			header := &doc.GenManHeader{Section: "1", Source: "clawfs", Manual: "clawfs manual", Date: &date}
 			root := c.Root()
 			root.DisableAutoGenTag = true
+			keepTables(root)
 			if err := doc.GenManTree(root, header, args[0]); err != nil {
 				return err
 			}
 			a.notef("wrote the manual pages to %s\n", args[0])
 			return nil
 		},
+	}
+}
+
+// keepTables makes the indented lines of every long text a block that Markdown,
+// from which the pages are made, does not flow together.
+func keepTables(c *cobra.Command) {
+	var out []string
+	inside := false
+	for _, line := range strings.Split(c.Long, "\n") {
+		indented := strings.HasPrefix(line, "  ")
+		if indented != inside {
+			out = append(out, "")
+			inside = indented
+		}
+		if indented {
+			line = "  " + line
+		}
+		out = append(out, line)
+	}
+	c.Long = strings.Join(out, "\n")
+	for _, sub := range c.Commands() {
+		keepTables(sub)
 	}
 }
