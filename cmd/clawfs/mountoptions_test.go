@@ -111,6 +111,9 @@ func TestMountOptionsSurviveRestart(t *testing.T) {
 	if got := tier(); got != "blocks" {
 		t.Errorf("tier = %q of a file larger than private_bytes, want blocks", got)
 	}
+	if text := r.ok("why", filepath.Join(r.mnt, "m.bin")); !strings.Contains(text, "blocks: no room for") {
+		t.Errorf("why does not say why it is not sealed:\n%s", text)
+	}
 	r.eventually("status tells that it was not sealed", func() bool {
 		return strings.Contains(r.ok("status"), "not sealed: 1")
 	})

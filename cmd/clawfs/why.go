@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/dustin/go-humanize"
 	"github.com/go-json-experiment/json"
@@ -33,6 +34,7 @@ type explanation struct {
 	Size       int64  `json:"size"`
 	SHA256     string `json:"sha256,omitempty"`
 	Tier       string `json:"tier,omitempty"`
+	TierNote   string `json:"tierNote,omitempty"` // why it is not a better one
 	Capability string `json:"capability,omitempty"`
 	Claim      string `json:"claim,omitempty"`
 	Model      string `json:"model,omitempty"`
@@ -173,7 +175,7 @@ func (a *app) showExplanation(path string, e explanation) {
 		{"reason", e.Reason},
 		{"sha256", e.SHA256},
 		{"size", humanize.IBytes(uint64(e.Size))},
-		{"tier", e.Tier},
+		{"tier", strings.TrimSuffix(e.Tier+": "+e.TierNote, ": ")},
 		{"model", e.Model + " " + e.Version},
 		{"publisher", e.Publisher},
 		{"sba", e.SBA},
