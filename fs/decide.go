@@ -20,6 +20,7 @@ const (
 	ReasonWrongSize    Reason = "wrong-size"    // the name is known, with another size
 	ReasonWrongBytes   Reason = "wrong-bytes"   // the name is known, with other bytes
 	ReasonWrongName    Reason = "wrong-name"    // the bytes are approved, for another name
+	ReasonMixedRelease Reason = "mixed-release" // files of other releases lie beside it: see BindRelease
 	ReasonNotYetValid  Reason = "not-yet-valid"
 	ReasonExpired      Reason = "expired"
 	ReasonRevoked      Reason = "revoked"
@@ -49,6 +50,11 @@ type Query struct {
 	// without the other would be a collision of SHA-256. If Sum and Tree are both
 	// zero, the file was not measured, and is refused.
 	Tree *hashpipe.Tree
+
+	// Bind is what the name demands. Roots is what was found at the places that
+	// BindRelease asks about; a place that is not in it refuses.
+	Bind  Bind
+	Roots map[Root]Finding
 }
 
 func (q Query) measured() bool { return !q.Sum.IsZero() || q.Tree.Claim() != hashpipe.VerityDigest{} }
@@ -89,13 +95,15 @@ func refused(r Reason, detail, next string) Verdict {
 // expired does not hurt another one over the same bytes.
 var rank = map[Reason]int{
 	ReasonWrongSize: 1, ReasonWrongBytes: 2, ReasonUnmeasured: 3, ReasonWrongName: 4,
-	ReasonNotYetValid: 5, ReasonExpired: 6, ReasonRevoked: 7, ReasonGranted: 8,
+	ReasonNotYetValid: 5, ReasonExpired: 6, ReasonRevoked: 7, ReasonMixedRelease: 8, ReasonGranted: 9,
 }
 
 // Decide is the rule by which a file opens. It allows exactly if one of the
 // grants has a subject whose SHA-256 (or fs-verity digest, see Query.Tree) is the
-// measured one, whose size is the measured one and whose name the path carries, and which at q.Now is begun, is
-// not over and is not revoked. It is pure: equal arguments, equal verdict.
+// measured one, whose size is the measured one and whose name the path carries,
+// and which at q.Now is begun, is not over and is not revoked. With BindRelease
+// its release must also lie whole at the path's root, unless the path is a content
+// address. It is pure: equal arguments, equal verdict.
 //
 // A path carries a subject's name if its last components are those of the name
 // ("langid.bin" at "acme/v1/langid.bin"), or if its last component is the
@@ -165,6 +173,14 @@ func judge(q Query, c capstore.Capability, s capstore.Subject, r capstore.Revoca
 		v.Reason = ReasonExpired
 		v.Detail = fmt.Sprintf("%s was valid until %s, now is %s", release(c, s), instant(c.NotAfter()), instant(q.Now))
 		v.Next = "clawfs grant MODEL.sba, to rebuild and renew it"
+	case q.Bind != BindName && !addresses(q.Path, s) && !q.Roots[rootOf(q.Path, c, s.Name)].whole:
+		found := q.Roots[rootOf(q.Path, c, s.Name)]
+		v.Reason = ReasonMixedRelease
+		v.Detail, v.Next = found.Detail, found.Next
+		if v.Detail == "" {
+			v.Detail = fmt.Sprintf("expected %s among files of its own release only, and nobody has looked at them", release(c, s))
+			v.Next = "clawfs why " + quoted(q.Shown)
+		}
 	default:
 		v.allowed = true
 		v.Reason = ReasonGranted
@@ -204,10 +220,13 @@ func quoted(p string) string {
 
 // carries reports whether the path is a name for the subject.
 func carries(p string, s capstore.Subject) bool {
-	if d, ok := contentAddress(path.Base(p)); ok && d == s.Digest {
-		return true
-	}
-	return hasSuffix(p, s.Name)
+	return addresses(p, s) || hasSuffix(p, s.Name)
+}
+
+// addresses reports whether the path's last component is the subject's hash.
+func addresses(p string, s capstore.Subject) bool {
+	d, ok := contentAddress(path.Base(p))
+	return ok && d == s.Digest
 }
 
 // hasSuffix compares by whole components: "xlangid.bin" does not end in

@@ -68,6 +68,9 @@ type Config struct {
 	// Verify says how a large file is measured at its open. Zero is VerifyAuto.
 	Verify Verify
 
+	// Bind is what the name of a file demands. Zero is BindName.
+	Bind Bind
+
 	// Clock returns the time; nil means time.Now. However it moves, the mount's
 	// own time only goes forward.
 	Clock func() time.Time
@@ -154,6 +157,9 @@ func Mount(c Config) (*Server, error) {
 	}
 	if c.Verify != VerifyAuto && c.Verify != VerifyStream {
 		return nil, fmt.Errorf("mount: way %d to verify a file: unknown", c.Verify)
+	}
+	if c.Bind != BindName && c.Bind != BindRelease {
+		return nil, fmt.Errorf("mount: way %d to bind a name: unknown", c.Bind)
 	}
 	src, err := openSource(c.Source)
 	if err != nil {
@@ -338,6 +344,8 @@ type filesystem struct {
 	units      *unitCache
 	names      nameIndex
 	claims     claimIndex
+	bind       Bind
+	releases   releaseIndex
 	quarantine quarantine
 	sentBack   sentBack
 	counters   counters
@@ -362,6 +370,7 @@ func newFilesystem(c Config, src *source, v *vault) *filesystem {
 		audit:         newAuditor(c.Audit),
 		nodes:         newNodeTable(),
 		vault:         v,
+		bind:          c.Bind,
 		cacheBytes:    c.CacheBytes,
 		ctx:           ctx,
 		cancel:        cancel,

@@ -3,6 +3,7 @@ package fs
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"encoding/base64"
 	"fmt"
 	"io"
@@ -59,6 +60,7 @@ type serverSpec struct {
 	SealFrom           int64
 	Private            string
 	PrivateBytes       int64
+	Bind               Bind
 	asNobody           bool // the server runs without root
 }
 
@@ -105,6 +107,7 @@ func serve(arg string) int {
 			Source: spec.Source, Mountpoint: spec.Mountpoint, View: view,
 			HashWorkers: spec.Workers, AllowOther: spec.AllowOther, Verify: spec.Verify, CacheBytes: spec.CacheBytes,
 			Seal: spec.Seal, SealFrom: spec.SealFrom, Private: spec.Private, PrivateBytes: spec.PrivateBytes,
+			Bind: spec.Bind,
 			Audit: func(r Record) {
 				mu.Lock()
 				defer mu.Unlock()
@@ -432,6 +435,7 @@ func (m *mounted) write(name string, data []byte) string {
 type terms struct {
 	notBefore, notAfter time.Time
 	sequence            int64
+	version             string // empty: 1.2.0
 }
 
 // grant makes the mint sign a capability for one file and admits it.
@@ -474,7 +478,7 @@ func signed(t testing.TB, mint dsse.PrivateKey, subjects []capstore.Subject, cha
 		c(&w)
 	}
 	st := capstore.NewStatement(subjects, capstore.Predicate{
-		Model: "acme/langid", Version: "1.2.0", Sequence: w.sequence,
+		Model: "acme/langid", Version: cmp.Or(w.version, "1.2.0"), Sequence: w.sequence,
 		SBA:       capstore.Reference{Digest: capstore.DigestSet{SHA256: hashpipe.SumBytes([]byte("an attestation")).Claim()}},
 		Publisher: capstore.Publisher{KeyID: publisher().ID(), PublicKey: publisher()},
 		Minter:    capstore.Minter{KeyID: mint.Public().ID()},

@@ -14,7 +14,7 @@ import (
 //
 // BUG: the daemon cannot see that a directory of the mount is bound elsewhere
 // alone (a container's volume); there a target with ".." can leave the bind.
-func (f *filesystem) Readlink(_ <-chan struct{}, in *fuse.InHeader) ([]byte, fuse.Status) {
+func (f *filesystem) Readlink(cancel <-chan struct{}, in *fuse.InHeader) ([]byte, fuse.Status) {
 	n := f.nodes.get(in.NodeId)
 	if n == nil {
 		return nil, statusStale
@@ -26,9 +26,16 @@ func (f *filesystem) Readlink(_ <-chan struct{}, in *fuse.InHeader) ([]byte, fus
 	if identityOf(&st) != n.ident {
 		return nil, statusStale
 	}
-	if v := f.followable(n.path, target); v.Reason != "" {
-		f.tell(in.Caller, n.path, v, nil, "")
-		return nil, statusRefused
+	a := assessment{verdict: f.followable(n.path, target), status: statusRefused}
+	if a.verdict.Reason == "" && f.bind != BindName {
+		var o outcome
+		if a.verdict, o = f.linked(f.lookFor(cancel, in.Caller), n.path, target); o != finished {
+			a = undecided(o)
+		}
+	}
+	if a.verdict.Reason != "" {
+		f.tell(in.Caller, n.path, a.verdict, nil, "")
+		return nil, a.status
 	}
 	return []byte(target), fuse.OK
 }

@@ -120,7 +120,7 @@ func (f *filesystem) settle(cancel <-chan struct{}, h *handle, a assessment) (Ve
 	if h.generation.Load() == generation {
 		return Verdict{}, fuse.OK
 	}
-	if v := f.decide(h.node.path, a.flight); !v.Allowed() {
+	if v := f.decideAt(h.node.path, a.flight, a.roots); !v.Allowed() {
 		return v, statusRefused
 	}
 	h.generation.Store(generation)
@@ -163,6 +163,8 @@ type assessment struct {
 	verdict Verdict
 	status  fuse.Status // the answer if the verdict refuses
 	flight  *flight     // nil if nothing was measured
+
+	roots map[Root]Finding // what the verdict says of the files beside it
 }
 
 // assess measures a file, if any capability could fit it, and decides, on behalf
@@ -175,17 +177,13 @@ func (f *filesystem) assess(cancel <-chan struct{}, caller fuse.Caller, path str
 	if v, hopeless := f.hopeless(path, id.size); hopeless {
 		return assessment{verdict: v, status: statusRefused}
 	}
+	l := f.lookFor(cancel, caller)
 	fl, err := f.measure.start(file, id, onto)
 	if err != nil {
 		return assessment{verdict: refused(ReasonUnreadable, err.Error(), ""), status: statusIO}
 	}
-	switch f.await(fl.done, cancel, caller.Pid, f.limit) {
-	case interrupted:
-		return assessment{verdict: refused(ReasonInterrupted, "the caller was told to stop; measuring goes on", ""), status: statusInterrupted}
-	case tooSlow:
-		return assessment{verdict: refused(ReasonTooSlow, "the kernel limits how long a request may take; measuring goes on", "open it again in a while, or raise fs.fuse.max_request_timeout"), status: statusTooSlow}
-	case unmounted:
-		return assessment{verdict: refused(ReasonInterrupted, "the mount is going away", ""), status: statusInterrupted}
+	if o := f.awaitLook(l, fl.done); o != finished {
+		return undecided(o)
 	}
 	if errors.Is(fl.err, hashpipe.ErrChanged) {
 		return assessment{verdict: refusedChanging(), status: statusRefused}
@@ -194,6 +192,13 @@ func (f *filesystem) assess(cancel <-chan struct{}, caller fuse.Caller, path str
 		return assessment{verdict: refused(ReasonUnreadable, fl.err.Error(), "mend the source"), status: statusIO}
 	}
 	a := assessment{verdict: f.decide(path, fl), status: statusRefused, flight: fl}
+	if a.verdict.Reason == ReasonMixedRelease { // of the file itself all is right
+		roots, o := f.unmixed(l, path, fl)
+		if o != finished {
+			return undecided(o)
+		}
+		a.verdict, a.roots = f.decideAt(path, fl, roots), roots
+	}
 	switch {
 	case a.verdict.Allowed():
 		fl.granted.Store(true)
@@ -203,15 +208,37 @@ func (f *filesystem) assess(cancel <-chan struct{}, caller fuse.Caller, path str
 	return a
 }
 
-// decide asks Decide with all grants that could matter, now. A tree whose digest
-// does not hold any more, because a capability that came since contradicts, is
-// as good as no measurement; the next open measures the file by its SHA-256.
-func (f *filesystem) decide(path string, fl *flight) Verdict {
+// undecided is the assessment whose wait ended before its measurement did.
+func undecided(o outcome) assessment {
+	switch o {
+	case tooSlow:
+		return assessment{verdict: refused(ReasonTooSlow, "the kernel limits how long a request may take; measuring goes on", "open it again in a while, or raise fs.fuse.max_request_timeout"), status: statusTooSlow}
+	case unmounted:
+		return assessment{verdict: refused(ReasonInterrupted, "the mount is going away", ""), status: statusInterrupted}
+	}
+	return assessment{verdict: refused(ReasonInterrupted, "the caller was told to stop; measuring goes on", ""), status: statusInterrupted}
+}
+
+// decide asks Decide with all grants that could matter, now. What lies at the
+// roots of the path is not known.
+func (f *filesystem) decide(path string, fl *flight) Verdict { return f.decideAt(path, fl, nil) }
+
+func (f *filesystem) decideAt(path string, fl *flight, roots map[Root]Finding) Verdict {
+	q := f.query(path, fl)
+	q.Roots = roots
+	return Decide(q, append(f.view.Lookup(fl.digest), f.byName(path)...))
+}
+
+// query asks about a measured file under this mount's rules, now. A tree whose
+// digest does not hold any more, because a capability that came since contradicts,
+// is as good as no measurement; the next open measures the file by its SHA-256.
+func (f *filesystem) query(path string, fl *flight) Query {
 	q := fl.query(path, f.clock.now(), f.shown(path))
+	q.Bind = f.bind
 	if !fl.holds(f.claims.of(f.view, q.Size)) {
 		q.Tree = nil
 	}
-	return Decide(q, append(f.view.Lookup(fl.digest), f.byName(path)...))
+	return q
 }
 
 // byName returns the grants that could be meant by a path, whatever its bytes.

@@ -126,6 +126,14 @@ func (f *filesystem) known(n *node) map[string]string {
 		return out
 	}
 	v := f.decide(n.path, fl)
+	if v.Reason == ReasonMixedRelease {
+		roots, o := f.unmixed(look{}, n.path, fl)
+		if o != finished {
+			out[xattrStatus] = "unknown"
+			return out
+		}
+		v = f.decideAt(n.path, fl, roots)
+	}
 	out[xattrReason] = string(v.Reason)
 	out[xattrDigest] = fl.digest.String()
 	if v.Allowed() {
