@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -14,13 +15,16 @@ type Decision string
 
 // Granted opens, Refused denies by rule, Failed denies because something broke:
 // a late mismatch, an unreadable source, a panic. Cut takes back what was open,
-// Held says that what was open cannot be taken back: the kernel serves it.
+// Held says that what was open cannot be taken back: the kernel serves it. Audited
+// opens are served in audit mode, unchecked, with the reason for which enforcement
+// refuses them.
 const (
 	Granted Decision = "granted"
 	Refused Decision = "refused"
 	Failed  Decision = "failed"
 	Cut     Decision = "cut"
 	Held    Decision = "held"
+	Audited Decision = "audited"
 )
 
 // Record is one line of the audit trail.
@@ -31,6 +35,7 @@ type Record struct {
 	UID, GID uint32
 	Comm     string // best effort: the process may be gone
 	Exe      string // best effort
+	Cgroup   string // best effort; empty if it is the root's
 
 	Decision   Decision
 	Reason     Reason
@@ -104,4 +109,33 @@ func (r *Record) identify() {
 	if exe, err := os.Readlink(filepath.Join(dir, "exe")); err == nil {
 		r.Exe = exe
 	}
+	if f, err := os.Open(filepath.Join(dir, "cgroup")); err == nil {
+		text, _ := io.ReadAll(io.LimitReader(f, maxCgroup)) // what was read counts
+		f.Close()
+		r.Cgroup = cgroupOf(string(text))
+	}
+}
+
+// maxCgroup bounds what is read of /proc/PID/cgroup, in bytes.
+const maxCgroup = 16 << 10
+
+// cgroupOf reads /proc/PID/cgroup: cgroups(7). The path of version 2 counts; where
+// that says no more than "/", as in a container or beside version 1, one of the
+// hierarchies that containers and service managers use.
+func cgroupOf(text string) string {
+	paths := make(map[string]string) // by controllers; "" is version 2
+	for line := range strings.Lines(text) {
+		// 4:memory:/kubepods/pod1 or 0::/system.slice/nginx.service
+		line, whole := strings.CutSuffix(line, "\n")
+		f := strings.SplitN(line, ":", 3)
+		if whole && len(f) == 3 && strings.HasPrefix(f[2], "/") {
+			paths[f[1]] = f[2]
+		}
+	}
+	for _, controllers := range []string{"", "name=systemd", "pids", "memory"} {
+		if p := paths[controllers]; len(p) > 1 {
+			return p
+		}
+	}
+	return ""
 }

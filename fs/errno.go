@@ -73,6 +73,12 @@ func statusOf(err error) fuse.Status {
 	return statusIO
 }
 
+// absent reports whether an error of the source says that nothing has the name.
+func absent(err error) bool { return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) }
+
+// behindLink reports whether it says that a directory on the way is a link.
+func behindLink(err error) bool { return errors.Is(err, unix.ELOOP) }
+
 // retried runs a system call again while it is interrupted, and a few times
 // while a rename makes openat2's beneath check undecided.
 func retried(call func() error) error {

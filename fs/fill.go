@@ -104,7 +104,7 @@ func (f *filesystem) beginEarly(n *node, size int64, cold bool) *early {
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if !n.bound.isZero() || n.content != nil || n.fill != nil || n.early != nil {
+	if !n.bound.isZero() || n.content != nil || n.fill != nil || n.early != nil || n.unchecked {
 		return nil
 	}
 	n.early = &early{fs: f, node: n, limit: limit, drop: cold}

@@ -11,7 +11,8 @@
 // them, and returns the very buffer that was hashed (tier "blocks"). A large
 // content is in the kernel's page cache before its first open returns, from
 // buffers that were checked in the same way (see fill). The source
-// is never handed to the kernel, neither by splice nor by passthrough.
+// is never handed to the kernel, neither by splice nor by passthrough. The one
+// exception has an end and is told: audit mode, see auditmode.go.
 //
 // One FUSE inode stands for one name and one state of the source file behind it
 // (device, inode, size, times). At its first successful OPEN it is bound to the
@@ -71,6 +72,11 @@ type Config struct {
 	// Bind is what the name of a file demands. Zero is BindName.
 	Bind Bind
 
+	// AuditUntil is the end of audit mode, in which what the rules refuse is served
+	// unchecked and told: for roll-outs. Zero, or an instant that is over, enforces
+	// from the start.
+	AuditUntil time.Time
+
 	// Clock returns the time; nil means time.Now. However it moves, the mount's
 	// own time only goes forward.
 	Clock func() time.Time
@@ -118,6 +124,7 @@ type Server struct {
 // Stats is a snapshot of counters since the mount was made.
 type Stats struct {
 	Granted, Refused int64 // decisions of OPEN, and links that were refused
+	AuditServed      int64 // opens and links that audit mode let pass
 	Errors           int64 // opens that ended undecided: I/O error, interrupted, too slow
 	Hashed           int64 // whole files measured
 	HashedBytes      int64
@@ -197,6 +204,10 @@ func Mount(c Config) (*Server, error) {
 	}
 	s := &Server{fs: fsys, fuse: fs, done: make(chan struct{})}
 	fsys.background.Go(fsys.watchRevocations)
+	if fsys.auditing() {
+		c.Log.Warn("audit mode: what the rules refuse is served unchecked, and told", "until", c.AuditUntil)
+		fsys.background.Go(fsys.watchAuditMode)
+	}
 	go func() {
 		defer close(s.done)
 		fs.Serve()
@@ -318,6 +329,14 @@ func (s *Server) Abandon() error {
 	return nil
 }
 
+// AuditUntil returns when audit mode ends, or the zero time if the mount enforces.
+func (s *Server) AuditUntil() time.Time {
+	if !s.fs.auditing() {
+		return time.Time{}
+	}
+	return s.fs.auditUntil
+}
+
 // Tier returns the best tier that a file of this mount can have, and why it is
 // not a better one; "" if there is none.
 func (s *Server) Tier() (tier, why string) { return s.fs.vault.state() }
@@ -346,6 +365,8 @@ type filesystem struct {
 	claims     claimIndex
 	bind       Bind
 	releases   releaseIndex
+	auditUntil time.Time
+	unchecked  handles[*unchecked]
 	quarantine quarantine
 	sentBack   sentBack
 	counters   counters
@@ -371,6 +392,7 @@ func newFilesystem(c Config, src *source, v *vault) *filesystem {
 		nodes:         newNodeTable(),
 		vault:         v,
 		bind:          c.Bind,
+		auditUntil:    c.AuditUntil.Round(0),
 		cacheBytes:    c.CacheBytes,
 		ctx:           ctx,
 		cancel:        cancel,
@@ -395,6 +417,7 @@ func (f *filesystem) shutdown() {
 	f.measure.wait()
 	f.background.Wait()
 	f.files.drain(func(h *handle) { h.release() })
+	f.unchecked.drain(func(u *unchecked) { u.release() })
 	f.dirs.drain(func(d *dirHandle) { d.close() })
 	f.vault.end()
 	f.src.close()

@@ -7,6 +7,7 @@ import (
 	"encoding/base64"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -61,6 +62,8 @@ type serverSpec struct {
 	Private            string
 	PrivateBytes       int64
 	Bind               Bind
+	AuditUntil         time.Time
+	Log                bool // to stderr
 	asNobody           bool // the server runs without root
 }
 
@@ -107,7 +110,7 @@ func serve(arg string) int {
 			Source: spec.Source, Mountpoint: spec.Mountpoint, View: view,
 			HashWorkers: spec.Workers, AllowOther: spec.AllowOther, Verify: spec.Verify, CacheBytes: spec.CacheBytes,
 			Seal: spec.Seal, SealFrom: spec.SealFrom, Private: spec.Private, PrivateBytes: spec.PrivateBytes,
-			Bind: spec.Bind,
+			Bind: spec.Bind, AuditUntil: spec.AuditUntil, Log: logTo(spec.Log),
 			Audit: func(r Record) {
 				mu.Lock()
 				defer mu.Unlock()
@@ -173,6 +176,14 @@ func serve(arg string) int {
 		r.Tier, r.Why = s.Tier()
 		say(r)
 	}
+}
+
+// logTo returns the log of a server; the test reads its stderr.
+func logTo(stderr bool) *slog.Logger {
+	if !stderr {
+		return nil
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, nil))
 }
 
 // descriptors returns what this process has open, by number.

@@ -14,6 +14,8 @@ import (
 //
 // BUG: the daemon cannot see that a directory of the mount is bound elsewhere
 // alone (a container's volume); there a target with ".." can leave the bind.
+//
+// Audit mode hands out the others too, and tells.
 func (f *filesystem) Readlink(cancel <-chan struct{}, in *fuse.InHeader) ([]byte, fuse.Status) {
 	n := f.nodes.get(in.NodeId)
 	if n == nil {
@@ -32,6 +34,10 @@ func (f *filesystem) Readlink(cancel <-chan struct{}, in *fuse.InHeader) ([]byte
 		if a.verdict, o = f.linked(f.lookFor(cancel, in.Caller), n.path, target); o != finished {
 			a = undecided(o)
 		}
+	}
+	if f.excuses(a.verdict, nil) {
+		f.tellAudited(in.Caller, n.path, a.verdict, nil)
+		return []byte(target), fuse.OK
 	}
 	if a.verdict.Reason != "" {
 		f.tell(in.Caller, n.path, a.verdict, nil, "")

@@ -34,13 +34,14 @@ type node struct {
 
 	// mu guards what follows. It is not held while the source is read or the
 	// kernel is notified.
-	mu      sync.Mutex
-	attr    fuse.Attr
-	bound   proof    // of the one content of this inode; zero until the first grant
-	content *content // while a handle is open
-	fill    *fill    // nil until one was begun; there is one in the life of a node
-	early   *early   // nil, or what has put pages into the inode before it was bound
-	why     explained
+	mu        sync.Mutex
+	attr      fuse.Attr
+	bound     proof    // of the one content of this inode; zero until the first grant
+	content   *content // while a handle is open
+	fill      *fill    // nil until one was begun; there is one in the life of a node
+	early     *early   // nil, or what has put pages into the inode before it was bound
+	unchecked bool     // has served unchecked bytes, in audit mode
+	why       explained
 }
 
 type nodeKey struct {
@@ -217,6 +218,16 @@ func (h *handles[T]) drain(f func(T)) {
 		delete(h.open, id)
 		f(v)
 	}
+}
+
+func (h *handles[T]) all() []T {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	out := make([]T, 0, len(h.open))
+	for _, v := range h.open {
+		out = append(out, v)
+	}
+	return out
 }
 
 func (h *handles[T]) count() int64 {

@@ -32,7 +32,8 @@ func (c *content) tier() string {
 	return TierBlocks
 }
 
-// handle is one open file. Only newHandle makes one, from an allowed verdict.
+// handle is one open file whose bytes are checked. Only newHandle makes one, from
+// an allowed verdict.
 type handle struct {
 	fs      *filesystem
 	node    *node
@@ -73,13 +74,23 @@ func (f *filesystem) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.Ope
 			file.Close()
 		}
 	}()
-	if identityOf(&st) != n.ident {
-		return f.moved(in.Caller, n)
-	}
-	f.sentBack.arrived(in.Pid, n.path)
 	generation := f.view.Generation() // before the decision: see handle.live
-	a := f.assess(cancel, in.Caller, n.path, n.ident, file, func(cold bool) *early { return f.beginEarly(n, n.ident.size, cold) })
+	a := assessment{verdict: refusedChanging(), status: statusRefused}
+	if identityOf(&st) == n.ident {
+		f.sentBack.arrived(in.Pid, n.path)
+		a = f.assess(cancel, in.Caller, n.path, n.ident, file, f.earlyFor(n))
+	} else if !f.sentBack.again(in.Pid, n.path) {
+		// The name leads to another state than its inode stands for: the kernel looks
+		// it up again and gets another inode. It does so once for an open; if that
+		// leads nowhere too, the file is being written.
+		return statusStale
+	}
 	if !a.verdict.Allowed() {
+		if f.excuses(a.verdict, a.flight) {
+			st, kept := f.openUnchecked(n, a, file, in.Caller, generation, out)
+			keep = kept
+			return st
+		}
 		f.tell(in.Caller, n.path, a.verdict, a.flight, "")
 		return a.status
 	}
@@ -87,11 +98,15 @@ func (f *filesystem) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.Ope
 	keep = kept
 	if !ok {
 		f.nodes.retire(n)
-		return f.moved(in.Caller, n)
+		return statusStale
 	}
 	h.generation.Store(generation)
 	if refusal, st := f.settle(cancel, h, a); !st.Ok() {
 		h.release()
+		if f.excuses(refusal, a.flight) {
+			f.nodes.retire(n) // it is bound; the next open gets another
+			return statusStale
+		}
 		f.tell(in.Caller, n.path, refusal, a.flight, "")
 		return st
 	}
@@ -141,17 +156,6 @@ func (f *filesystem) unopened(caller fuse.Caller, n *node, err error) fuse.Statu
 		return statusStale // let the kernel find out by a lookup
 	}
 	return st
-}
-
-// moved answers for a name that leads to another state than its inode stands
-// for: the kernel looks the name up again and gets another inode. It does so
-// once for an open; if that led nowhere too, the file is being written.
-func (f *filesystem) moved(caller fuse.Caller, n *node) fuse.Status {
-	if f.sentBack.again(caller.Pid, n.path) {
-		f.tell(caller, n.path, refusedChanging(), nil, "")
-		return statusRefused
-	}
-	return statusStale
 }
 
 func refusedChanging() Verdict {
@@ -266,7 +270,7 @@ func (f *filesystem) hopeless(path string, size int64) (Verdict, bool) {
 }
 
 // newHandle binds the node to the measured content, for good, and opens it. It
-// fails if the node is bound to another one. kept says that file now belongs to
+// fails if the node is bound to another one, or has served unchecked bytes. kept says that file now belongs to
 // the content.
 func (f *filesystem) newHandle(n *node, a assessment, file *os.File, caller fuse.Caller) (h *handle, kept, ok bool) {
 	if !a.verdict.Allowed() || a.flight == nil {
@@ -275,7 +279,7 @@ func (f *filesystem) newHandle(n *node, a assessment, file *os.File, caller fuse
 	proof := a.flight.proof
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if !n.bound.isZero() && !n.bound.same(proof) || n.early != nil && !n.early.tells(proof) {
+	if n.unchecked || !n.bound.isZero() && !n.bound.same(proof) || n.early != nil && !n.early.tells(proof) {
 		return nil, false, false
 	}
 	n.bound = proof
@@ -301,6 +305,10 @@ func (f *filesystem) newHandle(n *node, a assessment, file *os.File, caller fuse
 }
 
 func (f *filesystem) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
+	if in.Fh&uncheckedBit != 0 {
+		f.releaseUnchecked(in.Fh)
+		return
+	}
 	if h, ok := f.files.remove(in.Fh); ok {
 		h.release()
 	}
@@ -331,11 +339,11 @@ func (h *handle) release() {
 // tell counts a decision and hands it to the audit. tier is that of an open that
 // was allowed.
 func (f *filesystem) tell(caller fuse.Caller, path string, v Verdict, fl *flight, tier string) {
-	r := Record{
-		Time: f.clock.now(), Path: path,
-		PID: caller.Pid, UID: caller.Uid, GID: caller.Gid,
-		Decision: Refused, Reason: v.Reason, Detail: v.Detail, Next: v.Next,
+	var d hashpipe.Digest
+	if fl != nil {
+		d = fl.digest
 	}
+	r := f.record(caller, path, v, d)
 	switch {
 	case v.Allowed():
 		r.Decision, r.Tier = Granted, tier
@@ -346,11 +354,21 @@ func (f *filesystem) tell(caller fuse.Caller, path string, v Verdict, fl *flight
 	default:
 		f.counters.refused.Add(1)
 	}
-	if fl != nil {
-		r.Digest = fl.digest.String()
+	f.audit.add(r)
+}
+
+// record is that of a refusal. d is what was measured; zero if nothing was.
+func (f *filesystem) record(caller fuse.Caller, path string, v Verdict, d hashpipe.Digest) Record {
+	r := Record{
+		Time: f.clock.now(), Path: path,
+		PID: caller.Pid, UID: caller.Uid, GID: caller.Gid,
+		Decision: Refused, Reason: v.Reason, Detail: v.Detail, Next: v.Next,
+	}
+	if !d.IsZero() {
+		r.Digest = d.String()
 	}
 	if !v.Capability.IsZero() {
 		r.Capability, r.Model = v.Capability.ID().String(), v.Capability.Model()
 	}
-	f.audit.add(r)
+	return r
 }

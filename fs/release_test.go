@@ -2,6 +2,7 @@ package fs
 
 import (
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/go-json-experiment/json"
+	"github.com/hanwen/go-fuse/v2/fuse"
 
 	"github.com/openclaw/clawfs/capstore"
 	"github.com/openclaw/clawfs/hashpipe"
@@ -387,6 +389,73 @@ func TestReleaseHashesEachFileOnce(t *testing.T) {
 		t.Errorf("hashed %d times, want %d", s.Hashed, shards)
 	}
 	t.Logf("%+v", s)
+}
+
+// Who waits for a file beside his own can be killed, and the measurement goes on.
+func TestReleaseKilledOpener(t *testing.T) {
+	m := mountEmpty(t, bindRelease)
+	small := sample(1, 5000)
+	m.write("model.bin", small)
+	big := m.sparse("big.bin", huge, false)
+	m.do(request{Op: "admit", Envelope: signed(t, m.mint, []capstore.Subject{subject(t, "model.bin", small), big})})
+	cmd := m.command("read", m.at("model.bin"))
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	m.waitVerifying()
+	time.Sleep(300 * time.Millisecond)
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	gone := make(chan struct{})
+	go func() { cmd.Wait(); close(gone) }()
+	select {
+	case <-gone:
+	case <-time.After(10 * time.Second):
+		m.do(request{Op: "abandon"})
+		m.gone = true
+		t.Fatal("the opener hangs")
+	}
+	if r := m.lastRecord("model.bin", Failed); r.Reason != ReasonInterrupted {
+		t.Errorf("record: %+v", r)
+	}
+	if s := m.stats(); s.Verifying != 1 {
+		t.Errorf("%+v", s)
+	}
+}
+
+// The limit of a request covers the files beside it too.
+func TestReleaseRequestLimit(t *testing.T) {
+	dir := t.TempDir()
+	small := sample(1, 5000)
+	if err := os.WriteFile(filepath.Join(dir, "model.bin"), small, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "big.bin"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(filepath.Join(dir, "big.bin"), huge); err != nil {
+		t.Fatal(err)
+	}
+	src, err := openSource(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := newDesk(t)
+	big := subject(t, "big.bin", []byte("other bytes"))
+	big.Size = huge
+	d.admit([]capstore.Subject{subject(t, "model.bin", small), big})
+	f := newFilesystem(Config{View: d.view, Log: slog.New(slog.DiscardHandler), HashWorkers: 1, Bind: BindRelease}, src, noVault(t))
+	defer f.shutdown()
+	f.limit = 300 * time.Millisecond
+	file, st, err := src.open("model.bin")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	if a := f.assess(nil, fuse.Caller{}, "model.bin", identityOf(&st), file, nil); a.verdict.Reason != ReasonTooSlow || a.status != statusTooSlow {
+		t.Errorf("assess = %+v, %v; want %s", a.verdict, a.status, ReasonTooSlow)
+	}
 }
 
 // The rule itself, on data alone.

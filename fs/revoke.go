@@ -98,7 +98,8 @@ func (f *filesystem) watchRevocations() {
 		}
 		seen = generation
 		f.measure.sweep()
-		for _, h := range f.openHandles() {
+		f.sweepUnchecked()
+		for _, h := range f.files.all() {
 			h.live()
 		}
 		for _, n := range f.nodes.files() {
@@ -112,16 +113,6 @@ func (f *filesystem) watchRevocations() {
 			}
 		}
 	}
-}
-
-func (f *filesystem) openHandles() []*handle {
-	f.files.mu.RLock()
-	defer f.files.mu.RUnlock()
-	out := make([]*handle, 0, len(f.files.open))
-	for _, h := range f.files.open {
-		out = append(out, h)
-	}
-	return out
 }
 
 // pagesRevoked reports whether a node was bound to a content that is approved no

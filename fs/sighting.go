@@ -75,7 +75,7 @@ func (f *filesystem) spot(p string) *sighting {
 	s := &sighting{path: p}
 	t, err := f.src.follow(p)
 	switch {
-	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):
+	case absent(err):
 		s.missing = true
 	case err != nil:
 		s.fault = err.Error()
@@ -190,7 +190,7 @@ func (s *source) follow(p string) (trail, error) {
 		link, rest := p, ""
 		st, err := s.stat(p)
 		switch {
-		case errors.Is(err, unix.ELOOP):
+		case behindLink(err):
 			link, rest, err = s.firstLink(p)
 		case err == nil && st.Mode&unix.S_IFMT != unix.S_IFLNK:
 			return trail{end: p, st: st}, nil

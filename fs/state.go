@@ -13,7 +13,7 @@ import (
 
 // counters are what Stats shows.
 type counters struct {
-	granted, refused, errors, hashed, hashedBytes, joined, trees, unitsChecked, filledBytes, lateMismatches, revoked, held, panics atomic.Int64
+	granted, refused, errors, hashed, hashedBytes, joined, trees, unitsChecked, filledBytes, lateMismatches, revoked, held, audited, panics atomic.Int64
 }
 
 func (f *filesystem) stats() Stats {
@@ -24,9 +24,9 @@ func (f *filesystem) stats() Stats {
 		Granted: c.granted.Load(), Refused: c.refused.Load(), Errors: c.errors.Load(),
 		Hashed: c.hashed.Load(), HashedBytes: c.hashedBytes.Load(), Trees: c.trees.Load(), Joined: c.joined.Load(),
 		UnitsChecked: c.unitsChecked.Load(), FilledBytes: c.filledBytes.Load(), LateMismatches: c.lateMismatches.Load(),
-		Revoked: c.revoked.Load(), Held: c.held.Load(), Quarantined: f.quarantine.count(), Panics: c.panics.Load(),
+		Revoked: c.revoked.Load(), Held: c.held.Load(), AuditServed: c.audited.Load(), Quarantined: f.quarantine.count(), Panics: c.panics.Load(),
 		AuditDropped: f.audit.dropped.Load(),
-		Nodes:        f.nodes.count(), Handles: f.files.count(), Verifying: f.measure.underWay(),
+		Nodes:        f.nodes.count(), Handles: f.files.count() + f.unchecked.count(), Verifying: f.measure.underWay(),
 	}
 }
 

@@ -16,14 +16,15 @@ import (
 // backup that copies attributes does not hash the whole tree.
 const (
 	xattrPrefix = "user.clawfs."
-	xattrStatus = xattrPrefix + "status" // granted, refused, or unknown: nobody has measured it
+	xattrStatus = xattrPrefix + "status" // granted, refused, audited: refused by the rules and served in audit mode, or unknown: nobody has measured it
 	xattrDigest = xattrPrefix + "digest" // hex SHA-256 as last measured
 	xattrTier   = xattrPrefix + "tier"   // of a granted file
 	xattrReason = xattrPrefix + "reason"
 	xattrWhy    = xattrPrefix + "why" // JSON: Explanation
 )
 
-// Explanation is the document of user.clawfs.why.
+// Explanation is the document of user.clawfs.why. Allowed says what the rules say,
+// in audit mode too.
 type Explanation struct {
 	Path       string     `json:"path"`
 	Allowed    bool       `json:"allowed"`
@@ -41,6 +42,10 @@ type Explanation struct {
 	SBA        string     `json:"sba,omitzero"`
 	Publisher  string     `json:"publisher,omitzero"` // key id
 	NotAfter   *time.Time `json:"notAfter,omitzero"`
+
+	Mode       string     `json:"mode,omitzero"`       // "audit" as long as the mount does not enforce
+	AuditUntil *time.Time `json:"auditUntil,omitzero"` // the end of that
+	Audited    bool       `json:"audited,omitzero"`    // refused by the rules, and served unchecked until then
 }
 
 // explained keeps an answer between the call that asks for its length and the
@@ -49,6 +54,7 @@ type explained struct {
 	text       []byte
 	at         time.Time
 	generation uint64 // of the view: a revocation makes the answer void
+	auditing   bool   // so does the end of audit mode
 }
 
 // explainedFor is how long an answer is kept.
@@ -112,12 +118,18 @@ func (f *filesystem) known(n *node) map[string]string {
 		out[xattrReason] = string(ReasonSpecial)
 		return out
 	}
-	if _, yes := f.quarantine.has(n.ident); yes {
-		out[xattrReason] = string(ReasonQuarantined)
+	refuse := func(v Verdict, fl *flight) {
+		out[xattrReason] = string(v.Reason)
+		if f.excuses(v, fl) {
+			out[xattrStatus] = "audited"
+		}
+	}
+	if detail, yes := f.quarantine.has(n.ident); yes {
+		refuse(refused(ReasonQuarantined, detail, ""), nil)
 		return out
 	}
 	if v, hopeless := f.hopeless(n.path, n.ident.size); hopeless {
-		out[xattrReason] = string(v.Reason)
+		refuse(v, nil)
 		return out
 	}
 	fl := f.measure.peek(n.ident)
@@ -134,7 +146,7 @@ func (f *filesystem) known(n *node) map[string]string {
 		}
 		v = f.decideAt(n.path, fl, roots)
 	}
-	out[xattrReason] = string(v.Reason)
+	refuse(v, fl)
 	out[xattrDigest] = fl.digest.String()
 	if v.Allowed() {
 		out[xattrStatus], out[xattrTier] = "granted", f.tier(n, fl)
@@ -165,7 +177,7 @@ func (f *filesystem) explain(cancel <-chan struct{}, caller fuse.Caller, n *node
 	kept := n.why
 	n.mu.Unlock()
 	generation := f.view.Generation() // before the evaluation
-	if kept.text != nil && kept.generation == generation && time.Since(kept.at) < explainedFor {
+	if kept.text != nil && kept.generation == generation && kept.auditing == f.auditing() && time.Since(kept.at) < explainedFor {
 		return kept.text, fuse.OK
 	}
 	file, st, err := f.src.open(n.path)
@@ -187,12 +199,13 @@ func (f *filesystem) explain(cancel <-chan struct{}, caller fuse.Caller, n *node
 		return nil, a.status
 	}
 	// Names are bytes to the kernel; JSON wants UTF-8.
-	text, err := json.Marshal(f.explanation(n, st.Size, a), json.Deterministic(true), jsontext.AllowInvalidUTF8(true))
+	e := f.explanation(n, st.Size, a)
+	text, err := json.Marshal(e, json.Deterministic(true), jsontext.AllowInvalidUTF8(true))
 	if err != nil {
 		return nil, statusIO
 	}
 	n.mu.Lock()
-	n.why = explained{text, time.Now(), generation}
+	n.why = explained{text, time.Now(), generation, e.Mode != ""}
 	n.mu.Unlock()
 	return text, fuse.OK
 }
@@ -205,6 +218,10 @@ func (f *filesystem) explanation(n *node, size int64, a assessment) Explanation 
 	if v.Allowed() {
 		e.Tier = f.tier(n, a.flight)
 		e.TierNote = a.flight.unsealed
+	}
+	if f.auditing() {
+		until := f.auditUntil.UTC()
+		e.Mode, e.AuditUntil, e.Audited = "audit", &until, f.excuses(v, a.flight)
 	}
 	if a.flight != nil {
 		e.SHA256 = a.flight.digest.String()
