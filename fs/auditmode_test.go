@@ -574,7 +574,14 @@ func TestExcuses(t *testing.T) {
 			t.Errorf("%q: excused %v", r, got)
 		}
 	}
+	s := &Server{fs: f}
+	if !s.AuditUntil().Equal(f.auditUntil) {
+		t.Errorf("AuditUntil = %v, want %v", s.AuditUntil(), f.auditUntil)
+	}
 	now = now.Add(2 * time.Hour)
+	if !s.AuditUntil().IsZero() {
+		t.Errorf("AuditUntil after the end = %v", s.AuditUntil())
+	}
 	if f.excuses(Verdict{Reason: ReasonNoCapability}, nil) {
 		t.Error("excused after the end")
 	}

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // tiers are the ways in which this machine can serve a content, each with what
@@ -57,7 +58,16 @@ func onXFS(tb testing.TB, dir string) {
 		}
 	}
 	tb.Cleanup(func() {
-		if err := syscall.Unmount(dir, 0); err != nil {
+		err := syscall.Unmount(dir, 0)
+		for range 50 {
+			if err != syscall.EBUSY {
+				break
+			}
+			// The kernel lets go of a backing file some time after its last reader.
+			time.Sleep(100 * time.Millisecond)
+			err = syscall.Unmount(dir, 0)
+		}
+		if err != nil {
 			syscall.Unmount(dir, syscall.MNT_DETACH)
 			tb.Errorf("unmounting the source: %v", err)
 		}
