@@ -51,6 +51,10 @@ type Query struct {
 	// zero, the file was not measured, and is refused.
 	Tree *hashpipe.Tree
 
+	// Git says that the last component of Path is the git blob id of the measured
+	// bytes: see gitAddress.
+	Git bool
+
 	// Bind is what the name demands. Roots is what was found at the places that
 	// BindRelease asks about; a place that is not in it refuses.
 	Bind  Bind
@@ -107,7 +111,7 @@ var rank = map[Reason]int{
 //
 // A path carries a subject's name if its last components are those of the name
 // ("langid.bin" at "acme/v1/langid.bin"), or if its last component is the
-// content's own hash (see contentAddress).
+// content's own hash (see contentAddress and gitAddress).
 func Decide(q Query, grants []capstore.Grant) Verdict {
 	if q.Shown == "" {
 		q.Shown = q.Path
@@ -139,8 +143,8 @@ func Decide(q Query, grants []capstore.Grant) Verdict {
 
 // judge compares the file with one subject of one capability.
 func judge(q Query, c capstore.Capability, s capstore.Subject, r capstore.Revocation) Verdict {
-	named := carries(q.Path, s)
 	same := q.is(s)
+	named := carries(q.Path, s) || same && q.Git
 	v := Verdict{Capability: c}
 	switch {
 	case !named && !same:
@@ -173,7 +177,7 @@ func judge(q Query, c capstore.Capability, s capstore.Subject, r capstore.Revoca
 		v.Reason = ReasonExpired
 		v.Detail = fmt.Sprintf("%s was valid until %s, now is %s", release(c, s), instant(c.NotAfter()), instant(q.Now))
 		v.Next = "clawfs grant MODEL.sba, to rebuild and renew it"
-	case q.Bind != BindName && !addresses(q.Path, s) && !q.Roots[rootOf(q.Path, c, s.Name)].whole:
+	case q.Bind != BindName && !q.Git && !addresses(q.Path, s) && !q.Roots[rootOf(q.Path, c, s.Name)].whole:
 		found := q.Roots[rootOf(q.Path, c, s.Name)]
 		v.Reason = ReasonMixedRelease
 		v.Detail, v.Next = found.Detail, found.Next

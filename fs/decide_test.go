@@ -71,6 +71,11 @@ func TestDecide(t *testing.T) {
 		trees[got.Sum()] = got.Tree()
 		return Query{Path: path, Size: int64(len(data)), Sum: hashpipe.SumBytes(data), Now: now}
 	}
+	gitQuery := func(data []byte) Query {
+		q := query("blobs/"+gitIDOf(data), data)
+		q.Git = true
+		return q
+	}
 	digest := hashpipe.SumBytes(good).Claim()
 
 	for _, c := range []struct {
@@ -100,6 +105,10 @@ func TestDecide(t *testing.T) {
 		{name: "hash name in upper case", q: query("blobs/"+strings.ToUpper(sumOf(good)), good), setup: func(d *desk) { d.grant("langid.bin", good) }, want: ReasonWrongName},
 		{name: "hash name with a suffix", q: query("blobs/"+sumOf(good)+".part", good), setup: func(d *desk) { d.grant("langid.bin", good) }, want: ReasonWrongName},
 		{name: "hash name of another algorithm", q: query("blobs/sha512-"+sumOf(good), good), setup: func(d *desk) { d.grant("langid.bin", good) }, want: ReasonWrongName},
+		{name: "git id over other bytes", q: gitQuery(evil), setup: func(d *desk) { d.grant("langid.bin", good) }, want: ReasonNoCapability},
+		{name: "git id that nobody compared", q: query("blobs/"+gitIDOf(good), good), setup: func(d *desk) { d.grant("langid.bin", good) }, want: ReasonWrongName},
+		{name: "revoked under its git id", q: gitQuery(good), setup: func(d *desk) { d.grant("langid.bin", good); d.revoke(capstore.KindFile, digest) }, want: ReasonRevoked},
+		{name: "git id, not measured", q: Query{Path: "blobs/" + gitIDOf(good), Size: int64(len(good)), Git: true, Now: now}, setup: func(d *desk) { d.grant("langid.bin", good) }, want: ReasonNoCapability},
 		{name: "expired", q: query("langid.bin", good), setup: func(d *desk) { d.grant("langid.bin", good, expired) }, want: ReasonExpired, mention: "valid until"},
 		{name: "expired at this instant", q: query("langid.bin", good), setup: func(d *desk) { d.grant("langid.bin", good, window(-time.Hour, 0)) }, want: ReasonExpired},
 		{name: "not yet valid", q: query("langid.bin", good), setup: func(d *desk) { d.grant("langid.bin", good, future) }, want: ReasonNotYetValid},
@@ -122,6 +131,7 @@ func TestDecide(t *testing.T) {
 		{name: "granted by a two-part name", q: query("acme/v1/langid.bin", good), setup: func(d *desk) { d.grant("v1/langid.bin", good) }, want: ReasonGranted},
 		{name: "granted by hash, Hugging Face", q: query("models--a/blobs/"+sumOf(good), good), setup: func(d *desk) { d.grant("langid.bin", good) }, want: ReasonGranted},
 		{name: "granted by hash, Ollama", q: query("blobs/sha256-"+sumOf(good), good), setup: func(d *desk) { d.grant("langid.bin", good) }, want: ReasonGranted},
+		{name: "granted by git id", q: gitQuery(good), setup: func(d *desk) { d.grant("langid.bin", good) }, want: ReasonGranted},
 		{name: "granted by hash with a colon", q: query("sha256:"+sumOf(good), good), setup: func(d *desk) { d.grant("langid.bin", good) }, want: ReasonGranted},
 		{name: "granted from this instant", q: query("langid.bin", good), setup: func(d *desk) { d.grant("langid.bin", good, window(0, time.Hour)) }, want: ReasonGranted},
 		{name: "granted until the next second", q: query("langid.bin", good), setup: func(d *desk) { d.grant("langid.bin", good, window(-time.Hour, time.Second)) }, want: ReasonGranted},

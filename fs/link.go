@@ -29,6 +29,9 @@ func (f *filesystem) Readlink(cancel <-chan struct{}, in *fuse.InHeader) ([]byte
 		return nil, statusStale
 	}
 	a := assessment{verdict: f.followable(n.path, target), status: statusRefused}
+	if _, git := gitAddress(path.Base(target)); git && a.verdict.Reason == ReasonWrongName {
+		a = f.linkedByGit(cancel, in.Caller, n.path, target, a.verdict)
+	}
 	if a.verdict.Reason == "" && f.bind != BindName {
 		var o outcome
 		if a.verdict, o = f.linked(f.lookFor(cancel, in.Caller), n.path, target); o != finished {
@@ -55,7 +58,8 @@ func (f *filesystem) Readlink(cancel <-chan struct{}, in *fuse.InHeader) ([]byte
 // ../../blobs/<sha256>) binds no name, so here the link's own name must be one
 // under which that content is approved. Else one approved file could stand in
 // for another by a link. If nothing is known of the hash there is nothing to
-// stand in: opening it refuses. Any other target must keep what a capability
+// stand in: opening it refuses. A target that is a git blob id is looked into:
+// see linkedByGit. Any other target must keep what a capability
 // knows of the link's name: see nameIndex.
 func (f *filesystem) followable(link, target string) Verdict {
 	if why := escapes(link, target); why != "" {

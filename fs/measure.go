@@ -113,6 +113,7 @@ type proof struct {
 	tree   *hashpipe.Tree
 	sum    hashpipe.Sum    // zero if the tree alone was measured
 	digest hashpipe.Digest // SHA-256: the sum, or what the capabilities bind to the tree
+	git    *gitID
 }
 
 func (p proof) isZero() bool { return p.tree == nil }
@@ -122,7 +123,7 @@ func (p proof) same(q proof) bool { return !p.isZero() && p.tree.Is(q.tree.Claim
 
 // query asks about the content under a name.
 func (p proof) query(path string, now time.Time, shown string) Query {
-	return Query{Path: path, Size: p.tree.Size(), Sum: p.sum, Tree: p.tree, Now: now, Shown: shown}
+	return Query{Path: path, Size: p.tree.Size(), Sum: p.sum, Tree: p.tree, Git: p.git.is(baseName(path)), Now: now, Shown: shown}
 }
 
 // holds reports whether what the capabilities claim now still gives a content
@@ -420,7 +421,7 @@ func (m *measurer) step(ctx context.Context, fl *flight) (more bool, err error) 
 func (fl *flight) stream(ctx context.Context, in io.ReaderAt) error {
 	got, err := hashpipe.MeasureFile(ctx, in, fl.id.size, func(n int64) { fl.bytes.Add(n) })
 	if err == nil {
-		fl.proof = proof{tree: got.Tree(), sum: got.Sum(), digest: got.Sum().Claim()}
+		fl.proof = proof{tree: got.Tree(), sum: got.Sum(), digest: got.Sum().Claim(), git: new(gitID)}
 	}
 	return err
 }
@@ -467,7 +468,7 @@ func (m *measurer) fold(fl *flight, claims []claim) error {
 		fl.early.tree.Store(tree)
 	}
 	if d, known := digest(claims, tree); known {
-		fl.proof = proof{tree: tree, digest: d}
+		fl.proof = proof{tree: tree, digest: d, git: new(gitID)}
 		m.counters.trees.Add(1)
 		return nil
 	}

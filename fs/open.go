@@ -195,6 +195,12 @@ func (f *filesystem) assess(cancel <-chan struct{}, caller fuse.Caller, path str
 	if fl.err != nil {
 		return assessment{verdict: refused(ReasonUnreadable, fl.err.Error(), "mend the source"), status: statusIO}
 	}
+	switch err := fl.compare(baseName(path), file); {
+	case errors.Is(err, hashpipe.ErrChanged):
+		return assessment{verdict: refusedChanging(), status: statusRefused}
+	case err != nil:
+		return assessment{verdict: refused(ReasonUnreadable, err.Error(), "mend the source"), status: statusIO}
+	}
 	a := assessment{verdict: f.decide(path, fl), status: statusRefused, flight: fl}
 	if a.verdict.Reason == ReasonMixedRelease { // of the file itself all is right
 		roots, o := f.unmixed(l, path, fl)

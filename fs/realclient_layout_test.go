@@ -102,38 +102,46 @@ func (m *mounted) lay(dir string, files map[string][]byte, links map[string]stri
 }
 
 // huggingFace is a cache as huggingface_hub keeps it: a revision is a directory
-// of links to contents.
+// of links to contents. A large one is called by its SHA-256, a small one by its
+// git blob id.
 //
-// BUG: huggingface_hub names a small file's content by its git SHA-1, and keeps
-// one that came by Xet under its Xet hash in blobs of all models, to which the
-// blob is a link. Both are refused: the one link loses the name that was
-// approved, the other looks like a link to another SHA-256.
+// BUG: a content that came by Xet lies under its Xet hash in blobs of all models,
+// to which the blob is a link. That is refused: it looks like a link to another
+// SHA-256.
 func huggingFace(models map[string][]byte) layout {
 	const snapshot, blobs = "models--acme--tiny/snapshots/0123abc/", "models--acme--tiny/blobs/"
 	xet := sumOf([]byte("a hash of another kind"))
 	weights, config, other := models["model.safetensors"], models["config.json"], models["model-00001-of-00002.safetensors"]
-	git := sha1.Sum(fmt.Appendf(nil, "blob %d\x00%s", len(config), config))
+	git := func(data []byte) string {
+		id := sha1.Sum(fmt.Appendf(nil, "blob %d\x00%s", len(data), data))
+		return blobs + hex.EncodeToString(id[:])
+	}
+	small := []byte("approved under another name")
 	return layout{
 		kind: "hugging face", load: python, program: "python3",
 		files: map[string][]byte{
 			"models--acme--tiny/refs/main": []byte("0123abc"),
 			blobs + sumOf(weights):         weights,
-			blobs + sumOf(config):          config,
+			git(config):                    config,
+			git(small):                     small,
 			blobs + sumOf(other):           other,
 		},
 		links: map[string]string{
 			snapshot + "model.safetensors": "../../blobs/" + sumOf(weights),
-			snapshot + "config.json":       "../../blobs/" + sumOf(config),
+			snapshot + "config.json":       "../../blobs/" + filepath.Base(git(config)),
 		},
-		grants: map[string][]byte{"model.safetensors": weights, "config.json": config, "other.safetensors": other},
-		first:  blobs + sumOf(config),
+		grants: map[string][]byte{"model.safetensors": weights, "config.json": config, "other.safetensors": other, "other.json": small},
+		first:  git(config),
 		attacks: []attack{
 			{name: "tampered", files: map[string][]byte{blobs + sumOf(weights): flipped(weights)}, at: blobs + sumOf(weights), why: ReasonWrongBytes},
 			{name: "link to another approved file", links: map[string]string{snapshot + "model.safetensors": "../../blobs/" + sumOf(other)},
 				at: snapshot + "model.safetensors", why: ReasonWrongName},
-			{name: "named by git", files: map[string][]byte{blobs + hex.EncodeToString(git[:]): config},
-				links: map[string]string{snapshot + "config.json": "../../blobs/" + hex.EncodeToString(git[:])},
-				at:    snapshot + "config.json", why: ReasonWrongName},
+			{name: "config tampered", files: map[string][]byte{git(config): flipped(config)}, at: snapshot + "config.json", why: ReasonWrongName},
+			{name: "config exchanged", files: map[string][]byte{git(config): small}, at: snapshot + "config.json", why: ReasonWrongName},
+			{name: "link to another approved config", links: map[string]string{snapshot + "config.json": "../../blobs/" + filepath.Base(git(small))},
+				at: snapshot + "config.json", why: ReasonWrongName},
+			{name: "config called by another's id", files: map[string][]byte{git(small): config},
+				links: map[string]string{snapshot + "config.json": "../../blobs/" + filepath.Base(git(small))}, at: snapshot + "config.json", why: ReasonWrongName},
 			{name: "shared by Xet", files: map[string][]byte{blobs + sumOf(weights): nil, "blobs/5f/" + xet: weights},
 				links: map[string]string{blobs + sumOf(weights): "../../blobs/5f/" + xet},
 				at:    blobs + sumOf(weights), why: ReasonWrongName},

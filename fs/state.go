@@ -92,8 +92,12 @@ type nameIndex struct {
 // no link on the way loses a name, then who asks for "acme/v1/x.bin" ends at a
 // path that ends so too: each link keeps what was walked of the name.
 func (x *nameIndex) lost(v *capstore.View, link, target string) string {
-	if _, addressed := contentAddress(path.Base(link)); addressed {
-		return path.Base(link) // the caller has seen that the target is no address
+	own := path.Base(link)
+	if _, addressed := contentAddress(own); addressed {
+		return own // the caller has seen that the target is no address
+	}
+	if _, addressed := gitAddress(own); addressed && path.Base(target) != own {
+		return own
 	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
