@@ -24,8 +24,12 @@ import (
 // liar is a storage with one file, model.bin, that does not always return the
 // same bytes, and never shows it in the file's attributes. It is a FUSE file
 // system of its own, served by a child process: args are the mode, the mount
-// point and the size. It ends when its stdin does.
+// point and the size. It ends when its stdin does. The other hostile children
+// start here too: see attackers.
 func liar(args []string) int {
+	if attack, ok := attackers[args[0]]; ok {
+		return show(attack(args[1:]))
+	}
 	size, err := strconv.Atoi(args[2])
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "liar:", err)
