@@ -101,6 +101,31 @@ func TestLinkBecomesFile(t *testing.T) {
 	}
 }
 
+// A file that takes the place of a FIFO, a socket or a device opens at once, also
+// for who is told by its mode that he may not.
+func TestSpecialBecomesFile(t *testing.T) {
+	m := mountEmpty(t)
+	data := sample(46, 5000)
+	m.grant("model.bin", data)
+	p := filepath.Join(m.src, "model.bin")
+	for _, kind := range []uint32{unix.S_IFIFO, unix.S_IFSOCK, unix.S_IFCHR} {
+		if err := unix.Mknod(p, kind|0o666, 0); err != nil {
+			t.Fatal(err)
+		}
+		m.refuses("model.bin", syscall.EACCES, ReasonSpecial)
+		if err := os.Rename(m.write("incoming", data), p); err != nil {
+			t.Fatal(err)
+		}
+		if r := m.run("read-as-nobody", m.at("model.bin")); r.SHA256 != sumOf(data) {
+			t.Errorf("nobody: %v, want the approved bytes", r)
+		}
+		m.reads("model.bin", data)
+		if err := os.Remove(p); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // Names are bytes. None of them breaks the explanation or makes two records of
 // one.
 func TestOddNames(t *testing.T) {

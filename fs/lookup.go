@@ -38,7 +38,11 @@ func (f *filesystem) enter(p string, st *unix.Stat_t, out *fuse.EntryOut) *node 
 	out.NodeId = n.id
 	out.Generation = 1
 	out.Attr = attrOf(st)
-	out.SetEntryTimeout(nameTimeout)
+	// What is shown as a file that nobody may read is looked up for each use: what
+	// comes in its place opens at once.
+	if !special(st.Mode) {
+		out.SetEntryTimeout(nameTimeout)
+	}
 	out.SetAttrTimeout(attrTimeout(st.Mode))
 	return n
 }
