@@ -40,6 +40,8 @@ type sight struct {
 	Late    int // reads that failed after an open
 	Bad     int // reads of other bytes
 	Text    string
+
+	Sealed, LateSealed int // of Opened and Late, in tier "sealed"
 }
 
 func show(s sight) int {
@@ -289,7 +291,15 @@ func storm(args []string) sight {
 					})
 					continue
 				}
-				note(func() { out.Opened++ })
+				tier := make([]byte, 32)
+				n, _ := unix.Fgetxattr(fd, xattrTier, tier)
+				sealed := string(tier[:max(n, 0)]) == TierSealed
+				note(func() {
+					out.Opened++
+					if sealed {
+						out.Sealed++
+					}
+				})
 				var st unix.Stat_t
 				unix.Fstat(fd, &st)
 				data, err := unix.Mmap(fd, 0, int(st.Size), unix.PROT_READ, unix.MAP_SHARED)
@@ -311,6 +321,9 @@ func storm(args []string) sight {
 						continue
 					}
 					note(func() {
+						if r.Errno != 0 && sealed {
+							out.LateSealed++
+						}
 						switch {
 						case r.Errno == syscall.EIO || r.Errno == syscall.EFAULT:
 							out.Late++
