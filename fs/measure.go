@@ -105,7 +105,8 @@ type flight struct {
 	unsealed string   // why there is none although the mount seals
 
 	bytes   atomic.Int64
-	granted atomic.Bool // some opener was allowed
+	granted atomic.Bool           // some opener was allowed
+	spoilt  atomic.Pointer[error] // why the draft does not hold what was measured
 }
 
 // proof is what was measured of a content. The zero proof proves nothing.
@@ -393,7 +394,7 @@ func (fl *flight) input() (io.ReaderAt, func()) {
 	}
 	_ = unix.Fadvise(int(from.Fd()), 0, 0, unix.FADV_SEQUENTIAL) // advice
 	if fl.draft != nil && fl.draft.w != nil {
-		return copying{from, fl.draft.w}, done
+		return copying{from, fl.draft.w, &fl.spoilt}, done
 	}
 	if fl.early != nil {
 		return storing{fl.early, from}, done
@@ -457,7 +458,7 @@ func (m *measurer) conclude(fl *flight, err error) {
 // fold makes a proof of the hashed units.
 func (m *measurer) fold(fl *flight, claims []claim) error {
 	in := io.ReaderAt(fl.file)
-	if fl.draft != nil {
+	if fl.draft != nil && fl.spoilt.Load() == nil {
 		in = fl.draft.r // whatever the source is now
 	}
 	tree, err := fl.work.Tree(in)
@@ -479,6 +480,12 @@ func (m *measurer) fold(fl *flight, claims []claim) error {
 // keep seals the private file if its content may be opened.
 func (m *measurer) keep(fl *flight, claims []claim) {
 	if fl.draft == nil {
+		return
+	}
+	if err := fl.spoilt.Load(); err != nil {
+		m.vault.failed.Add(1)
+		m.vault.discard(fl.draft)
+		fl.unsealed = (*err).Error()
 		return
 	}
 	if fl.err != nil || fl.moved || !m.wanted(fl.digest) {

@@ -477,15 +477,21 @@ func (v *vault) end() {
 }
 
 // copying reads the source and writes what it read to the private file: the
-// bytes that are hashed are the bytes that were written.
+// bytes that are hashed are the bytes that were written. If the disk does not
+// take them, the source is measured all the same, and served without.
 type copying struct {
 	src, dst *os.File
+	spoilt   *atomic.Pointer[error]
 }
 
 func (c copying) ReadAt(p []byte, off int64) (int, error) {
 	n, err := c.src.ReadAt(p, off)
+	if c.spoilt.Load() != nil {
+		return n, err
+	}
 	if _, werr := c.dst.WriteAt(p[:n], off); werr != nil {
-		return 0, fmt.Errorf("writing a private file: %w", werr)
+		werr = fmt.Errorf("writing a private file: %w", werr)
+		c.spoilt.Store(&werr)
 	}
 	return n, err
 }
