@@ -3,12 +3,14 @@ package fs
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -68,56 +70,109 @@ func (m *mounted) waitVerifying() {
 	m.t.Fatal("no measurement began")
 }
 
+// However many open an unverified file at one time, it is hashed once.
 func TestOneHashForManyOpeners(t *testing.T) {
-	m := mountEmpty(t)
-	m.admit(m.sparse("model.bin", 256<<20, true))
-	const openers = 64
-	r := m.run("openloop", m.at("model.bin"), "64")
-	if r.Errno != 0 || r.Good != openers || r.SHA256 != sumOf(make([]byte, 4096)) {
-		t.Fatalf("%d of %d openers succeeded: %v", r.Good, openers, r)
-	}
-	s := m.stats()
-	if s.Hashed != 1 || s.Trees != 1 || s.Granted != openers {
-		t.Errorf("hashed %d times for %d granted opens, want 1 for %d", s.Hashed, s.Granted, openers)
-	}
-	t.Logf("%+v", s)
+	const openers = 1000
+	everyTier(t, func(t *testing.T, choose func(*serverSpec)) {
+		m := mountEmpty(t, choose)
+		m.admit(m.sparse("model.bin", 96<<20, true))
+		r := m.run("openloop", m.at("model.bin"), strconv.Itoa(openers))
+		if r.Errno != 0 || r.Good != openers || r.SHA256 != sumOf(make([]byte, 4096)) {
+			t.Fatalf("%d of %d openers succeeded: %v", r.Good, openers, r)
+		}
+		s := m.stats()
+		if s.Hashed != 1 || s.Trees != 1 || s.Granted != openers || s.Joined == 0 {
+			t.Errorf("hashed %d times for %d granted opens, want 1 for %d", s.Hashed, s.Granted, openers)
+		}
+		t.Logf("%+v", s)
+		m.leavesNothing()
+	})
 }
 
+// Of many files that are opened at one time each gets its own answer.
 func TestManyFilesAtOnce(t *testing.T) {
-	m := mountEmpty(t)
-	const files = 40
-	var all sync.WaitGroup
-	for i := range files {
-		data := sample(byte(i), 100_000)
-		name := "model-" + string(rune('a'+i%26)) + string(rune('a'+i/26)) + ".bin"
-		if i%2 == 0 {
-			m.grant(name, data)
-		} else {
-			m.grant(name, sample(byte(i+100), 100_000))
-		}
-		m.write(name, data)
-		all.Go(func() {
-			r := m.run("read", m.at(name))
-			if i%2 == 0 && r.SHA256 != sumOf(data) || i%2 == 1 && r.Errno != syscall.EACCES {
-				t.Errorf("%s: %v", name, r)
+	const files = 1000
+	everyTier(t, func(t *testing.T, choose func(*serverSpec)) {
+		m := mountEmpty(t, choose)
+		var right, wrong []capstore.Subject
+		want := make(map[string]result)
+		for i := range files {
+			name, data := fmt.Sprintf("model-%04d.bin", i), sample(byte(i), 20_000+i)
+			m.write(name, data)
+			if i%2 == 0 {
+				right = append(right, subject(t, name, data))
+				want[name] = result{SHA256: sumOf(data), Size: int64(len(data))}
+			} else {
+				wrong = append(wrong, subject(t, name, sample(byte(i+1), 20_000+i)))
+				want[name] = result{Call: "open", Errno: syscall.EACCES}
 			}
-		})
+		}
+		m.do(request{Op: "admit", Envelope: signed(t, m.mint, right)})
+		m.do(request{Op: "admit", Envelope: signed(t, m.mint, wrong, func(w *terms) { w.sequence = 2 })})
+		got := m.attack("answers", m.dir)
+		if got.Text != "" || len(got.Results) != files {
+			t.Fatalf("%d answers: %s", len(got.Results), got.Text)
+		}
+		for name, w := range want {
+			if g := got.Results[name]; g.Errno != w.Errno || g.Call != w.Call || g.SHA256 != w.SHA256 || g.Size != w.Size {
+				t.Errorf("%s: %v, want %v", name, g, w)
+			}
+		}
+		if s := m.stats(); s.Hashed != files || s.Granted != files/2 || s.Refused != files/2 {
+			t.Errorf("stats: %+v", s)
+		}
+		if left, err := os.ReadDir(m.src); err != nil || len(left) != files {
+			t.Errorf("%d files in the source (%v), want %d", len(left), err, files)
+		}
+		m.leavesNothing()
+	})
+}
+
+// leavesNothing unmounts and looks for descriptors and goroutines that are left.
+func (m *mounted) leavesNothing() {
+	m.t.Helper()
+	m.do(request{Op: "unmount"})
+	if r := m.ask(request{Op: "leaks"}); len(r.Leaked) > 0 || r.Stats.Handles+r.Stats.Verifying+r.Stats.Private+r.Stats.PrivateBytes+r.Stats.Panics != 0 {
+		m.t.Errorf("left after unmount: %q, %+v", r.Leaked, r.Stats)
 	}
-	all.Wait()
+	m.ended = true
+	// The Go runtime answers by the stacks of all goroutines.
+	if err := m.cmd.Process.Signal(syscall.SIGQUIT); err != nil {
+		m.t.Fatal(err)
+	}
+	_ = m.cmd.Wait()
+	stacks := strings.Split(m.stderr.String(), "\n\n")
+	seen := false
+	for _, s := range stacks {
+		switch {
+		case !strings.HasPrefix(s, "goroutine "):
+		case strings.Contains(s, "fs.serve("):
+			seen = true
+		case strings.Contains(s, "clawfs/fs.") || strings.Contains(s, "go-fuse"):
+			m.t.Errorf("a goroutine is left after unmount:\n%s", s)
+		}
+	}
+	if !seen {
+		m.t.Errorf("the stacks do not show the main goroutine: the test shows nothing\n%s", m.stderr)
+	}
 }
 
 // A killed opener is gone at once, and its measurement goes on for the next.
 func TestKilledOpener(t *testing.T) {
-	for _, sig := range []syscall.Signal{syscall.SIGKILL, syscall.SIGINT, syscall.SIGTERM} {
-		t.Run(sig.String(), func(t *testing.T) {
-			m := mountEmpty(t)
-			m.admit(m.sparse("model.bin", huge, false))
+	everyTier(t, func(t *testing.T, choose func(*serverSpec)) {
+		for _, sig := range []syscall.Signal{syscall.SIGKILL, syscall.SIGINT, syscall.SIGTERM} {
+			m := mountEmpty(t, choose, func(s *serverSpec) { s.PrivateBytes = 1 << 40 })
+			size := int64(huge)
+			if strings.Contains(t.Name(), "copy") {
+				size = 4 << 30 // is reserved on the disk
+			}
+			m.admit(m.sparse("model.bin", size, false))
 			cmd := m.command("read", m.at("model.bin"))
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)
 			}
 			m.waitVerifying()
-			time.Sleep(300 * time.Millisecond)
+			time.Sleep(200 * time.Millisecond)
 			began := time.Now()
 			if err := cmd.Process.Signal(sig); err != nil {
 				t.Fatal(err)
@@ -126,34 +181,42 @@ func TestKilledOpener(t *testing.T) {
 			go func() { cmd.Wait(); close(gone) }()
 			select {
 			case <-gone:
-				t.Logf("gone after %v", time.Since(began).Round(time.Millisecond))
-			case <-time.After(10 * time.Second):
+				t.Logf("%v: gone after %v", sig, time.Since(began).Round(time.Millisecond))
+			case <-time.After(5 * time.Second):
 				m.do(request{Op: "abandon"})
 				m.gone = true
-				t.Fatal("the opener hangs")
+				t.Fatalf("%v: the opener hangs", sig)
 			}
-			if s := m.stats(); s.Verifying != 1 {
-				t.Errorf("the measurement ended with its opener: %+v", s)
+			s := m.stats()
+			if s.Verifying != 1 {
+				t.Errorf("%v: the measurement ended with its opener: %+v", sig, s)
+			}
+			if sealed := s.PrivateBytes == size; sealed == strings.HasSuffix(t.Name(), "blocks") {
+				t.Errorf("%v: %d bytes of private files, so this is not the tier: %+v", sig, s.PrivateBytes, s)
 			}
 			if r := m.lastRecord("model.bin", Failed); r.Reason != ReasonInterrupted {
-				t.Errorf("record of a killed opener: %+v", r)
+				t.Errorf("%v: record of a killed opener: %+v", sig, r)
 			}
-		})
-	}
+			m.end()
+			m.ended = true
+		}
+	})
 }
 
 // A timer signal every 5 ms neither fails an open nor starts the hash again.
 func TestTimerSignals(t *testing.T) {
-	m := mountEmpty(t)
-	s := m.sparse("model.bin", 512<<20, true)
-	m.admit(s)
-	r := m.run("alarm", m.at("model.bin"))
-	if r.Errno != 0 || r.SHA256 != s.Digest.String() {
-		t.Fatalf("opening under timer signals: %v (%s)", r, r.Text)
-	}
-	if s := m.stats(); s.Hashed != 1 || s.Errors != 0 {
-		t.Errorf("stats: %+v", s)
-	}
+	everyTier(t, func(t *testing.T, choose func(*serverSpec)) {
+		m := mountEmpty(t, choose)
+		s := m.sparse("model.bin", 192<<20, true)
+		m.admit(s)
+		r := m.run("alarm", m.at("model.bin"))
+		if r.Errno != 0 || r.SHA256 != s.Digest.String() {
+			t.Fatalf("opening under timer signals: %v (%s)", r, r.Text)
+		}
+		if s := m.stats(); s.Hashed != 1 || s.Errors != 0 {
+			t.Errorf("stats: %+v", s)
+		}
+	})
 }
 
 // A panic in a handler answers its one request, and is counted and told.
@@ -291,4 +354,82 @@ func TestKilledServer(t *testing.T) {
 	if err := unix.Unmount(m.dir, unix.MNT_DETACH); err != nil {
 		t.Errorf("clearing a dead mount: %v", err)
 	}
+}
+
+// When the server is killed while a hundred handles are read and others are being
+// opened, nobody is stuck: not the server, and not a client. What is sealed the
+// kernel goes on serving.
+func TestKilledServerInUse(t *testing.T) {
+	everyTier(t, func(t *testing.T, choose func(*serverSpec)) {
+		m := mountEmpty(t, choose, func(s *serverSpec) { s.PrivateBytes = 1 << 40 })
+		sealed := m.seals()
+		data := sample(23, 4*hashpipe.UnitSize)
+		m.write("model.bin", data)
+		m.grant("model.bin", data)
+		m.do(request{Op: "admit", Envelope: signed(t, m.mint, []capstore.Subject{m.sparse("large.bin", 4<<30, false)}, func(w *terms) { w.sequence = 9 })})
+		h := m.hold("model.bin")
+		var clients []*exec.Cmd
+		for range 4 {
+			c := attacker("handles", m.at("model.bin"), "25")
+			out, err := c.StdoutPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := c.Start(); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.ReadFull(out, make([]byte, len("ready\n"))); err != nil {
+				t.Fatal(err)
+			}
+			clients = append(clients, c)
+		}
+		for range 4 {
+			c := m.command("read", m.at("large.bin"))
+			if err := c.Start(); err != nil {
+				t.Fatal(err)
+			}
+			clients = append(clients, c)
+		}
+		m.waitVerifying()
+		if s := m.stats(); s.Handles < 101 {
+			t.Fatalf("%d handles, want 101", s.Handles)
+		}
+		m.gone = true
+		if err := m.cmd.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		inTime(t, 5*time.Second, "the killed server", func() { m.cmd.Wait() })
+		for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+			stuck := 0
+			for _, c := range clients {
+				if stateOf(c.Process.Pid) == "D" {
+					stuck++
+				}
+			}
+			if stuck == 0 {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("%d clients are in uninterruptible sleep 5 s after the server was killed", stuck)
+			}
+		}
+		for _, how := range []string{"touch", "evict", "read", "touch"} {
+			r := h.ask(how)
+			right := r.Errno == 0 && (how == "evict" || r.SHA256 == sumOf(data))
+			dead := r.Errno == syscall.ENOTCONN || r.Errno == syscall.ECONNABORTED || r.Errno == syscall.EIO || r.Errno == syscall.EFAULT
+			if !right && (sealed || !dead) {
+				t.Errorf("%s after the server was killed: %v", how, r)
+			}
+		}
+		h.quit()
+		for _, c := range clients {
+			c.Process.Kill()
+		}
+		for _, c := range clients {
+			inTime(t, 5*time.Second, "a client", func() { c.Wait() })
+		}
+		if err := unix.Unmount(m.dir, unix.MNT_DETACH); err != nil {
+			t.Errorf("clearing a dead mount: %v", err)
+		}
+	})
 }
