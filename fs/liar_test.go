@@ -66,11 +66,16 @@ type liarFile struct {
 	data  []byte
 	born  time.Time
 	reads atomic.Int64 // bytes asked for so far
+	stats atomic.Int64
 }
 
 func (f *liarFile) Getattr(_ context.Context, _ fusefs.FileHandle, out *fuse.AttrOut) syscall.Errno {
 	out.Mode, out.Size = 0o444, uint64(len(f.data))
-	out.SetTimes(&f.born, &f.born, &f.born)
+	born := f.born
+	if f.mode == "shifting" { // never twice in the same state
+		born = born.Add(time.Duration(f.stats.Add(1)))
+	}
+	out.SetTimes(&born, &born, &born)
 	return 0
 }
 
@@ -95,10 +100,12 @@ func (f *liarFile) Read(_ context.Context, _ fusefs.FileHandle, dest []byte, off
 		if n > 1 && rand.IntN(8) == 0 {
 			dest = dest[:rand.IntN(n)]
 		}
-	case "broken":
-		if before >= int64(len(f.data)) {
+	case "broken": // when it has been read once
+		if before >= int64(len(f.data)) && n > 0 {
 			return nil, syscall.EIO
 		}
+	case "dead":
+		return nil, syscall.EIO
 	case "slow":
 		time.Sleep(time.Hour)
 	}
@@ -142,27 +149,62 @@ func lyingSource(t *testing.T, mode string, size int) (dir string, stop func()) 
 	return dir, stop
 }
 
-// Storage may return what it likes: a reader gets approved bytes or an error.
+// Storage may return what it likes: a reader gets approved bytes or an error. A
+// private file holds what was hashed, so what is sealed does not even fail; and
+// storage whose blocks cannot be shared is served in tier "blocks".
 func TestLyingStorage(t *testing.T) {
 	const size = 3*hashpipe.UnitSize + 12345
-	for _, mode := range []string{"second", "sometimes", "short", "broken"} {
-		t.Run(mode, func(t *testing.T) {
+	good := sample(50, size)
+	everyTier(t, func(t *testing.T, choose func(*serverSpec)) {
+		for _, mode := range []string{"second", "sometimes", "short", "broken", "dead", "shifting"} {
 			dir, _ := lyingSource(t, mode, size)
-			m := mountEmpty(t, func(s *serverSpec) { s.Source = dir })
+			copies := false
+			m := mountEmpty(t, choose, func(s *serverSpec) {
+				copies = s.Seal == SealCopy
+				s.Private, s.Source = s.Source, dir
+			})
 			m.src = dir
-			m.grant("model.bin", sample(50, size))
-			r := m.run("loop", m.at("model.bin"), sumOf(sample(50, size)), "2")
+			m.grant("model.bin", good)
+			r := m.run("loop", m.at("model.bin"), sumOf(good), strconv.FormatFloat(raceTime(t).Seconds()/8, 'f', 3, 64))
+			s := m.stats()
+			t.Logf("%s: %d reads approved, %d refused or failed; %+v", mode, r.Good, r.Failed, s)
 			if r.Bad != 0 {
-				t.Errorf("the reader saw bytes that nobody approved: %s", r.Text)
+				t.Errorf("%s: the reader saw bytes that nobody approved: %s", mode, r.Text)
 			}
 			if r.Text != "" {
-				t.Errorf("unexpected outcome: %s", r.Text)
+				t.Errorf("%s: unexpected outcome: %s", mode, r.Text)
 			}
 			if r.Good+r.Failed == 0 {
-				t.Error("the reader did nothing")
+				t.Errorf("%s: the reader did nothing", mode)
 			}
-			t.Logf("%d reads approved, %d refused or failed; %+v", r.Good, r.Failed, m.stats())
-		})
+			switch {
+			case mode == "second" || mode == "broken":
+				if copies && (r.Good == 0 || r.Failed != 0 || s.Private != 1) {
+					t.Errorf("%s: the private file is not what was hashed: %d reads approved, %d failed, %+v", mode, r.Good, r.Failed, s)
+				}
+				if !copies && (r.Failed == 0 || s.Private != 0) {
+					t.Errorf("%s: the storage is not read again: %d reads approved, %d failed, %+v", mode, r.Good, r.Failed, s)
+				}
+			case (mode == "shifting" || mode == "dead") && r.Good != 0:
+				t.Errorf("%s: the file opened %d times", mode, r.Good)
+			}
+		}
+	})
+}
+
+// Where the storage makes no unnamed files, the private ones cannot lie on it.
+func TestStorageWithoutPrivateFiles(t *testing.T) {
+	const size = 3*hashpipe.UnitSize + 12345
+	for name, seal := range map[string]Seal{"copy": SealCopy, "reflink": SealReflink} {
+		dir, _ := lyingSource(t, "honest", size)
+		m := mountEmpty(t, func(s *serverSpec) { s.Source, s.Seal, s.SealFrom = dir, seal, 1 })
+		m.src = dir
+		good := sample(50, size)
+		m.grant("model.bin", good)
+		m.hold("model.bin").sees(good)
+		if got := m.tierOf("model.bin"); got != TierBlocks {
+			t.Errorf("%s: tier %s, want %s", name, got, TierBlocks)
+		}
 	}
 }
 
