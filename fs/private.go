@@ -45,7 +45,9 @@ const (
 	// sealFrom is the size in bytes from which a file is worth a private one, unless
 	// Config.SealFrom says otherwise.
 	sealFrom = 1 << 20
-	// maxPrivate bounds the private files, each of which is an open descriptor.
+	// maxPrivate bounds the private files, each of which is an open descriptor. They
+	// take a quarter of those that the process may have at most: without one for
+	// its source nothing opens, in no tier.
 	maxPrivate = 4096
 )
 
@@ -56,6 +58,7 @@ const (
 type vault struct {
 	how  Seal
 	from int64 // bytes
+	most int   // private files
 	dir  int   // where the files are made; -1: nowhere
 
 	log    *slog.Logger
@@ -111,6 +114,12 @@ func newVault(c Config) (*vault, error) {
 		return nil, fmt.Errorf("directory for private files: %w", &os.PathError{Op: "open", Path: where, Err: err})
 	}
 	v.dir = dir
+	var descriptors unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &descriptors); err != nil {
+		unix.Close(dir)
+		return nil, fmt.Errorf("asking how many descriptors there may be: %w", err)
+	}
+	v.most = int(min(maxPrivate, descriptors.Cur/4))
 	if v.budget == 0 {
 		var st unix.Statfs_t
 		if err := retried(func() error { return unix.Fstatfs(dir, &st) }); err == nil {
@@ -251,14 +260,14 @@ func (v *vault) clone(src *os.File, size int64) (draft, error) {
 func (v *vault) room(size int64) bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	for e := v.recent.Back(); e != nil && (v.used+size > v.budget || v.recent.Len() >= maxPrivate); {
+	for e := v.recent.Back(); e != nil && (v.used+size > v.budget || v.recent.Len() >= v.most); {
 		p, before := e.Value.(*private), e.Prev()
 		if p.users == 0 {
 			v.drop(p)
 		}
 		e = before
 	}
-	if v.used+size > v.budget || v.recent.Len() >= maxPrivate {
+	if v.used+size > v.budget || v.recent.Len() >= v.most {
 		return false
 	}
 	v.used += size
