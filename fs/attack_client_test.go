@@ -346,18 +346,23 @@ func storm(args []string) sight {
 	return out
 }
 
-// answers opens and reads every file of a directory, all at one time.
+// answers opens and reads every file of a directory: args are the directory and
+// how many files at one time.
 func answers(args []string) sight {
 	entries, err := os.ReadDir(args[0])
 	if err != nil {
 		return sight{Text: err.Error()}
 	}
+	n, _ := strconv.Atoi(args[1])
+	turn := make(chan struct{}, n)
 	out := sight{Results: make(map[string]result)}
 	var mu sync.Mutex
 	var all sync.WaitGroup
 	for _, e := range entries {
 		all.Go(func() {
+			turn <- struct{}{}
 			r := readAll(filepath.Join(args[0], e.Name()), unix.O_RDONLY)
+			<-turn
 			mu.Lock()
 			defer mu.Unlock()
 			out.Results[e.Name()] = r

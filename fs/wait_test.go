@@ -109,7 +109,7 @@ func TestManyFilesAtOnce(t *testing.T) {
 		}
 		m.do(request{Op: "admit", Envelope: signed(t, m.mint, right)})
 		m.do(request{Op: "admit", Envelope: signed(t, m.mint, wrong, func(w *terms) { w.sequence = 2 })})
-		got := m.attack("answers", m.dir)
+		got := m.attack("answers", m.dir, "1000")
 		if got.Text != "" || len(got.Results) != files {
 			t.Fatalf("%d answers: %s", len(got.Results), got.Text)
 		}
