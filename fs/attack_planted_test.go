@@ -1,0 +1,80 @@
+package fs
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/go-json-experiment/json"
+)
+
+// plantedFaults are what an implementation would do wrong that hashes once and
+// serves what it hashed: one for each tier.
+var plantedFaults = []struct {
+	tier, file, right, wrong string
+}{
+	// A unit is returned without its check.
+	{"blocks", "../hashpipe/checked.go", "err = c.tree.VerifyUnit(unit, data[:n])", "_ = n"},
+	// The source is written to the private file, and read again to be hashed.
+	{"sealed-copy", "private.go", "\treturn n, err\n}\n\n// enableVerity", "\ttime.Sleep(2 * time.Millisecond)\n\treturn c.src.ReadAt(p, off)\n}\n\n// enableVerity"},
+	{"sealed-copy", "private.go", `"sync/atomic"`, "\"sync/atomic\"\n\t\"time\""},
+	{"sealed-copy", "measure.go", "fl.err != nil || fl.moved ||", "fl.err != nil ||"},
+	// The kernel serves the source itself.
+	{"sealed-reflink", "private.go", "r, err := readOnly(w)\n\treturn draft{r: r", "r, err := readOnly(src)\n\treturn draft{r: r"},
+}
+
+// What these tests rest on is that they would see a wrong byte. So they are run
+// against a build with faults, and have to fail on every tier.
+func TestStormSeesPlantedFaults(t *testing.T) {
+	changed := make(map[string]string)
+	for _, f := range plantedFaults {
+		path, err := filepath.Abs(f.file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, ok := changed[path]
+		if !ok {
+			source, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			text = string(source)
+		}
+		if strings.Count(text, f.right) != 1 {
+			t.Fatalf("%s: want %q once: plant the fault for tier %s where the code is now", f.file, f.right, f.tier)
+		}
+		changed[path] = strings.Replace(text, f.right, f.wrong, 1)
+	}
+	dir := t.TempDir()
+	replace := make(map[string]string)
+	for path, text := range changed {
+		replace[path] = filepath.Join(dir, filepath.Base(path))
+		if err := os.WriteFile(replace[path], []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	overlay, err := json.Marshal(map[string]any{"Replace": replace})
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, "overlay.json")
+	if err := os.WriteFile(file, overlay, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("go", "test", "-count=1", "-overlay", file, "-run", "^TestStorm$/^content$", ".")
+	cmd.Env = append(os.Environ(), "CLAWFS_RACE_SECONDS=3")
+	out, err := cmd.CombinedOutput()
+	if err == nil {
+		t.Errorf("the faulty build passes:\n%s", out)
+	}
+	for _, tier := range tiers {
+		_, part, found := bytes.Cut(out, []byte("--- FAIL: TestStorm/content/"+tier.name+" "))
+		part, _, _ = bytes.Cut(part, []byte("--- FAIL"))
+		if !found || !bytes.Contains(part, []byte("saw bytes that nobody approved")) {
+			t.Errorf("tier %s: nobody saw the planted fault:\n%s", tier.name, out)
+		}
+	}
+}
