@@ -41,7 +41,7 @@ type sight struct {
 	Bad     int // reads of other bytes
 	Text    string
 
-	Sealed, LateSealed int // of Opened and Late, in tier "sealed"
+	Sealed, LateSealed, BadSealed int // of Opened, Late and Bad, in tier "sealed"
 }
 
 func show(s sight) int {
@@ -334,6 +334,9 @@ func storm(args []string) sight {
 							out.Good++
 						default:
 							out.Bad++
+							if sealed {
+								out.BadSealed++
+							}
 						}
 					})
 				}

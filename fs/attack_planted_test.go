@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -19,9 +20,7 @@ var plantedFaults = []struct {
 	// A unit is returned without its check.
 	{"blocks", "../hashpipe/checked.go", "err = c.tree.VerifyUnit(unit, data[:n])", "_ = n"},
 	// The source is written to the private file, and read again to be hashed.
-	{"sealed-copy", "private.go", "\treturn n, err\n}\n\n// enableVerity", "\ttime.Sleep(2 * time.Millisecond)\n\treturn c.src.ReadAt(p, off)\n}\n\n// enableVerity"},
-	{"sealed-copy", "private.go", `"sync/atomic"`, "\"sync/atomic\"\n\t\"time\""},
-	{"sealed-copy", "measure.go", "fl.err != nil || fl.moved ||", "fl.err != nil ||"},
+	{"sealed-copy", "private.go", "\treturn n, err\n}\n\n// enableVerity", "\tfor range 20 {\n\t\tn, err = c.src.ReadAt(p, off)\n\t}\n\treturn n, err\n}\n\n// enableVerity"},
 	// The kernel serves the source itself.
 	{"sealed-reflink", "private.go", "r, err := readOnly(w)\n\treturn draft{r: r", "r, err := readOnly(src)\n\treturn draft{r: r"},
 }
@@ -64,17 +63,20 @@ func TestStormSeesPlantedFaults(t *testing.T) {
 	if err := os.WriteFile(file, overlay, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command("go", "test", "-count=1", "-overlay", file, "-run", "^TestStorm$/^content$", ".")
+	cmd := exec.Command("go", "test", "-count=1", "-overlay", file, "-run", "^TestStorm$/^silent$", ".")
 	cmd.Env = append(os.Environ(), "CLAWFS_RACE_SECONDS=3")
 	out, err := cmd.CombinedOutput()
 	if err == nil {
 		t.Errorf("the faulty build passes:\n%s", out)
 	}
 	for _, tier := range tiers {
-		_, part, found := bytes.Cut(out, []byte("--- FAIL: TestStorm/content/"+tier.name+" "))
+		_, part, _ := bytes.Cut(out, []byte("--- FAIL: TestStorm/silent/"+tier.name+" "))
 		part, _, _ = bytes.Cut(part, []byte("--- FAIL"))
-		if !found || !bytes.Contains(part, []byte("saw bytes that nobody approved")) {
+		got := regexp.MustCompile(`nobody approved (\d+) times, (\d+) times in a sealed file`).FindSubmatch(part)
+		if got == nil || tier.tier == TierSealed && string(got[2]) == "0" {
 			t.Errorf("tier %s: nobody saw the planted fault:\n%s", tier.name, out)
+			continue
 		}
+		t.Logf("tier %s: %s", tier.name, got[0])
 	}
 }
