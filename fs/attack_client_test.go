@@ -44,6 +44,13 @@ type sight struct {
 	Sealed, LateSealed, BadSealed int // of Opened, Late and Bad, in tier "sealed"
 }
 
+// add counts what another saw.
+func (s *sight) add(o sight) {
+	s.Opened, s.Good, s.Refused, s.Late, s.Bad = s.Opened+o.Opened, s.Good+o.Good, s.Refused+o.Refused, s.Late+o.Late, s.Bad+o.Bad
+	s.Sealed, s.LateSealed, s.BadSealed = s.Sealed+o.Sealed, s.LateSealed+o.LateSealed, s.BadSealed+o.BadSealed
+	s.Text += o.Text
+}
+
 func show(s sight) int {
 	if err := json.MarshalWrite(os.Stdout, s); err != nil {
 		fmt.Fprintln(os.Stderr, err)

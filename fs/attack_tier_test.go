@@ -156,7 +156,7 @@ func TestBudgetChurn(t *testing.T) {
 			readers.Go(func() {
 				data := sample(byte(i+1), victimSize)
 				for _, dir := range []string{"one", "two"} {
-					s := m.attack("storm", m.at(fmt.Sprintf("%s/model-%d.bin", dir, i)), sumOf(data), fmt.Sprint(raceTime(t).Seconds()/4), "2")
+					s := m.attack("storm", m.at(fmt.Sprintf("%s/model-%d.bin", dir, i)), sumOf(data), fmt.Sprint(raceTime(t).Seconds()/8), "2")
 					if s.Bad+s.Refused+s.Late != 0 || s.Text != "" || s.Good == 0 {
 						t.Errorf("%d of %s: %+v, want approved bytes alone", i, dir, s)
 					}
@@ -199,7 +199,7 @@ func TestRevokeChurn(t *testing.T) {
 				}
 			})
 			all.Go(func() {
-				s := m.attack("storm", m.at(name), sumOf(data), fmt.Sprint(raceTime(t).Seconds()/2), "3")
+				s := m.attack("storm", m.at(name), sumOf(data), fmt.Sprint(raceTime(t).Seconds()/3), "3")
 				if s.Bad+s.LateSealed != 0 || s.Text != "" || s.Good == 0 || s.Refused == 0 {
 					t.Errorf("%s: %+v", name, s)
 				}

@@ -165,7 +165,7 @@ func TestLyingStorage(t *testing.T) {
 			})
 			m.src = dir
 			m.grant("model.bin", good)
-			r := m.run("loop", m.at("model.bin"), sumOf(good), strconv.FormatFloat(raceTime(t).Seconds()/8, 'f', 3, 64))
+			r := m.run("loop", m.at("model.bin"), sumOf(good), strconv.FormatFloat(raceTime(t).Seconds()/16, 'f', 3, 64))
 			s := m.stats()
 			t.Logf("%s: %d reads approved, %d refused or failed; %+v", mode, r.Good, r.Failed, s)
 			if r.Bad != 0 {
