@@ -24,11 +24,7 @@ import (
 
 // attackers are client processes that do what no loader of models does. Each
 // takes its arguments and returns what it saw.
-var attackers map[string]func(args []string) sight
-
-func init() {
-	attackers = map[string]func([]string) sight{"force": force, "peek": peek, "storm": storm, "answers": answers, "handles": handlesAndFaults}
-}
+var attackers = map[string]func(args []string) sight{"force": force, "peek": peek, "storm": storm, "answers": answers, "handles": useHandles}
 
 // sight is what an attacker saw.
 type sight struct {
@@ -382,9 +378,9 @@ func answers(args []string) sight {
 	return out
 }
 
-// handlesAndFaults opens and maps a file many times, says so, and reads through
+// useHandles opens and maps a file many times, says so, and reads through
 // all of them until it is killed: args are the file and the number.
-func handlesAndFaults(args []string) sight {
+func useHandles(args []string) sight {
 	n, _ := strconv.Atoi(args[1])
 	var data [][]byte
 	var fds []int
