@@ -180,7 +180,7 @@ func (m *measurer) start(file *os.File, id identity, onto func(cold bool) *early
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if e, ok := m.known[id]; ok {
-		if fl := e.Value.(*flight); fl.reusable() && fl.holds(claims) {
+		if fl := e.Value.(*flight); fl.reusable() && fl.holds(claims) && !m.vault.lost(fl.private) {
 			m.recent.MoveToFront(e)
 			return fl, nil
 		}

@@ -439,6 +439,17 @@ func (v *vault) serves(p *private) bool {
 	return !p.gone
 }
 
+// lost reports whether a private file had to make room for others that is free
+// again.
+func (v *vault) lost(p *private) bool {
+	if p == nil {
+		return false
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return p.gone && v.why == "" && v.used+p.size <= v.budget && v.recent.Len() < v.most
+}
+
 // forget lets a private file go, once nobody reads it.
 func (v *vault) forget(p *private) {
 	if p == nil {
