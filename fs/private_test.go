@@ -56,8 +56,9 @@ func TestTierServes(t *testing.T) {
 	}
 }
 
-func sealing(how Seal) func(*serverSpec) {
-	return func(s *serverSpec) { s.Seal, s.SealFrom = how, 1 }
+// copies makes a mount serve private copies of all files.
+func copies(s *serverSpec) {
+	s.Seal, s.SealFrom = SealCopy, 1
 }
 
 // Where a clone or passthrough is impossible the mount says why, and serves in
@@ -133,7 +134,7 @@ func onOverlay(t *testing.T) string {
 // room, the ones that are read do not, and what has no room is served in blocks.
 func TestPrivateBudget(t *testing.T) {
 	const size = 1 << 20
-	m := mountEmpty(t, sealing(SealCopy), func(s *serverSpec) { s.PrivateBytes = 2*size + size/2 })
+	m := mountEmpty(t, copies, func(s *serverSpec) { s.PrivateBytes = 2*size + size/2 })
 	names := []string{"a.bin", "b.bin", "c.bin", "d.bin"}
 	for i, name := range names {
 		good := sample(byte(72+i), size)
@@ -186,7 +187,7 @@ func TestPrivateDiskFull(t *testing.T) {
 	if err := syscall.Fallocate(int(fill.Fd()), 0, 0, int64(st.Bavail)*st.Bsize-(8<<20)); err != nil {
 		t.Fatal(err)
 	}
-	m := mountEmpty(t, sealing(SealCopy), func(s *serverSpec) { s.Private, s.PrivateBytes = small, 1<<40 })
+	m := mountEmpty(t, copies, func(s *serverSpec) { s.Private, s.PrivateBytes = small, 1<<40 })
 	good := sample(76, 20<<20)
 	m.write("model.bin", good)
 	m.grant("model.bin", good)
@@ -202,7 +203,7 @@ func TestPrivateDiskFull(t *testing.T) {
 // What the kernel serves is not taken back, and the audit says so; nobody gets it
 // anew, and it is let go with its last reader.
 func TestRevokedWhileSealed(t *testing.T) {
-	m := mountEmpty(t, sealing(SealCopy))
+	m := mountEmpty(t, copies)
 	good := sample(77, 3*hashpipe.UnitSize)
 	m.write("model.bin", good)
 	m.grant("model.bin", good)
@@ -227,7 +228,7 @@ func TestRevokedWhileSealed(t *testing.T) {
 
 // A content of one inode under two names has one private file.
 func TestSealedOnceForHardLinks(t *testing.T) {
-	m := mountEmpty(t, sealing(SealCopy))
+	m := mountEmpty(t, copies)
 	good := sample(78, 300_000)
 	p := m.write("a/model.bin", good)
 	if err := os.Mkdir(filepath.Join(m.src, "b"), 0o755); err != nil {
