@@ -100,6 +100,14 @@ type Config struct {
 	// PrivateBytes bounds the private files, in bytes. Zero means half of what is
 	// free on their file system at the start.
 	PrivateBytes int64
+
+	// Preverify measures files in the background before somebody opens them, and
+	// seals them, while nobody waits for something else.
+	Preverify bool
+
+	// PreverifyEvery is how often the whole source is looked through for files that
+	// nothing has told of. Zero means ten minutes.
+	PreverifyEvery time.Duration
 }
 
 // Verify is a way to measure a file at its open. Either way the bytes are the
@@ -143,6 +151,8 @@ type Stats struct {
 	Private          int64 // private files, now
 	PrivateBytes     int64 // of them
 	Unsealed         int64 // contents served in tier "blocks" because sealing failed
+	Preverified      int64 // of Hashed, those that pre-verification began
+	PreverifyPending int64 // files that it knows it has to measure, now
 }
 
 // Mount mounts and serves in the background. The process should do nothing
@@ -176,7 +186,11 @@ func Mount(c Config) (*Server, error) {
 		src.close()
 		return nil, fmt.Errorf("mount: %w", err)
 	}
-	if procs := runtime.NumCPU() + 2*c.HashWorkers + 2; runtime.GOMAXPROCS(0) < procs {
+	threads := c.HashWorkers
+	if c.Preverify {
+		threads *= 2
+	}
+	if procs := runtime.NumCPU() + 2*threads + 2; runtime.GOMAXPROCS(0) < procs {
 		runtime.GOMAXPROCS(procs)
 	}
 	vault, err := newVault(c)
@@ -207,6 +221,9 @@ func Mount(c Config) (*Server, error) {
 	if fsys.auditing() {
 		c.Log.Warn("audit mode: what the rules refuse is served unchecked, and told", "until", c.AuditUntil)
 		fsys.background.Go(fsys.watchAuditMode)
+	}
+	if fsys.ahead != nil {
+		fsys.ahead.begin()
 	}
 	go func() {
 		defer close(s.done)
@@ -375,6 +392,7 @@ type filesystem struct {
 	cancel     context.CancelFunc
 	cacheBytes int64         // Config.CacheBytes
 	limit      time.Duration // longest wait of one request; 0 is none
+	ahead      *preverifier  // nil: files are measured when they are opened
 	background sync.WaitGroup
 	server     *fuse.Server // set by Init, before the first request
 }
@@ -400,6 +418,9 @@ func newFilesystem(c Config, src *source, v *vault) *filesystem {
 	}
 	f.units = newUnitCache(&f.counters.unitsChecked)
 	f.measure = newMeasurer(ctx, c.HashWorkers, c.Verify, v, &f.counters, func(size int64) []claim { return f.claims.of(f.view, size) }, f.wanted)
+	if c.Preverify {
+		f.ahead = newPreverifier(f, c.PreverifyEvery)
+	}
 	return f
 }
 

@@ -64,7 +64,9 @@ type serverSpec struct {
 	Bind               Bind
 	AuditUntil         time.Time
 	Log                bool // to stderr
-	asNobody           bool // the server runs without root
+	Preverify          bool
+	PreverifyEvery     int64 // seconds
+	asNobody           bool  // the server runs without root
 }
 
 type request struct {
@@ -111,6 +113,7 @@ func serve(arg string) int {
 			HashWorkers: spec.Workers, AllowOther: spec.AllowOther, Verify: spec.Verify, CacheBytes: spec.CacheBytes,
 			Seal: spec.Seal, SealFrom: spec.SealFrom, Private: spec.Private, PrivateBytes: spec.PrivateBytes,
 			Bind: spec.Bind, AuditUntil: spec.AuditUntil, Log: logTo(spec.Log),
+			Preverify: spec.Preverify, PreverifyEvery: time.Duration(spec.PreverifyEvery) * time.Second,
 			Audit: func(r Record) {
 				mu.Lock()
 				defer mu.Unlock()
@@ -162,7 +165,7 @@ func serve(arg string) int {
 		case "leaks":
 			s.Wait()
 			for fd, what := range descriptors() {
-				if before[fd] != what && !strings.HasPrefix(what, "anon_inode:") {
+				if before[fd] != what && !strings.HasPrefix(what, "anon_inode:[event") {
 					r.Leaked = append(r.Leaked, fd+" "+what)
 				}
 			}

@@ -51,7 +51,8 @@ type measurer struct {
 	claims   func(size int64) []claim   // of all capabilities, now
 	wanted   func(hashpipe.Digest) bool // a content that may be opened, now or later
 	threads  int
-	treeFrom int64 // bytes
+	treeFrom int64        // bytes
+	keepable func() int64 // bytes of a file that may fill the page cache before it is asked for
 	workers  sync.WaitGroup
 
 	mu      sync.Mutex // guards all below
@@ -62,6 +63,7 @@ type measurer struct {
 	known   map[identity]*list.Element
 	recent  *list.List // of *flight, the most recently used first
 	units   int64      // of known
+	awaited int        // tasks that somebody waits for, queued or under way
 }
 
 // task is work for the measurer's workers, all at once or one alone.
@@ -72,6 +74,7 @@ type task struct {
 	size   int64                                        // bytes
 
 	// Guarded by measurer.mu.
+	idle    bool // nobody waits for it
 	helpers int  // workers that are in a step
 	ending  bool // no work is left to take
 	err     error
@@ -81,12 +84,15 @@ type task struct {
 type flight struct {
 	id   identity
 	file *os.File // the source, its own descriptor
+	task *task
 	done chan struct{}
 
 	work  *hashpipe.TreeWork // nil: measured as one stream
 	began time.Time          // of the pass that counts
 
-	onto func(cold bool) *early // for whom the measurement was begun; nil: for nobody
+	onto  func(cold bool) *early // for whom the measurement was begun; nil: for nobody
+	ahead bool                   // pre-verification began it
+	room  bool                   // taken already for the private file
 
 	ready    sync.Once // before the first byte is read; sets what follows
 	draft    *draft    // the private file that is measured; nil: the source is
@@ -148,9 +154,10 @@ func (fl *flight) reusable() bool {
 func newMeasurer(ctx context.Context, workers int, how Verify, v *vault, c *counters, claims func(int64) []claim, wanted func(hashpipe.Digest) bool) *measurer {
 	m := &measurer{
 		ctx: ctx, counters: c, vault: v, claims: claims, wanted: wanted, threads: workers, treeFrom: treeFrom,
-		flights: make(map[identity]*flight),
-		known:   make(map[identity]*list.Element),
-		recent:  list.New(),
+		keepable: func() int64 { return availableMemory() / 2 },
+		flights:  make(map[identity]*flight),
+		known:    make(map[identity]*list.Element),
+		recent:   list.New(),
 	}
 	if how != VerifyAuto {
 		m.treeFrom = hashpipe.MaxSize + 1
@@ -163,9 +170,9 @@ func newMeasurer(ctx context.Context, workers int, how Verify, v *vault, c *coun
 		m.wake.Broadcast()
 	})
 	for range workers {
-		m.workers.Go(func() { m.work(func(*task) bool { return true }) })
+		m.workers.Go(func() { m.work(func(t *task) bool { return !t.idle }) })
 	}
-	m.workers.Go(func() { m.work(func(t *task) bool { return t.size <= smallFile }) })
+	m.workers.Go(func() { m.work(func(t *task) bool { return !t.idle && t.size <= smallFile }) })
 	return m
 }
 
@@ -179,17 +186,34 @@ func (m *measurer) start(file *os.File, id identity, onto func(cold bool) *early
 	claims := m.claims(id.size)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if e, ok := m.known[id]; ok {
-		if fl := e.Value.(*flight); fl.reusable() && fl.holds(claims) && !m.vault.lost(fl.private) {
-			m.recent.MoveToFront(e)
-			return fl, nil
-		}
-		m.remove(e)
+	if e := m.recall(id, claims); e != nil {
+		m.recent.MoveToFront(e)
+		return e.Value.(*flight), nil
 	}
 	if fl, ok := m.flights[id]; ok {
 		m.counters.joined.Add(1)
+		m.promote(fl.task)
 		return fl, nil
 	}
+	return m.launch(&flight{id: id, onto: onto}, file, claims)
+}
+
+// recall returns the remembered measurement of a state of a file, and forgets
+// one that is of no more use. Callers hold m.mu.
+func (m *measurer) recall(id identity, claims []claim) *list.Element {
+	e, ok := m.known[id]
+	if !ok {
+		return nil
+	}
+	if fl := e.Value.(*flight); fl.reusable() && fl.holds(claims) && !m.vault.lost(fl.private) {
+		return e
+	}
+	m.remove(e)
+	return nil
+}
+
+// launch begins a measurement. Callers hold m.mu.
+func (m *measurer) launch(fl *flight, file *os.File, claims []claim) (*flight, error) {
 	if m.closed {
 		return nil, context.Canceled
 	}
@@ -197,19 +221,20 @@ func (m *measurer) start(file *os.File, id identity, onto func(cold bool) *early
 	if err != nil {
 		return nil, fmt.Errorf("duplicating a descriptor: %w", err)
 	}
-	fl := &flight{id: id, file: os.NewFile(uintptr(fd), file.Name()), done: make(chan struct{}), began: time.Now(), onto: onto}
-	if id.size >= m.treeFrom && haveTrees(claims) {
-		fl.work, err = hashpipe.NewTreeWork(id.size, m.threads, func(n int64) { fl.bytes.Add(n) })
+	fl.file, fl.done, fl.began = os.NewFile(uintptr(fd), file.Name()), make(chan struct{}), time.Now()
+	if fl.id.size >= m.treeFrom && haveTrees(claims) {
+		fl.work, err = hashpipe.NewTreeWork(fl.id.size, m.threads, func(n int64) { fl.bytes.Add(n) })
 		if err != nil {
 			fl.file.Close()
 			return nil, err
 		}
 	}
-	m.flights[id] = fl
-	m.enqueue(&task{
+	fl.task = &task{
 		step: func(ctx context.Context) (bool, error) { return m.step(ctx, fl) },
-		end:  func(err error) { m.conclude(fl, err) }, shared: fl.work != nil, size: id.size,
-	})
+		end:  func(err error) { m.conclude(fl, err) }, shared: fl.work != nil, size: fl.id.size, idle: fl.ahead,
+	}
+	m.flights[fl.id] = fl
+	m.enqueue(fl.task)
 	return fl, nil
 }
 
@@ -228,6 +253,9 @@ func (m *measurer) submit(t *task) bool {
 // enqueue is submit for callers that hold m.mu and have seen that m is open.
 func (m *measurer) enqueue(t *task) {
 	m.queue = append(m.queue, t)
+	if !t.idle {
+		m.awaited++
+	}
 	m.wake.Broadcast()
 }
 
@@ -281,6 +309,7 @@ func (m *measurer) work(suits func(*task) bool) {
 		more, err := t.step(m.ctx)
 		if m.leave(t, more, err) {
 			t.end(t.err)
+			m.ended(t)
 		}
 	}
 }
@@ -349,6 +378,7 @@ func (m *measurer) cancel(t *task) {
 	m.mu.Unlock()
 	if !began {
 		t.end(nil)
+		m.ended(t)
 	}
 }
 
@@ -361,7 +391,7 @@ func (m *measurer) unqueue(t *task) {
 
 // prepare decides what is measured: a private file, or the source itself.
 func (m *measurer) prepare(fl *flight) {
-	draft, err := m.vault.draft(fl.file, fl.id.size)
+	draft, err := m.vault.draft(fl.file, fl.id.size, fl.room)
 	switch {
 	case errors.Is(err, hashpipe.ErrChanged):
 		fl.notReady = err
@@ -411,6 +441,7 @@ func (m *measurer) step(ctx context.Context, fl *flight) (more bool, err error) 
 	}
 	in, done := fl.input()
 	defer done()
+	in = m.pace(fl, in)
 	if fl.work == nil {
 		return false, fl.stream(ctx, in)
 	}
@@ -474,7 +505,7 @@ func (m *measurer) fold(fl *flight, claims []claim) error {
 		return nil
 	}
 	fl.began = time.Now()
-	return fl.stream(m.ctx, in)
+	return fl.stream(m.ctx, m.pace(fl, in))
 }
 
 // keep seals the private file if its content may be opened.
@@ -515,6 +546,10 @@ func (m *measurer) finish(fl *flight) {
 	if fl.err == nil && !fl.moved {
 		m.known[fl.id] = m.recent.PushFront(fl)
 		m.units += fl.tree.Units()
+		if fl.task.idle { // what nobody has asked for goes first
+			m.recent.MoveToBack(m.known[fl.id])
+			m.vault.demote(fl.private)
+		}
 	}
 	for m.recent.Len() > maxRemembered || m.units > maxRememberedUnits {
 		m.remove(m.recent.Back())

@@ -256,6 +256,21 @@ func (v *vault) clone(src *os.File, size int64) (draft, error) {
 	return draft{r: r, size: size}, err
 }
 
+// spare takes room for a private file of size bytes, if it needs one and no other
+// has to go for it. ok is false if another would have to.
+func (v *vault) spare(size int64) (taken, ok bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.why != "" || size < v.from {
+		return false, true
+	}
+	if v.used+size > v.budget || v.recent.Len() >= v.most {
+		return false, false
+	}
+	v.used += size
+	return true, true
+}
+
 // room makes room for size bytes and takes it, or reports that there is none.
 func (v *vault) room(size int64) bool {
 	v.mu.Lock()
@@ -274,13 +289,17 @@ func (v *vault) room(size int64) bool {
 	return true
 }
 
-// draft begins to seal a source file of the given size. A nil draft and a nil
-// error mean that the file is to be served without.
-func (v *vault) draft(src *os.File, size int64) (*draft, error) {
+// draft begins to seal a source file of the given size, for which room may have
+// been taken. A nil draft and a nil error mean that the file is to be served
+// without.
+func (v *vault) draft(src *os.File, size int64, room bool) (*draft, error) {
 	if tier, _ := v.state(); tier == TierBlocks || size < v.from {
+		if room {
+			v.giveBack(size)
+		}
 		return nil, nil
 	}
-	if !v.room(size) {
+	if !room && !v.room(size) {
 		return nil, fmt.Errorf("no room for %d bytes among the private files", size)
 	}
 	d, err := v.fresh(src, size)
@@ -426,6 +445,18 @@ func (v *vault) release(p *private) {
 	p.users--
 	if p.gone && p.users == 0 {
 		v.close(p)
+	}
+}
+
+// demote makes a private file the first to go.
+func (v *vault) demote(p *private) {
+	if p == nil {
+		return
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if !p.gone {
+		v.recent.MoveToBack(p.place)
 	}
 }
 

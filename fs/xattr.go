@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"fmt"
 	"strings"
 	"time"
 
@@ -16,7 +17,9 @@ import (
 // backup that copies attributes does not hash the whole tree.
 const (
 	xattrPrefix = "user.clawfs."
-	xattrStatus = xattrPrefix + "status" // granted, refused, audited: refused by the rules and served in audit mode, or unknown: nobody has measured it
+	// granted, refused, "verifying 42%", pending, unknown: nobody has measured it, or
+	// audited: refused by the rules and served in audit mode
+	xattrStatus = xattrPrefix + "status"
 	xattrDigest = xattrPrefix + "digest" // hex SHA-256 as last measured
 	xattrTier   = xattrPrefix + "tier"   // of a granted file
 	xattrReason = xattrPrefix + "reason"
@@ -134,7 +137,7 @@ func (f *filesystem) known(n *node) map[string]string {
 	}
 	fl := f.measure.peek(n.ident)
 	if fl == nil {
-		out[xattrStatus] = "unknown"
+		out[xattrStatus] = f.unmeasured(n)
 		return out
 	}
 	v := f.decide(n.path, fl)
@@ -152,6 +155,17 @@ func (f *filesystem) known(n *node) map[string]string {
 		out[xattrStatus], out[xattrTier] = "granted", f.tier(n, fl)
 	}
 	return out
+}
+
+// unmeasured is the status of a file of which no measurement is remembered.
+func (f *filesystem) unmeasured(n *node) string {
+	if part, underWay := f.measure.progress(n.ident); underWay {
+		return fmt.Sprintf("verifying %d%%", part)
+	}
+	if f.ahead.has(n.path) {
+		return "pending"
+	}
+	return "unknown"
 }
 
 // tier returns how a granted file is served: as it is open, or, if it is not, as
