@@ -105,12 +105,39 @@ func (d *daemon) warnings() []string {
 	case !sameTrust(policy.Trust(), d.pinned.Trust()):
 		list = append(list, "the policy names other mints or revokers than when the daemon started; restart the daemon, and mount again, to pin them")
 	}
+	list = append(list, auditWarnings(d.mounts.list())...)
 	for _, m := range d.mounts.list() {
 		if m.Report != nil && m.Report.OldKeys {
 			list = append(list, fmt.Sprintf("the mount at %[1]s trusts the mints and revokers of an older policy; next: clawfs umount %[1]s, then clawfs mount %[2]s %[1]s", shellWord(m.Mountpoint), shellWord(m.Source)))
 		}
 	}
 	return list
+}
+
+// auditWarnings are loud about every mount that refuses nothing.
+func auditWarnings(mounts []control.Mount) (list []string) {
+	for _, m := range mounts {
+		until := auditUntil(m)
+		if until.IsZero() {
+			continue
+		}
+		served := ""
+		if m.Report != nil {
+			served = fmt.Sprintf(" (%d opens so far)", m.Report.Counters["auditServed"])
+		}
+		list = append(list, fmt.Sprintf("AUDIT MODE at %[1]s until %[2]s: files that nobody granted open%[3]s; to enforce now: clawfs umount %[1]s, then clawfs mount %[4]s %[1]s",
+			shellWord(m.Mountpoint), until.UTC().Format(time.RFC3339), served, shellWord(m.Source)))
+	}
+	return list
+}
+
+// auditUntil is when audit mode ends, by what the mount process says or was told;
+// zero if the mount enforces.
+func auditUntil(m control.Mount) time.Time {
+	if m.Report != nil && m.Report.Mode == modeAudit {
+		return m.Report.AuditUntil
+	}
+	return m.AuditUntil
 }
 
 // sameTrust compares the pinned keys, in any order.

@@ -75,6 +75,7 @@ type auditLine struct {
 	GID        uint32    `json:"gid"`
 	Comm       string    `json:"comm,omitempty"`
 	Exe        string    `json:"exe,omitempty"`
+	Cgroup     string    `json:"cgroup,omitempty"`
 	Digest     string    `json:"sha256,omitempty"`
 	Capability string    `json:"capability,omitempty"`
 	Model      string    `json:"model,omitempty"`
@@ -84,17 +85,18 @@ type auditLine struct {
 }
 
 // auditTrail writes the records of one mount: all of them as JSON lines, and
-// what was not granted as a sentence too, where a person may be looking.
-func auditTrail(mountpoint string, lines *logFile, sentences io.Writer) func(fs.Record) {
+// what was not granted as a sentence too, where a person may be looking. until is
+// when audit mode ends, if the mount began in it.
+func auditTrail(mountpoint string, until time.Time, lines *logFile, sentences io.Writer) func(fs.Record) {
 	return func(r fs.Record) {
 		line := auditLine{
 			Time: r.Time.UTC(), Event: "audit", Decision: string(r.Decision), Reason: string(r.Reason),
 			Path: strings.TrimSuffix(mountpoint+"/"+r.Path, "/"), PID: r.PID, UID: r.UID, GID: r.GID,
-			Comm: r.Comm, Exe: r.Exe, Digest: r.Digest, Capability: r.Capability, Model: r.Model,
+			Comm: r.Comm, Exe: r.Exe, Cgroup: r.Cgroup, Digest: r.Digest, Capability: r.Capability, Model: r.Model,
 			Tier: r.Tier, Detail: r.Detail, Next: r.Next,
 		}
 		// Names are bytes to the kernel; JSON wants UTF-8.
-		for _, s := range []*string{&line.Path, &line.Comm, &line.Exe, &line.Detail, &line.Next} {
+		for _, s := range []*string{&line.Path, &line.Comm, &line.Exe, &line.Cgroup, &line.Detail, &line.Next} {
 			*s = strings.ToValidUTF8(*s, "\uFFFD")
 		}
 		b, err := json.Marshal(line)
@@ -105,17 +107,21 @@ func auditTrail(mountpoint string, lines *logFile, sentences io.Writer) func(fs.
 			lines.lost.Add(1) // a full disk must not stop the mount; status tells
 		}
 		if sentences != nil && r.Decision != fs.Granted {
-			fmt.Fprintln(sentences, line.sentence())
+			fmt.Fprintln(sentences, line.sentence(until))
 		}
 	}
 }
 
-func (l auditLine) sentence() string {
+func (l auditLine) sentence(until time.Time) string {
+	verb := l.Decision
+	if l.Decision == string(fs.Audited) {
+		verb = fmt.Sprintf("would refuse (audit mode until %s)", until.UTC().Format(time.RFC3339))
+	}
 	caller := fmt.Sprintf("%s(%d)", l.Comm, l.PID)
 	if l.PID == 0 {
 		caller = "a process outside this PID namespace"
 	}
-	s := fmt.Sprintf("clawfs: %s: %s by %s", l.Decision, l.Path, caller)
+	s := fmt.Sprintf("clawfs: %s: %s by %s", verb, l.Path, caller)
 	if l.Detail != "" {
 		s += ": " + l.Detail
 	}

@@ -266,6 +266,12 @@ func (d *daemon) mount(r *http.Request) (control.Mount, error) {
 			return control.Mount{}, answerError(http.StatusBadRequest, codeUsage, fmt.Errorf("%q is not an absolute, clean path", path))
 		}
 	}
+	if !in.AuditUntil.IsZero() {
+		if err := checkAudit(in.AuditUntil, time.Now()); err != nil {
+			return control.Mount{}, answerError(http.StatusBadRequest, codeUsage, fmt.Errorf("end of audit mode: %w", err))
+		}
+		d.log.Warn("a mount in audit mode is asked for: files that nobody granted will open", "mountpoint", in.Mountpoint, "until", in.AuditUntil)
+	}
 	m, err := d.mounts.add(newRecord(in.Source, in.Mountpoint, false, in.MountOptions))
 	if err != nil {
 		return control.Mount{}, answerError(http.StatusConflict, codeMount, err)

@@ -47,6 +47,11 @@ const settingsText = `# clawfs.toml: where programs are and how much of this mac
 #private_dir = "/srv/clawfs-private"
 # How much they may hold for each mount. Default: half of what is free at the start.
 #private_bytes = "200GiB"
+# What the name of a file demands. "name": that its capability gives it this name;
+# "release": and that all files of one model come from one release of it.
+#bind = "name"
+# Hash new files in the background, so that the first open seldom waits.
+#preverify = true
 `
 
 // defaultBuilds are the bounds of a build on a machine whose owner has said

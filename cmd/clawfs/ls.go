@@ -16,7 +16,7 @@ type listed struct {
 	Name   string `json:"name"`
 	Kind   string `json:"kind"` // file, directory, symlink
 	Size   int64  `json:"size"`
-	State  string `json:"state,omitempty"` // as the mount says: granted, refused, verifying 42%, unknown: never looked at
+	State  string `json:"state,omitempty"` // as the mount says: granted, refused, audited, verifying 42%, pending, unknown: never looked at
 	Tier   string `json:"tier,omitempty"`  // of a granted file: blocks, sealed, verity
 	SHA256 string `json:"sha256,omitempty"`
 	Reason string `json:"reason,omitempty"`
@@ -29,8 +29,10 @@ func newLsCommand(a *app) *cobra.Command {
 		Use:   "ls [DIR]",
 		Short: "List a directory of a mount with the state of each file",
 		Long: `Lists DIR with what the mount knows of each file already: granted, refused,
-verifying while it is hashed, or unknown when nobody has looked at its present
-bytes. It never reads a file; to have one looked at, open it or ask clawfs why.
+audited if the rules refuse it and audit mode serves it, verifying while it is
+hashed, pending if that comes next, or unknown when nobody has looked at its
+present bytes. It never reads a file; to have one looked at, open it or ask
+clawfs why.
 
 -l shows the tier in which a granted file is served, too: blocks (each read is
 hashed again), sealed (a private file that nobody can write), verity (that, and
@@ -113,7 +115,7 @@ func listOne(path string, fi os.FileInfo) (listed, error) {
 		return row, mountError(path, err)
 	}
 	row.State = state
-	if state == "unknown" {
+	if state == "unknown" || state == "pending" {
 		return row, nil // then there is nothing else, and directories can be large
 	}
 	for name, field := range map[string]*string{tierXattr: &row.Tier, digestXattr: &row.SHA256, reasonXattr: &row.Reason} {

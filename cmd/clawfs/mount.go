@@ -42,10 +42,19 @@ this process serves it, until it is told to end or the mount is taken away.
 Where this machine cannot seal, files are served as with off, and clawfs status
 says why. The private files have no names and are gone when the mount is.
 
+--bind release refuses a file while others of another release lie beside it: a
+model and its tokenizer open together or not at all.
+
+--mode audit is for a roll-out: until --audit-until, which is at most 30 days
+ahead, files that would be refused open, and each is logged as audited with the
+reason. Then the mount enforces by itself. status warns of it; no setting does it.
+
 What is not given here is as the table [mount] of clawfs.toml says. What is given
 stays with the mount when the daemon starts it again.`,
 		Example: `  clawfs mount /srv/downloads /models
   clawfs mount --seal copy --private-dir /fast/private --private-bytes 200GiB /srv/downloads /models
+  clawfs mount --mode audit --audit-until 72h /srv/downloads /models
+  clawfs mount --bind release /srv/downloads /models
   clawfs mount --foreground /srv/downloads /models`,
 		Args: cobra.ExactArgs(2),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -75,6 +84,17 @@ type mounted struct {
 	ID         string `json:"id"`
 	PID        int    `json:"pid"`
 	Log        string `json:"log"`
+	Mode       string `json:"mode"` // enforce, audit
+
+	AuditUntil time.Time `json:"auditUntil,omitzero"`
+}
+
+// warnOfAudit is said with --quiet, too.
+func (a *app) warnOfAudit(o control.MountOptions, dir string) {
+	if !o.AuditUntil.IsZero() {
+		fmt.Fprintf(a.stderr, "warning: AUDIT MODE at %s until %s: files that nobody granted open, and %s tells of each; then they are refused\n",
+			dir, o.AuditUntil.Format(time.RFC3339), a.config().MountLog(mountID(dir)))
+	}
 }
 
 func (a *app) mountBackground(ctx context.Context, src, dir string, o control.MountOptions) error {
@@ -90,7 +110,11 @@ func (a *app) mountBackground(ctx context.Context, src, dir string, o control.Mo
 	if err := awaitMounted(ctx, dir, 5*time.Second); err != nil {
 		return exit(codeMount, err)
 	}
-	v := mounted{Source: src, Mountpoint: dir, ID: m.ID, PID: m.PID, Log: a.config().MountLog(m.ID)}
+	v := mounted{Source: src, Mountpoint: dir, ID: m.ID, PID: m.PID, Log: a.config().MountLog(m.ID), Mode: modeEnforce, AuditUntil: o.AuditUntil}
+	if !o.AuditUntil.IsZero() {
+		v.Mode = modeAudit
+	}
+	a.warnOfAudit(o, dir)
 	return a.print(v, func() { a.notef("mounted %s at %s\n", src, dir) })
 }
 
@@ -118,6 +142,7 @@ func (a *app) mountForeground(ctx context.Context, src, dir string, o control.Mo
 	if err := clearStale(dir); err != nil {
 		return exit(codeMount, err)
 	}
+	a.warnOfAudit(o, dir)
 	r := newRecord(src, dir, true, o)
 	file, err := newLogFile(a.config().MountLog(r.ID))
 	if err != nil {

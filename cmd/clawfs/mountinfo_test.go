@@ -147,13 +147,15 @@ func TestAuditTrailCountsLostLines(t *testing.T) {
 	}
 	l.f.Close() // as good as a full disk
 	var sentences strings.Builder
-	trail := auditTrail("/models", l, &sentences)
+	trail := auditTrail("/models", time.Date(2026, 1, 31, 18, 0, 0, 0, time.UTC), l, &sentences)
 	trail(fs.Record{Time: time.Now(), Decision: fs.Refused, Path: "a.bin", PID: 7, Comm: "vllm", Reason: fs.ReasonNoCapability, Detail: "no capability", Next: "clawfs grant"})
 	trail(fs.Record{Time: time.Now(), Decision: fs.Granted, Path: "b.bin"})
-	if n := l.lost.Load(); n != 2 {
-		t.Errorf("%d lines counted as lost, want 2", n)
+	trail(fs.Record{Time: time.Now(), Decision: fs.Audited, Path: "c.bin", PID: 7, Comm: "vllm", Reason: fs.ReasonNoCapability, Detail: "no capability", Next: "clawfs grant"})
+	if n := l.lost.Load(); n != 3 {
+		t.Errorf("%d lines counted as lost, want 3", n)
 	}
-	if got, want := sentences.String(), "clawfs: refused: /models/a.bin by vllm(7): no capability. Next: clawfs grant\n"; got != want {
+	if got, want := sentences.String(), "clawfs: refused: /models/a.bin by vllm(7): no capability. Next: clawfs grant\n"+
+		"clawfs: would refuse (audit mode until 2026-01-31T18:00:00Z): /models/c.bin by vllm(7): no capability. Next: clawfs grant\n"; got != want {
 		t.Errorf("sentences = %q, want %q: grants are not told", got, want)
 	}
 }

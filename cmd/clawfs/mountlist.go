@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"slices"
+	"time"
 
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/control"
 )
@@ -32,6 +33,9 @@ func (w *watched) answer() control.Mount {
 	m := control.Mount{
 		ID: w.record.ID, Source: w.record.Source, Mountpoint: w.record.Mountpoint, State: w.state,
 		PID: w.pid, Foreground: w.record.Foreground, Restarts: w.restarts,
+	}
+	if w.record.AuditUntil.After(time.Now()) {
+		m.AuditUntil = w.record.AuditUntil
 	}
 	if w.err != nil {
 		m.LastError = w.err.Error()

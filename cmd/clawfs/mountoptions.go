@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
+	"time"
 
 	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
@@ -16,10 +18,24 @@ import (
 // mountFlags are the flags of `clawfs mount` that its record keeps, so that the
 // mount comes back as it was.
 type mountFlags struct {
-	seal, privateDir, privateBytes string
+	seal, privateDir, privateBytes, bind, mode, auditUntil string
+	preverify                                              bool
 }
 
+// Modes of a mount.
+const (
+	modeEnforce = "enforce"
+	modeAudit   = "audit"
+)
+
+// maxAudit bounds audit mode: a roll-out ends.
+const maxAudit = 30 * 24 * time.Hour
+
 func (m *mountFlags) add(f *pflag.FlagSet) {
+	f.StringVar(&m.mode, "mode", modeEnforce, "`what` becomes of a refusal: enforce, or audit: it is served and logged until --audit-until, for a roll-out")
+	f.StringVar(&m.auditUntil, "audit-until", "", "when --mode audit ends: a `time` (RFC 3339), date (its beginning in UTC) or duration, at most 30 days ahead")
+	f.StringVar(&m.bind, "bind", "", "`what` a name demands: name, or release: all files of one model are of one release of it (default mount.bind of clawfs.toml, else name)")
+	f.BoolVar(&m.preverify, "preverify", false, "hash new files in the background (default mount.preverify of clawfs.toml, else true)")
 	f.StringVar(&m.seal, "seal", "", "`how` approved files are kept for the kernel to serve: reflink, copy or off (default mount.seal of clawfs.toml, else reflink for root, off for others)")
 	f.StringVar(&m.privateDir, "private-dir", "", "`directory` of the private files (default the source's file system for reflink, the state directory for copy)")
 	f.StringVar(&m.privateBytes, "private-bytes", "", "most that the private files may hold, a `size` such as 200GiB (default half of what is free)")
@@ -31,8 +47,29 @@ func (m *mountFlags) options(f *pflag.FlagSet) (control.MountOptions, error) {
 	wrong := func(flag, got, want string) (control.MountOptions, error) {
 		return control.MountOptions{}, exitf(codeUsage, "--%s %q: want %s; see `clawfs mount --help`", flag, got, want)
 	}
-	if f.Changed("seal") && (config.Mount{Seal: m.seal}).Check() != nil {
+	switch {
+	case m.mode != modeEnforce && m.mode != modeAudit:
+		return wrong("mode", m.mode, "enforce or audit")
+	case m.mode == modeAudit && m.auditUntil == "":
+		return o, exitf(codeUsage, "--mode audit wants --audit-until, when enforcement begins, such as --audit-until 72h, got none; see `clawfs mount --help`")
+	case m.mode != modeAudit && f.Changed("audit-until"):
+		return o, exitf(codeUsage, "--audit-until wants --mode audit, got %s; see `clawfs mount --help`", m.mode)
+	case m.mode == modeAudit:
+		until, err := parseUntil(m.auditUntil, time.Now())
+		if err != nil {
+			return o, exitf(codeUsage, "--audit-until %q: %w; see `clawfs mount --help`", m.auditUntil, err)
+		}
+		o.AuditUntil = until
+	}
+	if f.Changed("seal") && !slices.Contains(config.Seals, m.seal) {
 		return wrong("seal", m.seal, "reflink, copy or off")
+	}
+	if f.Changed("bind") && !slices.Contains(config.Binds, m.bind) {
+		return wrong("bind", m.bind, "name or release")
+	}
+	o.Bind = m.bind
+	if f.Changed("preverify") {
+		o.Preverify = &m.preverify
 	}
 	if m.seal == "off" && (f.Changed("private-dir") || f.Changed("private-bytes")) {
 		return o, exitf(codeUsage, "--private-dir and --private-bytes want --seal reflink or copy, got off; see `clawfs mount --help`")
@@ -46,12 +83,39 @@ func (m *mountFlags) options(f *pflag.FlagSet) (control.MountOptions, error) {
 	}
 	if f.Changed("private-bytes") {
 		var n config.Bytes
-		if err := n.UnmarshalText([]byte(m.privateBytes)); err != nil || n == 0 || (config.Mount{Seal: "off", PrivateBytes: n}).Check() != nil {
+		if err := n.UnmarshalText([]byte(m.privateBytes)); err != nil || n == 0 || (config.Mount{Seal: "off", Bind: "name", PrivateBytes: n}).Check() != nil {
 			return wrong("private-bytes", m.privateBytes, "a size of at least 1MiB, such as 200GiB")
 		}
 		o.PrivateBytes = int64(n)
 	}
 	return o, nil
+}
+
+// parseUntil reads the end of audit mode: a time, the beginning of a day, or how
+// long it lasts from now.
+func parseUntil(text string, now time.Time) (time.Time, error) {
+	until, err := time.Parse(time.RFC3339, text)
+	if err != nil {
+		until, err = time.Parse(time.DateOnly, text)
+	}
+	if d, notDuration := time.ParseDuration(text); notDuration == nil {
+		until, err = now.Add(d), nil
+	}
+	if err != nil {
+		return time.Time{}, errors.New("want a time such as 2026-01-31T18:00:00Z, a date such as 2026-01-31, or a duration such as 72h")
+	}
+	return until.UTC(), checkAudit(until, now)
+}
+
+// checkAudit refuses an audit mode that is over or that lasts too long.
+func checkAudit(until, now time.Time) error {
+	switch {
+	case !until.After(now):
+		return fmt.Errorf("want a time in the future, got %s, and now is %s", until.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))
+	case until.Sub(now) > maxAudit:
+		return fmt.Errorf("want at most 30 days ahead, by %s, got %s", now.Add(maxAudit).UTC().Format(time.RFC3339), until.UTC().Format(time.RFC3339))
+	}
+	return nil
 }
 
 // mountSettings are the settings of one mount: what its flags said, else the
@@ -65,6 +129,12 @@ func mountSettings(m config.Mount, o control.MountOptions) (config.Mount, error)
 	}
 	if o.PrivateBytes != 0 {
 		m.PrivateBytes = config.Bytes(o.PrivateBytes)
+	}
+	if o.Bind != "" {
+		m.Bind = o.Bind
+	}
+	if o.Preverify != nil {
+		m.Preverify = *o.Preverify
 	}
 	return m, m.Check()
 }

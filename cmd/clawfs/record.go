@@ -54,6 +54,9 @@ func readRecord(s config.State, id string) (mountRecord, error) {
 	if r.ID != id || r.ID != mountID(r.Mountpoint) || !filepath.IsAbs(r.Source) || !filepath.IsAbs(r.Mountpoint) {
 		return mountRecord{}, fmt.Errorf("mount record %s: does not belong to its name", s.Mount(id))
 	}
+	if r.AuditUntil.Sub(r.CreatedAt) > maxAudit+time.Minute { // it was made a moment after it was asked for
+		return mountRecord{}, fmt.Errorf("mount record %s: audit mode for more than 30 days", s.Mount(id))
+	}
 	return r, nil
 }
 

@@ -23,6 +23,8 @@ const (
 	// drainPatience is how long a mount process that was told to end waits for
 	// readers after it detached the mount; then their files fail.
 	drainPatience = 2 * time.Second
+	// remindEvery is how often a mount in audit mode says so in its log.
+	remindEvery = time.Hour
 )
 
 // mountProcess serves one mount. It has no database and no private key: of the
@@ -38,6 +40,10 @@ type mountProcess struct {
 	lock *control.Lock
 	pins capstore.Trust // the policy's keys when the view was made
 	seal string         // one of config.Seals
+
+	auditUntil time.Time // zero: enforcement
+	reminded   time.Time // of audit mode, in the log
+
 	view *capstore.View
 	feed *feed
 	srv  *fs.Server
@@ -70,6 +76,8 @@ func (p *mountProcess) run(ctx context.Context, ready func()) error {
 		return err
 	}
 	p.pins, p.seal = policy.Trust(), m.Seal
+	p.auditUntil = p.record.AuditUntil
+	p.watchAudit() // what is over does not begin again
 	if p.view, err = capstore.NewView(p.pins); err != nil {
 		return err
 	}
@@ -82,10 +90,11 @@ func (p *mountProcess) run(ctx context.Context, ready func()) error {
 	}
 	p.srv, err = fs.Mount(fs.Config{
 		Source: p.record.Source, Mountpoint: p.record.Mountpoint, View: p.view, Log: p.log,
-		Audit:       auditTrail(p.record.Mountpoint, p.audit, p.errors),
+		Audit:       auditTrail(p.record.Mountpoint, p.record.AuditUntil, p.audit, p.errors),
 		AllowOther:  m.AllowOther,
 		HashWorkers: m.HashWorkers,
 		Seal:        how, Private: private, PrivateBytes: int64(m.PrivateBytes),
+		Bind: binds[m.Bind], Preverify: m.Preverify, AuditUntil: p.auditUntil,
 	})
 	if err != nil {
 		return err
@@ -93,6 +102,35 @@ func (p *mountProcess) run(ctx context.Context, ready func()) error {
 	ready()
 	p.log.Info("mount is live", "source", p.record.Source, "mountpoint", p.record.Mountpoint)
 	return p.serve(ctx)
+}
+
+var binds = map[string]fs.Bind{"name": fs.BindName, "release": fs.BindRelease}
+
+// watchAudit tells of audit mode at its start, once an hour, and at its end. At
+// the end it leaves the record without it, so that neither a restart nor a clock
+// that is turned back brings it again.
+func (p *mountProcess) watchAudit() {
+	now := time.Now()
+	switch {
+	case p.auditUntil.IsZero():
+	case !now.Before(p.auditUntil):
+		p.log.Warn("AUDIT MODE is over; files that nobody granted are refused", "mountpoint", p.record.Mountpoint, "ended", p.auditUntil)
+		p.auditUntil = time.Time{}
+		if r, err := readRecord(p.state, p.record.ID); err == nil && r.CreatedAt.Equal(p.record.CreatedAt) {
+			r.AuditUntil = time.Time{}
+			if err := r.write(p.state); err != nil {
+				p.log.Error("the mount's record still says audit mode", "error", err)
+			}
+		}
+	case now.Sub(p.reminded) >= remindEvery:
+		p.reminded = now
+		var served int64
+		if p.srv != nil {
+			served = p.srv.Stats().AuditServed
+		}
+		p.log.Warn("AUDIT MODE: files that nobody granted open here", "mountpoint", p.record.Mountpoint, "until", p.auditUntil, "served", served,
+			"next", fmt.Sprintf("clawfs umount %s, then clawfs mount %s %[1]s", shellWord(p.record.Mountpoint), shellWord(p.record.Source)))
+	}
 }
 
 // takeLock waits a moment for a predecessor that is just ending.
@@ -147,6 +185,7 @@ func (p *mountProcess) serve(ctx context.Context) error {
 				p.releaseLock()
 				p.log.Info("detached; serving the files that are still open", "mountpoint", p.record.Mountpoint)
 			}
+			p.watchAudit()
 		case <-p.feed.changed:
 			p.offer(reports)
 		case <-report.C:
@@ -220,14 +259,18 @@ func (p *mountProcess) offer(reports chan control.MountReport) {
 func (p *mountProcess) report() control.MountReport {
 	s := p.srv.Stats()
 	tier, why := p.srv.Tier()
+	mode := modeEnforce
+	if !p.auditUntil.IsZero() {
+		mode = modeAudit
+	}
 	return control.MountReport{
-		PID: os.Getpid(), Tier: tier, TierReason: why, Seal: p.seal, Private: s.Private, PrivateBytes: s.PrivateBytes, Unsealed: s.Unsealed,
+		PID: os.Getpid(), Mode: mode, AuditUntil: p.auditUntil, PreverifyPending: s.PreverifyPending, Tier: tier, TierReason: why, Seal: p.seal, Private: s.Private, PrivateBytes: s.PrivateBytes, Unsealed: s.Unsealed,
 		Generation: p.view.Generation(), Stale: !p.feed.connected.Load(), OldKeys: p.oldKeys(), At: time.Now().UTC(),
 		Counters: map[string]int64{
 			"granted": s.Granted, "refused": s.Refused, "errors": s.Errors, "hashed": s.Hashed, "hashedBytes": s.HashedBytes,
 			"joined": s.Joined, "unitsChecked": s.UnitsChecked, "lateMismatches": s.LateMismatches, "revoked": s.Revoked,
 			"quarantined": s.Quarantined, "panics": s.Panics, "auditDropped": s.AuditDropped, "auditLost": p.audit.lost.Load(), "nodes": s.Nodes,
-			"handles": s.Handles, "verifying": s.Verifying,
+			"handles": s.Handles, "verifying": s.Verifying, "auditServed": s.AuditServed, "preverified": s.Preverified,
 		},
 	}
 }

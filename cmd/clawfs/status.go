@@ -55,7 +55,11 @@ func (a *app) showStatus(s control.Status) {
 	for _, r := range s.Rejected {
 		a.printf("rejected row %s: %s\n", printable(r.Key), printable(r.Reason))
 	}
-	for _, w := range s.Warnings {
+	a.showWarnings(s.Warnings)
+}
+
+func (a *app) showWarnings(list []string) {
+	for _, w := range list {
 		a.printf("warning: %s\n", printable(w))
 	}
 }
@@ -73,9 +77,13 @@ func (a *app) showMounts(mounts []control.Mount) {
 			granted = strconv.FormatInt(r.Counters["granted"], 10)
 			refused = strconv.FormatInt(r.Counters["refused"], 10)
 		}
-		rows = append(rows, []string{m.Mountpoint, m.State, tier, strconv.Itoa(m.PID), granted, refused, m.Source, dash(strings.Join(a.mountNotes(m), "; "))})
+		mode := modeEnforce
+		if until := auditUntil(m); !until.IsZero() {
+			mode = "audit until " + until.UTC().Format(time.RFC3339)
+		}
+		rows = append(rows, []string{m.Mountpoint, m.State, mode, tier, strconv.Itoa(m.PID), granted, refused, m.Source, dash(strings.Join(a.mountNotes(m), "; "))})
 	}
-	a.table([]string{"MOUNT", "STATE", "TIER", "PID", "GRANTED", "REFUSED", "SOURCE", "NOTE"}, rows)
+	a.table([]string{"MOUNT", "STATE", "MODE", "TIER", "PID", "GRANTED", "REFUSED", "SOURCE", "NOTE"}, rows)
 }
 
 // mountNotes is what a person should know of a mount beside the columns.
@@ -92,6 +100,9 @@ func (a *app) mountNotes(m control.Mount) (notes []string) {
 		}
 		if r.Unsealed > 0 {
 			notes = append(notes, fmt.Sprintf("not sealed: %d", r.Unsealed))
+		}
+		if r.PreverifyPending > 0 {
+			notes = append(notes, fmt.Sprintf("still to verify: %d", r.PreverifyPending))
 		}
 		if r.TierReason != "" && r.Seal != "off" {
 			notes = append(notes, r.Tier+": "+r.TierReason)
@@ -119,10 +130,12 @@ func (a *app) statusWithoutDaemon(ctx context.Context, unreachable error) error 
 			return err
 		}
 	}
+	warnings := auditWarnings(s.list())
 	if err := a.print(struct {
-		Daemon *int            `json:"daemon"` // null: none answers
-		Mounts []control.Mount `json:"mounts"`
-	}{nil, s.list()}, func() { a.showMounts(s.list()) }); err != nil {
+		Daemon   *int            `json:"daemon"` // null: none answers
+		Mounts   []control.Mount `json:"mounts"`
+		Warnings []string        `json:"warnings,omitempty"`
+	}{nil, s.list(), warnings}, func() { a.showMounts(s.list()); a.showWarnings(warnings) }); err != nil {
 		return err
 	}
 	return a.answered(unreachable)

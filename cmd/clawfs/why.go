@@ -42,6 +42,11 @@ type explanation struct {
 	SBA        string `json:"sba,omitempty"`
 	Publisher  string `json:"publisher,omitempty"`
 	NotAfter   string `json:"notAfter,omitempty"`
+
+	// In audit mode: until when, and whether this file, which the rules refuse, is
+	// served all the same.
+	AuditUntil string `json:"auditUntil,omitempty"`
+	Audited    bool   `json:"audited,omitempty"`
 }
 
 func newWhyCommand(a *app) *cobra.Command {
@@ -53,7 +58,8 @@ the command that would change the answer. Programs seldom show why they could
 not open a model; this does. A file that was not looked at before is read and
 hashed, which takes as long as reading it.
 
-Exit code 0: granted. 3: refused, or PATH is on no clawfs mount.`,
+Exit code 0: granted. 3: refused, also if audit mode serves it all the same, or
+PATH is on no clawfs mount.`,
 		Example: "  clawfs why /models/langid.bin\n  clawfs why /models/langid.bin -o json | jq .reason",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
@@ -186,6 +192,9 @@ func (a *app) showExplanation(path string, e explanation) {
 		if f.value != "" && f.value != " " {
 			a.printf("  %-12s %s\n", f.label, printable(f.value))
 		}
+	}
+	if e.Audited {
+		a.printf("AUDIT MODE: it opens all the same, unchecked, until %s\n", printable(e.AuditUntil))
 	}
 	if e.Allowed {
 		a.printf("This means: an independent rebuild of the publisher's signed recipe produced these very bytes.\nIt says nothing about whether the source or the data are good.\n")

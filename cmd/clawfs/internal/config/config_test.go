@@ -189,7 +189,7 @@ func TestSettings(t *testing.T) {
 		name, text, want string
 	}{
 		{"empty", "", ""},
-		{"all", "[build]\nruntime = \"/usr/sbin/runc\"\nconcurrency = 2\n[capability]\nlifetime = \"24h\"\n[mount]\nallow_other = false\nhash_workers = 4\nseal = \"copy\"\nprivate_dir = \"/srv/private\"\nprivate_bytes = \"200GiB\"\n", ""},
+		{"all", "[build]\nruntime = \"/usr/sbin/runc\"\nconcurrency = 2\n[capability]\nlifetime = \"24h\"\n[mount]\nallow_other = false\nhash_workers = 4\nseal = \"copy\"\nprivate_dir = \"/srv/private\"\nprivate_bytes = \"200GiB\"\nbind = \"release\"\npreverify = false\n", ""},
 		{"bytes as a number", "[mount]\nprivate_bytes = 1073741824\n", ""},
 		{"unknown table", "[buidl]\nconcurrency = 1\n", "unknown setting buidl"},
 		{"unknown key", "[build]\nskip_verify = true\n", "unknown setting build.skip_verify"},
@@ -214,7 +214,10 @@ func TestSettings(t *testing.T) {
 		{"negative private bytes", "[mount]\nprivate_bytes = \"-200GiB\"\n", "not a number of bytes"},
 		{"private bytes without end", "[mount]\nprivate_bytes = \"9999999EiB\"\n", "not a number of bytes"},
 		{"private bytes in words", "[mount]\nprivate_bytes = \"half\"\n", "not a number of bytes"},
+		{"unknown bind", "[mount]\nbind = \"digest\"\n", "bind \"digest\": want name or release"},
+		{"preverify as text", "[mount]\npreverify = \"yes\"\n", "preverify"},
 		{"audit mode is no setting", "[mount]\nmode = \"audit\"\n", "unknown setting mount.mode"},
+		{"nor is its end", "[mount]\naudit_until = \"72h\"\n", "unknown setting mount.audit_until"},
 		{"not TOML", "{\"build\":{}}", "toml"},
 	} {
 		v, err := ParseSettings([]byte(tt.text), 0)
@@ -232,8 +235,8 @@ func TestSettings(t *testing.T) {
 	if err != nil || v.Build.Concurrency != 3 || v.Mount.PrivateBytes != 3<<29 || v.Mount.Seal != "off" || time.Duration(v.Capability.Lifetime) != 90*24*time.Hour || v.Mount.AllowOther {
 		t.Errorf("ParseSettings = %+v, %v, want concurrency 3, 1.5 GiB, and the defaults of a user: 90 days, not for others, nothing sealed", v, err)
 	}
-	if m := Defaults(0).Mount; !m.AllowOther || m.Seal != "reflink" {
-		t.Errorf("a mount of root is by default %+v, want it for others and sealed by reflink", m)
+	if m := Defaults(0).Mount; !m.AllowOther || m.Seal != "reflink" || m.Bind != "name" || !m.Preverify {
+		t.Errorf("a mount of root is by default %+v, want it for others, sealed by reflink, bound by name, verified ahead", m)
 	}
 }
 

@@ -53,10 +53,17 @@ type Mount struct {
 	// PrivateBytes bounds the private files of one mount; 0: half of what is free
 	// when the mount begins.
 	PrivateBytes Bytes `toml:"private_bytes"`
+	// Bind is what the name of a file demands: one of Binds.
+	Bind string `toml:"bind"`
+	// Preverify measures new files in the background, before somebody opens them.
+	Preverify bool `toml:"preverify"`
 }
 
 // Seals are the values of Mount.Seal.
 var Seals = []string{"reflink", "copy", "off"}
+
+// Binds are the values of Mount.Bind.
+var Binds = []string{"name", "release"}
 
 // minPrivate is the least that PrivateBytes may be, in bytes: below it no file
 // would be worth a private one.
@@ -69,6 +76,9 @@ func (m Mount) Check() error {
 	}
 	if !slices.Contains(Seals, m.Seal) {
 		return fmt.Errorf("seal %q: want reflink, copy or off", m.Seal)
+	}
+	if !slices.Contains(Binds, m.Bind) {
+		return fmt.Errorf("bind %q: want name or release", m.Bind)
 	}
 	if d := m.PrivateDir; d != "" && (!filepath.IsAbs(d) || filepath.Clean(d) != d) {
 		return fmt.Errorf("private_dir %q: want an absolute, clean path", d)
@@ -114,7 +124,7 @@ func Defaults(uid int) Settings {
 	return Settings{
 		Build:      Build{Concurrency: 1},
 		Capability: Capability{Lifetime: Duration(90 * 24 * time.Hour)},
-		Mount:      Mount{AllowOther: uid == 0, Seal: seal},
+		Mount:      Mount{AllowOther: uid == 0, Seal: seal, Bind: "name", Preverify: true},
 	}
 }
 

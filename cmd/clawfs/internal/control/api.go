@@ -135,6 +135,12 @@ type MountOptions struct {
 	Seal         string `json:"seal,omitzero"`         // reflink, copy or off
 	PrivateDir   string `json:"privateDir,omitzero"`   // absolute
 	PrivateBytes int64  `json:"privateBytes,omitzero"` // bound of the private files
+	Bind         string `json:"bind,omitzero"`         // name or release
+	Preverify    *bool  `json:"preverify,omitempty"`
+
+	// AuditUntil is when audit mode ends; zero: enforcement. No setting stands in
+	// for it.
+	AuditUntil time.Time `json:"auditUntil,omitzero"`
 }
 
 // Mount is one mount that the daemon remembers.
@@ -146,24 +152,28 @@ type Mount struct {
 	PID        int          `json:"pid,omitzero"`
 	Foreground bool         `json:"foreground,omitzero"` // not restarted by the daemon
 	Restarts   int          `json:"restarts,omitzero"`   // by this daemon
+	AuditUntil time.Time    `json:"auditUntil,omitzero"` // in the future: the mount refuses nothing until then
 	LastError  string       `json:"lastError,omitzero"`
 	Report     *MountReport `json:"report,omitempty"`
 }
 
 // MountReport is what a mount process says of itself every few seconds.
 type MountReport struct {
-	PID          int              `json:"pid"`
-	Tier         string           `json:"tier"`                  // the best that a file of it can have: blocks, sealed, verity
-	TierReason   string           `json:"tierReason,omitzero"`   // why it is not a better one
-	Seal         string           `json:"seal,omitzero"`         // how it was told to seal: reflink, copy, off
-	Private      int64            `json:"private,omitzero"`      // private files, now
-	PrivateBytes int64            `json:"privateBytes,omitzero"` // of them
-	Unsealed     int64            `json:"unsealed,omitzero"`     // contents served in tier blocks because sealing failed
-	Generation   uint64           `json:"generation"`            // of its view
-	Stale        bool             `json:"stale"`                 // not connected to the daemon's stream
-	OldKeys      bool             `json:"oldKeys,omitzero"`      // the policy names other mints or revokers than it pinned
-	At           time.Time        `json:"at"`
-	Counters     map[string]int64 `json:"counters,omitempty"`
+	PID              int              `json:"pid"`
+	Mode             string           `json:"mode,omitzero"`             // enforce, audit
+	AuditUntil       time.Time        `json:"auditUntil,omitzero"`       // when audit mode ends
+	Tier             string           `json:"tier"`                      // the best that a file of it can have: blocks, sealed, verity
+	TierReason       string           `json:"tierReason,omitzero"`       // why it is not a better one
+	Seal             string           `json:"seal,omitzero"`             // how it was told to seal: reflink, copy, off
+	Private          int64            `json:"private,omitzero"`          // private files, now
+	PrivateBytes     int64            `json:"privateBytes,omitzero"`     // of them
+	Unsealed         int64            `json:"unsealed,omitzero"`         // contents served in tier blocks because sealing failed
+	PreverifyPending int64            `json:"preverifyPending,omitzero"` // files that are to be measured ahead, now
+	Generation       uint64           `json:"generation"`                // of its view
+	Stale            bool             `json:"stale"`                     // not connected to the daemon's stream
+	OldKeys          bool             `json:"oldKeys,omitzero"`          // the policy names other mints or revokers than it pinned
+	At               time.Time        `json:"at"`
+	Counters         map[string]int64 `json:"counters,omitempty"`
 }
 
 func (c *Client) Status(ctx context.Context) (s Status, err error) {
