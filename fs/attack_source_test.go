@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
+	"runtime"
 	"syscall"
 	"testing"
 	"time"
@@ -143,7 +143,8 @@ func asyncWrites(fd int, data []byte, offs []int64, length int) (wait func() err
 				return fmt.Errorf("an asynchronous write ended with %d", e[2])
 			}
 		}
-		_ = slices.Clone(list) // alive until here
+		runtime.KeepAlive(data)
+		runtime.KeepAlive(list)
 		return nil
 	}, nil
 }
