@@ -89,7 +89,7 @@ func TestWriterAgainstReader(t *testing.T) {
 					}
 				}
 			})
-			seconds := strconv.FormatFloat(raceTime(t).Seconds(), 'f', 3, 64)
+			seconds := strconv.FormatFloat(raceTime(t).Seconds()/2, 'f', 3, 64)
 			r := m.run("loop", m.at("model.bin"), sumOf(good), seconds)
 			close(stop)
 			writer.Wait()
