@@ -20,7 +20,7 @@ import (
 
 // attackers are client processes that do what no loader of models does. Each
 // takes its arguments and returns what it saw.
-var attackers = map[string]func(args []string) sight{"force": force, "peek": peek, "storm": storm, "answers": answers, "handles": useHandles}
+var attackers = map[string]func(args []string) sight{"force": force, "peek": peek, "storm": storm, "answers": answers, "handles": useHandles, "maponly": mapsOnly}
 
 // sight is what an attacker saw.
 type sight struct {

@@ -25,6 +25,9 @@ const (
 	fillRun = 16
 	// fillPatience is how long an open waits for a worker to begin.
 	fillPatience = 100 * time.Millisecond
+	// maxFolio is the size in bytes of the largest piece of a file that the kernel
+	// keeps or drops in the page cache.
+	maxFolio = 2 << 20
 )
 
 // A large content is put into the kernel's page cache before its first reader has
@@ -135,8 +138,10 @@ func (s storing) ReadAt(p []byte, off int64) (int, error) {
 	}
 	s.fs.counters.filledBytes.Add(int64(n))
 	if s.drop {
-		// Advice. The pages are in memory twice now.
-		_ = unix.Fadvise(int(s.src.Fd()), off, int64(n), unix.FADV_DONTNEED)
+		// Advice. The pages are in memory twice now. A piece of the cache is dropped
+		// whole or not at all, so those that began earlier are asked for again.
+		from := max(off-maxFolio, 0)
+		_ = unix.Fadvise(int(s.src.Fd()), from, off+int64(n)-from, unix.FADV_DONTNEED)
 	}
 	return n, err
 }

@@ -33,6 +33,9 @@ const (
 	// unsettledFor is how long the measurement of a younger file is reused, unless
 	// it was granted: the openers of one moment share it.
 	unsettledFor = time.Second
+	// refusedFor is how long a measurement is reused of a content that no capability
+	// wants: one wrong read of a disk or a network should not refuse for ever.
+	refusedFor = 10 * time.Minute
 	// treeFrom is the size in bytes from which a file is measured as a tree, on all
 	// cores. A smaller one takes some 40 ms on one, and its refusal then needs no
 	// second pass.
@@ -144,11 +147,12 @@ func (p proof) holds(claims []claim) bool {
 }
 
 // reusable reports whether a remembered measurement may answer another opener. A
-// granted one always may: every read is checked against its tree. A refused one
-// only if a change of the file since would show; else a mended file could stay
-// refused.
-func (fl *flight) reusable() bool {
-	return !fl.young || fl.granted.Load() || time.Since(fl.ended) < unsettledFor
+// granted one always may: every read is checked against its tree. Another only
+// if a change of the file since would show; else a mended file could stay
+// refused. And what no capability wants is measured again after a while.
+func (m *measurer) reusable(fl *flight) bool {
+	age := time.Since(fl.ended)
+	return fl.granted.Load() || age < unsettledFor || !fl.young && (age < refusedFor || m.wanted(fl.digest))
 }
 
 func newMeasurer(ctx context.Context, workers int, how Verify, v *vault, c *counters, claims func(int64) []claim, wanted func(hashpipe.Digest) bool) *measurer {
@@ -205,7 +209,7 @@ func (m *measurer) recall(id identity, claims []claim) *list.Element {
 	if !ok {
 		return nil
 	}
-	if fl := e.Value.(*flight); fl.reusable() && fl.holds(claims) && !m.vault.lost(fl.private) {
+	if fl := e.Value.(*flight); m.reusable(fl) && fl.holds(claims) && !m.vault.lost(fl.private) {
 		return e
 	}
 	m.remove(e)
@@ -558,13 +562,14 @@ func (m *measurer) finish(fl *flight) {
 	close(fl.done)
 }
 
-// sweep forgets the sealed contents that may not be opened any more.
-func (m *measurer) sweep() {
-	for _, fl := range m.sealed() {
-		if !m.wanted(fl.digest) {
-			m.drop(fl.id)
-		}
+// sweep forgets the sealed contents that may not be opened any more, and returns
+// them.
+func (m *measurer) sweep() []*flight {
+	gone := slices.DeleteFunc(m.sealed(), func(fl *flight) bool { return m.wanted(fl.digest) })
+	for _, fl := range gone {
+		m.drop(fl.id)
 	}
+	return gone
 }
 
 func (m *measurer) sealed() []*flight {

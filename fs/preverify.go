@@ -31,9 +31,6 @@ const (
 	// maxDepth bounds a walk, which holds one descriptor and 32 KiB for each level.
 	// Files below are measured when they are opened.
 	maxDepth = 64
-	// maxFolio is the size in bytes of the largest piece of a file that the kernel
-	// keeps or drops in the page cache.
-	maxFolio = 2 << 20
 )
 
 // preverifier measures files before somebody opens them, if a capability that can

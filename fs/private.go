@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -73,6 +74,7 @@ type vault struct {
 	budget int64
 	used   int64
 	recent *list.List // of *private, the most recently used first
+	mapped []*private // let go, and somebody has them mapped: they still take room
 }
 
 // private is a file that only this process and the kernel have. Its bytes do not
@@ -275,9 +277,12 @@ func (v *vault) spare(size int64) (taken, ok bool) {
 func (v *vault) room(size int64) bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	if v.used+size > v.budget {
+		v.reap()
+	}
 	for e := v.recent.Back(); e != nil && (v.used+size > v.budget || v.recent.Len() >= v.most); {
 		p, before := e.Value.(*private), e.Prev()
-		if p.users == 0 {
+		if p.users == 0 && !p.inUse() {
 			v.drop(p)
 		}
 		e = before
@@ -503,9 +508,20 @@ func (v *vault) drop(p *private) {
 	}
 }
 
-// close frees the file and its room. To free the blocks of a large one can take
-// long. Callers hold v.mu.
+// close frees the file and its room, unless somebody has it mapped: the kernel
+// releases a handle of a mapping that was closed, and keeps the file. Callers
+// hold v.mu.
 func (v *vault) close(p *private) {
+	if p.inUse() {
+		v.mapped = append(v.mapped, p)
+		return
+	}
+	v.free(p)
+}
+
+// free closes the file. To free the blocks of a large one can take long. Callers
+// hold v.mu.
+func (v *vault) free(p *private) {
 	v.used -= p.size
 	if p.backing != 0 {
 		v.server.UnregisterBackingFd(p.backing)
@@ -514,12 +530,54 @@ func (v *vault) close(p *private) {
 	v.closing.Go(func() { p.file.Close() })
 }
 
+// reap frees what was mapped and is not any more. Callers hold v.mu.
+func (v *vault) reap() {
+	v.mapped = slices.DeleteFunc(v.mapped, func(p *private) bool {
+		if p.inUse() {
+			return false
+		}
+		v.free(p)
+		return true
+	})
+}
+
+// tidy is reap for callers that do not hold v.mu.
+func (v *vault) tidy() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.reap()
+}
+
+// lingers reports whether a private file was let go, and only mappings of it are
+// left.
+func (v *vault) lingers(p *private) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return slices.Contains(v.mapped, p)
+}
+
+// inUse reports whether anybody has the file open or mapped beside us: then the
+// kernel refuses a lease for writing (fcntl(2)), which is given back at once. The
+// caller knows that no handle is being opened, which would wait for the lease.
+// Where there are no leases nobody can tell, and the answer is no.
+func (p *private) inUse() bool {
+	_, err := unix.FcntlInt(p.file.Fd(), unix.F_SETLEASE, unix.F_WRLCK)
+	if err == nil {
+		_, _ = unix.FcntlInt(p.file.Fd(), unix.F_SETLEASE, unix.F_UNLCK)
+	}
+	return err == unix.EAGAIN
+}
+
 // end closes everything. No handle is left.
 func (v *vault) end() {
 	v.mu.Lock()
 	for e := v.recent.Front(); e != nil; e = v.recent.Front() {
 		v.drop(e.Value.(*private))
 	}
+	for _, p := range v.mapped { // the kernel keeps what is mapped
+		v.free(p)
+	}
+	v.mapped = nil
 	v.mu.Unlock()
 	v.closing.Wait()
 	if v.dir >= 0 {
@@ -544,5 +602,7 @@ func (c copying) ReadAt(p []byte, off int64) (int, error) {
 		werr = fmt.Errorf("writing a private file: %w", werr)
 		c.spoilt.Store(&werr)
 	}
+	// Advice: so that little is left to do for fdatasync, which nothing interrupts.
+	_ = unix.SyncFileRange(int(c.dst.Fd()), off, int64(n), unix.SYNC_FILE_RANGE_WRITE)
 	return n, err
 }

@@ -4,6 +4,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
 	"github.com/openclaw/clawfs/capstore"
@@ -70,6 +71,19 @@ func (h *handle) cutOff(v Verdict) {
 	})
 }
 
+// held tells of a revoked private file of which only mappings are left, by whom
+// nobody here knows.
+func (f *filesystem) held(fl *flight) {
+	if !f.vault.lingers(fl.private) {
+		return
+	}
+	path := fl.file.Name()
+	f.counters.held.Add(1)
+	r := f.record(fuse.Caller{}, path, f.decide(path, fl), fl.digest)
+	r.Decision, r.Tier, r.Next = Held, fl.private.tier, "end the processes that have it mapped: fuser -v "+quoted(f.shown(path))
+	f.audit.add(r)
+}
+
 // watchRevocations drops the kernel's pages of what was revoked, so that also a
 // mapping of it ends. It runs on a goroutine of its own and holds no lock while
 // it notifies: the kernel waits there for pages that a READ is filling.
@@ -89,6 +103,7 @@ func (f *filesystem) watchRevocations() {
 			return
 		case <-sweep.C: // something may have expired
 			f.measure.sweep()
+			f.vault.tidy()
 			continue
 		case <-tick.C:
 		}
@@ -97,7 +112,9 @@ func (f *filesystem) watchRevocations() {
 			continue
 		}
 		seen = generation
-		f.measure.sweep()
+		for _, fl := range f.measure.sweep() {
+			f.held(fl)
+		}
 		f.sweepUnchecked()
 		for _, h := range f.files.all() {
 			h.live()

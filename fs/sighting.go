@@ -117,7 +117,7 @@ func (f *filesystem) measureAll(l look, all []*sighting) (*sighting, outcome) {
 
 // begin finds or begins the measurement.
 func (f *filesystem) begin(l look, s *sighting) {
-	if s.flight = f.measure.peek(s.id); s.flight != nil && s.flight.reusable() && s.flight.holds(f.claims.of(f.view, s.id.size)) {
+	if s.flight = f.measure.peek(s.id); s.flight != nil && f.measure.reusable(s.flight) && s.flight.holds(f.claims.of(f.view, s.id.size)) {
 		return
 	}
 	s.flight = nil
