@@ -1,0 +1,138 @@
+package fs
+
+import (
+	"io"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/openclaw/clawfs/hashpipe"
+)
+
+// maxFolio is the size in bytes of the largest piece of a file that the kernel
+// keeps or drops in the page cache.
+const maxFolio = 2 << 20
+
+// ahead begins a measurement that nobody waits for. It returns nil if there is
+// nothing to begin, or if something that is kept would have to go for it.
+func (m *measurer) ahead(file *os.File, id identity) *flight {
+	claims := m.claims(id.size)
+	units := (id.size + hashpipe.UnitSize - 1) / hashpipe.UnitSize
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.flights[id] != nil || m.recall(id, claims) != nil {
+		return nil
+	}
+	if m.recent.Len()+len(m.flights) >= maxRemembered || m.units+units > maxRememberedUnits {
+		return nil
+	}
+	room, ok := m.vault.spare(id.size)
+	if !ok {
+		return nil
+	}
+	fl, err := m.launch(&flight{id: id, ahead: true, room: room}, file, claims)
+	if err != nil {
+		if room {
+			m.vault.giveBack(id.size)
+		}
+		return nil
+	}
+	return fl
+}
+
+// measured reports whether a state of a file is measured or being measured.
+func (m *measurer) measured(id identity) bool {
+	claims := m.claims(id.size)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.flights[id] != nil || m.recall(id, claims) != nil
+}
+
+// progress returns how far a measurement is, in percent.
+func (m *measurer) progress(id identity) (percent int64, underWay bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	fl := m.flights[id]
+	if fl == nil {
+		return 0, false
+	}
+	// A second pass counts its bytes too.
+	return min(fl.bytes.Load()*100/max(id.size, 1), 99), true
+}
+
+// promote makes somebody wait for a task. Callers hold m.mu.
+func (m *measurer) promote(t *task) {
+	if t.idle {
+		t.idle = false
+		m.awaited++
+		m.wake.Broadcast()
+	}
+}
+
+// ended lets idle tasks go on after the last one that somebody waited for.
+func (m *measurer) ended(t *task) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if t.idle {
+		return
+	}
+	if m.awaited--; m.awaited == 0 {
+		m.wake.Broadcast()
+	}
+}
+
+// rest holds an idle task up while others are waited for. It returns false when
+// somebody waits for this one.
+func (m *measurer) rest(t *task) (idle bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for t.idle && m.awaited > 0 && !m.closed {
+		m.wake.Wait()
+	}
+	return t.idle
+}
+
+// paced reads for a flight of pre-verification.
+type paced struct {
+	io.ReaderAt
+	m      *measurer
+	flight *flight
+	idle   bool
+	drop   bool // the pages of the source, behind what is read
+}
+
+// pace is called on the thread that will read.
+func (m *measurer) pace(fl *flight, in io.ReaderAt) io.ReaderAt {
+	if !fl.ahead {
+		return in
+	}
+	p := &paced{in, m, fl, m.rest(fl.task), fl.cold && fl.id.size > m.keepable()}
+	diskPriority(p.idle)
+	return p
+}
+
+func (p *paced) ReadAt(b []byte, off int64) (int, error) {
+	if p.idle && !p.m.rest(p.flight.task) {
+		p.idle = false
+		diskPriority(false)
+	}
+	n, err := p.ReaderAt.ReadAt(b, off)
+	if p.drop && n > 0 {
+		// Advice. A folio goes only if all of it is named, and may be larger than b.
+		from := max(off-maxFolio, 0)
+		_ = unix.Fadvise(int(p.flight.file.Fd()), from, off+int64(n)-from, unix.FADV_DONTNEED)
+	}
+	return n, err
+}
+
+// diskPriority says whether this thread gets the disk only when nobody else wants
+// it, as far as the disk's scheduler has such a thing (linux/ioprio.h).
+func diskPriority(idle bool) {
+	const whoProcess, classIdle = 1, 3 << 13
+	class := 0
+	if idle {
+		class = classIdle
+	}
+	// Without it files are measured all the same.
+	_, _, _ = unix.Syscall(unix.SYS_IOPRIO_SET, whoProcess, 0, uintptr(class))
+}
