@@ -101,12 +101,25 @@ type paced struct {
 	drop   bool // the pages of the source, behind what is read
 }
 
+// passing reports whether the page cache has no room for the source of a flight
+// of pre-verification.
+func (m *measurer) passing(fl *flight) bool {
+	return fl.ahead && fl.cold && fl.id.size > m.keepable()
+}
+
+// unload drops what the kernel read ahead of one worker, behind another.
+func (m *measurer) unload(fl *flight) {
+	if m.passing(fl) {
+		_ = unix.Fadvise(int(fl.file.Fd()), 0, 0, unix.FADV_DONTNEED) // advice
+	}
+}
+
 // pace is called on the thread that will read.
 func (m *measurer) pace(fl *flight, in io.ReaderAt) io.ReaderAt {
 	if !fl.ahead {
 		return in
 	}
-	p := &paced{in, m, fl, m.rest(fl.task), fl.cold && fl.id.size > m.keepable()}
+	p := &paced{in, m, fl, m.rest(fl.task), m.passing(fl)}
 	diskPriority(p.idle)
 	return p
 }

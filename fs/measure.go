@@ -482,6 +482,7 @@ func (m *measurer) conclude(fl *flight, err error) {
 		fl.ended = time.Now()
 	}
 	m.keep(fl, claims)
+	m.unload(fl)
 	fl.draft, fl.early = nil, nil
 	if fl.err == nil {
 		m.counters.hashed.Add(1)

@@ -350,7 +350,7 @@ func ahead(t *testing.T, every time.Duration) (*filesystem, *desk, string) {
 		t.Fatal(err)
 	}
 	d := newDesk(t)
-	f := newFilesystem(Config{View: d.view, Log: slog.New(slog.DiscardHandler), HashWorkers: 1, Preverify: true, PreverifyEvery: every}, src, noVault(t))
+	f := newFilesystem(Config{View: d.view, Log: slog.New(slog.DiscardHandler), HashWorkers: 2, Preverify: true, PreverifyEvery: every}, src, noVault(t))
 	t.Cleanup(f.shutdown)
 	return f, d, dir
 }
