@@ -109,6 +109,9 @@ func (m *measurer) passing(fl *flight) bool {
 
 // unload drops what the kernel read ahead of one worker, behind another.
 func (m *measurer) unload(fl *flight) {
+	if e := fl.early; e != nil && e.drop {
+		_ = unix.Fadvise(int(fl.file.Fd()), 0, e.limit, unix.FADV_DONTNEED) // advice
+	}
 	if m.passing(fl) {
 		_ = unix.Fadvise(int(fl.file.Fd()), 0, 0, unix.FADV_DONTNEED) // advice
 	}
