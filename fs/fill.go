@@ -25,9 +25,6 @@ const (
 	fillRun = 16
 	// fillPatience is how long an open waits for a worker to begin.
 	fillPatience = 100 * time.Millisecond
-	// maxFolio is the size in bytes of the largest piece of a file that the kernel
-	// keeps or drops in the page cache.
-	maxFolio = 2 << 20
 )
 
 // A large content is put into the kernel's page cache before its first reader has
