@@ -112,6 +112,7 @@ type flight struct {
 
 	private  *private // nil: served from the source
 	unsealed string   // why there is none although the mount seals
+	unwanted bool     // it was let go because no capability wanted the content
 
 	bytes   atomic.Int64
 	granted atomic.Bool           // some opener was allowed
@@ -152,7 +153,11 @@ func (p proof) holds(claims []claim) bool {
 // refused. And what no capability wants is measured again after a while.
 func (m *measurer) reusable(fl *flight) bool {
 	age := time.Since(fl.ended)
-	return fl.granted.Load() || age < unsettledFor || !fl.young && (age < refusedFor || m.wanted(fl.digest))
+	wanted := m.wanted(fl.digest)
+	if fl.unwanted && wanted || m.vault.lost(fl.private) {
+		return false // it gets its private file now
+	}
+	return fl.granted.Load() || age < unsettledFor || !fl.young && (age < refusedFor || wanted)
 }
 
 func newMeasurer(ctx context.Context, workers int, how Verify, v *vault, c *counters, claims func(int64) []claim, wanted func(hashpipe.Digest) bool) *measurer {
@@ -209,7 +214,7 @@ func (m *measurer) recall(id identity, claims []claim) *list.Element {
 	if !ok {
 		return nil
 	}
-	if fl := e.Value.(*flight); m.reusable(fl) && fl.holds(claims) && !m.vault.lost(fl.private) {
+	if fl := e.Value.(*flight); m.reusable(fl) && fl.holds(claims) {
 		return e
 	}
 	m.remove(e)
@@ -524,7 +529,7 @@ func (m *measurer) keep(fl *flight, claims []claim) {
 		fl.unsealed = (*err).Error()
 		return
 	}
-	if fl.err != nil || fl.moved || !m.wanted(fl.digest) {
+	if fl.unwanted = !m.wanted(fl.digest); fl.unwanted || fl.err != nil || fl.moved {
 		m.vault.discard(fl.draft)
 		return
 	}
