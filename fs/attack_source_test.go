@@ -94,18 +94,14 @@ func aligned(data []byte) []byte {
 
 // iocb is struct iocb of io_submit(2) on a little-endian machine.
 type iocb struct {
-	data    uint64
-	key     uint32
-	rwFlags uint32
-	opcode  uint16
-	reqprio int16
-	fildes  uint32
-	buf     uint64
-	nbytes  uint64
-	offset  int64
-	_       uint64
-	flags   uint32
-	resfd   uint32
+	_      [2]uint64 // aio_data, aio_key, aio_rw_flags
+	opcode uint16
+	_      int16 // aio_reqprio
+	fildes uint32
+	buf    uint64
+	nbytes uint64
+	offset int64
+	_      [2]uint64 // aio_reserved2, aio_flags, aio_resfd
 }
 
 // asyncWrites submits direct writes and returns while they are under way; wait

@@ -309,8 +309,7 @@ func TestFullDisk(t *testing.T) {
 		"reflink on xfs":               {SealReflink, 320, []string{"mkfs.xfs", "-q", "-m", "reflink=1"}, 6 << 20, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
-			var m *mounted
-			m = mountEmpty(t, func(s *serverSpec) {
+			m := mountEmpty(t, func(s *serverSpec) {
 				smallDisk(t, s.Source, c.mib, c.mkfs...)
 				s.Seal, s.SealFrom, s.PrivateBytes = c.seal, 1, 1<<40
 			})
