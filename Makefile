@@ -39,10 +39,16 @@ DEBS := ca-certificates git make gcc libc6-dev libseccomp-dev pkg-config fuse3 f
 CLIENT_DEBS := python3-torch python3-numpy python3-xgboost python3-h5py python3-onnx rsync \
                $(if $(shell command -v npm),,nodejs npm)
 
+# What make test-verity needs beside them.
+#   qemu-system-x86       a machine for a kernel that has fs-verity
+#   btrfs-progs           its disks, beside those of e2fsprogs
+#   busybox-static cpio kmod   what it boots
+VERITY_DEBS := qemu-system-x86 btrfs-progs busybox-static cpio kmod
+
 GOBUILD := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=auto
 UNIT    := ./...
 
-.PHONY: deps clients client-deps build install demo demo-torch test test-arm64 race lint fuzz bench repro ci clean tools
+.PHONY: deps clients client-deps build install demo demo-torch test test-arm64 test-verity race lint fuzz bench repro ci clean tools
 
 # $(call install,PACKAGES) installs those that are missing.
 define install
@@ -111,6 +117,11 @@ test-arm64: deps
 	@mkdir -p bin
 	cd hashpipe && CGO_ENABLED=0 GOOS=linux GOARCH=arm64 $(GO) test -c -o ../bin/hashpipe.arm64.test .
 	cd hashpipe && qemu-aarch64-static -cpu max ../bin/hashpipe.arm64.test -test.count=1
+
+# Kernels with fs-verity under software emulation; the first run downloads them.
+test-verity: deps
+	$(call install,$(VERITY_DEBS))
+	integration/verity/run.sh
 
 race: build clients
 	CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 30m $(UNIT)
