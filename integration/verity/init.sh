@@ -4,9 +4,9 @@
 # result, and the guest powers off.
 #
 # clawfs_run (from the kernel's command line) is one of
-#   tests   mount the disks, run the test programs, unmount
-#   crash   mount the disks and let a test stop the machine under them
-#   mount   mount the disks and unmount them
+#   tests       mount the disks, run the test programs, unmount
+#   crash-NAME  mount the disks and let TestCrash of that program stop the machine
+#   mount       mount the disks and unmount them
 export PATH=/bin
 mount -t proc proc /proc
 mount -t sysfs sys /sys
@@ -36,8 +36,8 @@ disk vda ext4 defaults /mnt/ext4
 disk vdb btrfs nodatasum /mnt/btrfs
 disk vdc ext4 defaults /mnt/plain
 disk vdd ext4 defaults /mnt/small
-export CLAWFS_VERITY_EXT4=/mnt/ext4 CLAWFS_VERITY_BTRFS=/mnt/btrfs
-export CLAWFS_VERITY_PLAIN=/mnt/plain CLAWFS_VERITY_SMALL=/mnt/small
+export CLAWFS_VERITY_EXT4=/mnt/ext4:/dev/vda CLAWFS_VERITY_BTRFS=/mnt/btrfs:/dev/vdb
+export CLAWFS_VERITY_PLAIN=/mnt/plain:/dev/vdc CLAWFS_VERITY_SMALL=/mnt/small:/dev/vdd
 
 run=${clawfs_run:-nothing}
 echo "guest: Linux $(uname -r), $run"
@@ -48,8 +48,8 @@ tests)
 		"$program" -test.v -test.timeout 10m -test.run '^TestGuest' || code=1
 	done
 	;;
-crash)
-	/tests/hashpipe -test.v -test.run '^TestCrash$'
+crash-*)
+	"/tests/${run#crash-}" -test.v -test.run '^TestCrash$'
 	finish 1
 	;;
 mount) ;;

@@ -19,7 +19,7 @@ fail() {
 }
 
 for tool in "qemu-system-x86_64 qemu-system-x86" "mkfs.ext4 e2fsprogs" "mkfs.btrfs btrfs-progs" \
-	"cpio cpio" "busybox busybox-static" "modprobe kmod" "xz xz-utils"; do
+	"cpio cpio" "busybox busybox-static" "modprobe kmod" "xz xz-utils" "fusermount3 fuse3"; do
 	command -v "${tool% *}" >/dev/null || fail "no ${tool% *}: apt-get install ${tool#* }"
 done
 
@@ -44,6 +44,7 @@ initramfs() {
 	for applet in sh mount umount insmod poweroff sync uname sleep mkdir; do
 		ln -s busybox "$root/bin/$applet"
 	done
+	cp "$(command -v fusermount3)" "$root/bin" # looked for and, as root, not run
 	cp -r "$2" "$root/tests"
 	cp "$here/init.sh" "$root/init"
 	for module in virtio_pci virtio_blk ext4 btrfs fuse sha512_generic; do
@@ -79,7 +80,7 @@ boot() {
 		drives+=(-drive "file=$work/$disk.img,if=virtio,format=raw,cache=unsafe")
 	done
 	rm -f "$4" "$4.console"
-	timeout 900 qemu-system-x86_64 -accel tcg,thread=multi -cpu max -smp 2 -m 2048 -nodefaults -no-user-config -display none -no-reboot \
+	timeout 900 qemu-system-x86_64 -accel tcg -cpu max -smp 1 -m 2048 -nodefaults -no-user-config -display none -no-reboot \
 		-kernel "$1"/boot/vmlinuz-* -initrd "$2" -append "console=ttyS0 panic=-1 clawfs_run=$3" \
 		-serial "file:$4.console" -serial "file:$4" "${drives[@]}" ||
 		fail "the guest did not end by itself in 15 minutes (run $3): see $4 and $4.console"
@@ -127,23 +128,25 @@ on() {
 	! grep -q -e '--- SKIP' "$log.tests" || fail "a test was skipped: see $log.tests"
 	clean "$log.tests"
 
-	boot "$kernel" "$work/$name.cpio" crash "$log.crash"
-	said "$log.crash" "crash: now"
-	! grep -q '^crash: enabled too early' "$log.crash" || fail "nothing was being enabled at the crash: see $log.crash"
-	boot "$kernel" "$work/$name.cpio" mount "$log.mount"
-	said "$log.mount" "guest: exit 0"
-	clean "$log.mount"
-	echo "verity: $(sed -n 's/^guest: \(Linux [^,]*\).*/\1/p' "$log.tests"): $(grep -c '^--- PASS' "$log.tests") tests passed of: $*; ext4 and btrfs clean after them and after a crash"
+	for package; do
+		boot "$kernel" "$work/$name.cpio" "crash-$package" "$log.crash-$package"
+		said "$log.crash-$package" "crash: now"
+		! grep -q '^crash: enabled too early' "$log.crash-$package" || fail "nothing was being enabled at the crash: see $log.crash-$package"
+		boot "$kernel" "$work/$name.cpio" mount "$log.mount-$package"
+		said "$log.mount-$package" "guest: exit 0"
+		clean "$log.mount-$package"
+	done
+	echo "verity: $(sed -n 's/^guest: \(Linux [^,]*\).*/\1/p' "$log.tests"): $(grep -c '^--- PASS' "$log.tests") tests passed of: $*; ext4 and btrfs clean after them and after crashes"
 }
 
 # shellcheck source=/dev/null
 codename=$(. /etc/os-release && echo "$VERSION_CODENAME")
-go vet -tags verity ./hashpipe
+go vet -tags verity ./hashpipe ./fs
 [ $# != 0 ] || set -- own passthrough
 for kernel; do
 	case $kernel in
 	own) suite=$codename packages=hashpipe ;;
-	passthrough) suite=$codename-backports packages=hashpipe ;;
+	passthrough) suite=$codename-backports packages="hashpipe fs" ;;
 	*) fail "no kernel \"$kernel\": own or passthrough" ;;
 	esac
 	"$here/kernel.sh" "$work/$suite" "$suite"
