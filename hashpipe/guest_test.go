@@ -188,9 +188,8 @@ func TestGuestImmutable(t *testing.T) {
 	})
 }
 
-// BUG: btrfs lets root change the size of a file under fs-verity (seen with
-// Linux 6.1 and 6.12), and its digest stays. So the size has to be looked at
-// beside the digest. No wrong byte can be read even then.
+// Root can change the size of a file under fs-verity on btrfs, and its digest
+// stays. No wrong byte can be read even then.
 func TestGuestTruncated(t *testing.T) {
 	p := placeOf(t, "BTRFS")
 	data := content(UnitSize)
@@ -454,12 +453,7 @@ func TestGuestDontNeed(t *testing.T) {
 	})
 }
 
-// relink gives an unnamed file a name and takes it away again.
-//
-// BUG: enabling fs-verity takes an inode off ext4's list of orphans, though it
-// has no name (seen with Linux 6.1 and 6.12). If the machine stops while such a
-// file is open, its blocks are lost until the next e2fsck. Unlinking puts it
-// back on the list.
+// relink gives an unnamed file a name and takes it away again: see EnableVerity.
 func relink(t *testing.T, p place, f *os.File) {
 	t.Helper()
 	name := filepath.Join(p.dir, "relinked")

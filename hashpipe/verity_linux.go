@@ -40,6 +40,11 @@ func (e Enforced) String() string { return format(e.kernel) }
 // BUG: the kernel keeps the pages that were in memory before, which nothing
 // checked against the tree. Where the storage is not trusted, drop them
 // (POSIX_FADV_DONTNEED) before the first byte is served.
+//
+// BUG: ext4 (seen with Linux 6.1 and 6.12) takes the inode off its list of
+// orphans. If the machine stops while a file without a name is open, its blocks
+// are lost until the next e2fsck. Linking and unlinking it afterwards puts it
+// back.
 func EnableVerity(f *os.File) error {
 	arg := unix.FsverityEnableArg{Version: 1, Hash_algorithm: unix.FS_VERITY_HASH_ALG_SHA256, Block_size: BlockSize}
 	err := verityIoctl(f, unix.FS_IOC_ENABLE_VERITY, unsafe.Pointer(&arg))
@@ -67,6 +72,10 @@ type verityDigest struct {
 // MeasureVerity asks the kernel what it holds the very file behind f to; it
 // reads no content. A file without fs-verity, or with another hash than
 // SHA-256, is an error.
+//
+// BUG: btrfs (seen with Linux 6.1 and 6.12) lets root change the size of such a
+// file, and the measurement stays. Every byte that can still be read is right,
+// but they can be fewer: look at the size, too.
 func MeasureVerity(f *os.File) (Enforced, error) {
 	d := verityDigest{head: unix.FsverityDigest{Size: hashSize}}
 	var e Enforced
