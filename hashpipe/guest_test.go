@@ -457,12 +457,31 @@ func TestGuestDontNeed(t *testing.T) {
 func relink(t *testing.T, p place, f *os.File) {
 	t.Helper()
 	name := filepath.Join(p.dir, "relinked")
-	if err := unix.Linkat(unix.AT_FDCWD, self(f), unix.AT_FDCWD, name, unix.AT_SYMLINK_FOLLOW); err != nil {
+	if err := link(f, name); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.Remove(name); err != nil {
 		t.Fatal(err)
 	}
+}
+
+func link(f *os.File, name string) error {
+	return unix.Linkat(unix.AT_FDCWD, self(f), unix.AT_FDCWD, name, unix.AT_SYMLINK_FOLLOW)
+}
+
+// A file that had a name for a moment is still enforced, and gets none again.
+func TestGuestRelinked(t *testing.T) {
+	everywhere(t, func(t *testing.T, p place) {
+		f := private(t, p.dir, content(UnitSize+1))
+		before := enforced(t, f)
+		relink(t, p, f)
+		if after, err := MeasureVerity(f); err != nil || after != before {
+			t.Errorf("measured after it: %v, %v, want %v", after, err, before)
+		}
+		if err := link(f, filepath.Join(p.dir, "stolen")); !errors.Is(err, unix.ENOENT) {
+			t.Errorf("linking it once more: %v, want ENOENT", err)
+		}
+	})
 }
 
 // TestCrash leaves files without a name behind, some enabled and one in the
