@@ -63,7 +63,7 @@ func (g guestTier) choice(t *testing.T) (disk string, choose func(*serverSpec)) 
 
 // Every way of reading gives the approved bytes, the mount says the tier, and a
 // write into the source does not show.
-func TestGuestServes(t *testing.T) {
+func TestGuestMountServes(t *testing.T) {
 	onGuest(t, func(t *testing.T, tier, _ string, choose func(*serverSpec)) {
 		m := mountEmpty(t, choose)
 		if r := m.ask(request{Op: "stats"}); r.Tier != tier || (r.Why == "") != (tier == TierVerity) {
@@ -98,14 +98,14 @@ func TestGuestServes(t *testing.T) {
 	})
 }
 
-func TestGuestMustWork(t *testing.T) {
+func TestGuestMountMustWork(t *testing.T) {
 	onGuest(t, func(t *testing.T, _, _ string, choose func(*serverSpec)) { mustWorkOn(t, choose) })
 }
 
 // A bit that changes on the disk below a private file reaches nobody: who has
 // the file open, or opens it, gets EIO and SIGBUS. Without fs-verity it does
 // reach them, which shows that the bit is where it hurts.
-func TestGuestDamage(t *testing.T) {
+func TestGuestMountDamage(t *testing.T) {
 	onGuest(t, func(t *testing.T, tier, disk string, choose func(*serverSpec)) {
 		m := mountEmpty(t, choose)
 		const victim = hashpipe.UnitSize + 3*hashpipe.BlockSize
@@ -141,7 +141,7 @@ func TestGuestDamage(t *testing.T) {
 
 // A capability whose fs-verity digest is of another content: the kernel would
 // hold the file to what is there, so the mount serves it by itself and says why.
-func TestGuestOtherDigest(t *testing.T) {
+func TestGuestMountOtherDigest(t *testing.T) {
 	onGuest(t, func(t *testing.T, tier, _ string, choose func(*serverSpec)) {
 		m := mountEmpty(t, choose)
 		good := sample(92, hashpipe.UnitSize+1)

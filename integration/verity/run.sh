@@ -122,7 +122,7 @@ on() {
 		"$work/tests/$package" -test.list '^TestGuest' >"$work/list"
 		[ -s "$work/list" ] || fail "package $package has no test for the guest"
 		while read -r test; do
-			grep -q "^--- PASS: $test " "$log.tests" || fail "$test of package $package did not run: see $log.tests"
+			[ "$(grep -c "^--- PASS: $test " "$log.tests")" = 1 ] || fail "$test of package $package did not pass once: see $log.tests"
 		done <"$work/list"
 	done
 	! grep -q -e '--- SKIP' "$log.tests" || fail "a test was skipped: see $log.tests"
