@@ -2,11 +2,14 @@ package fs
 
 import (
 	"container/list"
+	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -116,6 +119,10 @@ func newVault(c Config) (*vault, error) {
 		return nil, fmt.Errorf("directory for private files: %w", &os.PathError{Op: "open", Path: where, Err: err})
 	}
 	v.dir = dir
+	if err := v.sweep(); err != nil {
+		unix.Close(dir)
+		return nil, fmt.Errorf("directory for private files: %w", err)
+	}
 	var descriptors unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &descriptors); err != nil {
 		unix.Close(dir)
@@ -402,6 +409,11 @@ func (v *vault) enforce(f *os.File, p proof, claims []claim) (tier string, err e
 	if err != nil {
 		return "", err
 	}
+	if err := v.relink(f); err != nil {
+		return "", err
+	}
+	// Pages that were read before are not checked by the kernel.
+	_ = unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED) // advice
 	enforced, err := hashpipe.MeasureVerity(f)
 	if err != nil {
 		return "", err
@@ -411,9 +423,56 @@ func (v *vault) enforce(f *os.File, p proof, claims []claim) (tier string, err e
 			return "", fmt.Errorf("the kernel measures fs-verity sha256:%s, expected sha256:%s", enforced, c.verity)
 		}
 	}
-	// Pages that were in memory before are those that were hashed; what is read
-	// from the disk from now on, the kernel checks.
 	return TierVerity, nil
+}
+
+// relinkPrefix begins the name that a private file has for a moment.
+const relinkPrefix = ".clawfs-private-"
+
+// relink gives a private file of ext4 a name and takes it away again. Enabling
+// fs-verity takes an unnamed inode off the list of orphans (seen with Linux 6.1
+// and 6.12): if the machine stopped while it is open, its blocks would be lost
+// until the next e2fsck. Unlinking puts it back.
+func (v *vault) relink(f *os.File) error {
+	var st unix.Statfs_t
+	if err := retried(func() error { return unix.Fstatfs(v.dir, &st) }); err != nil || st.Type != unix.EXT4_SUPER_MAGIC {
+		return err
+	}
+	name := relinkPrefix + rand.Text()
+	err := unix.Linkat(unix.AT_FDCWD, procName(int(f.Fd())), v.dir, name, unix.AT_SYMLINK_FOLLOW)
+	if err == nil {
+		err = unix.Unlinkat(v.dir, name, 0)
+	}
+	if err != nil && err != unix.ENOENT { // swept by another mount
+		return fmt.Errorf("linking and unlinking a private file as %s: %w", name, err)
+	}
+	return nil
+}
+
+// sweep removes the names that a mount process left which was killed in relink.
+func (v *vault) sweep() error {
+	fd, err := reopen(v.dir, unix.O_DIRECTORY)
+	if err != nil {
+		return err
+	}
+	dir := os.NewFile(uintptr(fd), "directory of private files")
+	defer dir.Close()
+	for {
+		names, err := dir.Readdirnames(1000)
+		for _, name := range names {
+			var st unix.Stat_t
+			if strings.HasPrefix(name, relinkPrefix) && unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil &&
+				st.Mode == unix.S_IFREG|0o600 && st.Uid == uint32(os.Geteuid()) {
+				_ = unix.Unlinkat(fd, name, 0) // another mount may have done it
+			}
+		}
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
 }
 
 // acquire takes a private file for a handle. It returns false if the file is

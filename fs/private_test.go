@@ -248,3 +248,24 @@ func TestSealedOnceForHardLinks(t *testing.T) {
 		t.Error(r)
 	}
 }
+
+// What a killed mount process left a name is removed at the next start, and
+// nothing else is.
+func TestPrivateNamesSwept(t *testing.T) {
+	dir := t.TempDir()
+	for name, mode := range map[string]os.FileMode{relinkPrefix + "A": 0o600, relinkPrefix + "B": 0o644, "clawfs-private": 0o600} {
+		if err := os.WriteFile(filepath.Join(dir, name), nil, mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	v, err := newVault(Config{Seal: SealCopy, Private: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer v.end()
+	for name, want := range map[string]bool{relinkPrefix + "A": false, relinkPrefix + "B": true, "clawfs-private": true} {
+		if _, err := os.Lstat(filepath.Join(dir, name)); (err == nil) != want {
+			t.Errorf("%s is there: %v, want %v", name, err == nil, want)
+		}
+	}
+}
