@@ -309,8 +309,12 @@ func TestDeadly(t *testing.T) {
 		{"STOP", status(none, "0000000000040000", none, none, none), false},
 		{"USR1 without a handler", status("0000000000000200", none, none, none, none), true},
 	} {
-		if got := deadly(c.in); got != c.want {
+		signals, known := signalsOf(c.in)
+		if got := known && deadly(signals); got != c.want {
 			t.Errorf("%s: deadly = %v, want %v", c.name, got, c.want)
+		}
+		if got, want := known && killed(signals), strings.HasPrefix(c.name, "KILL"); got != want {
+			t.Errorf("%s: killed = %v, want %v", c.name, got, want)
 		}
 	}
 }

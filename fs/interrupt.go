@@ -60,7 +60,7 @@ func (f *filesystem) await(done <-chan struct{}, cancel <-chan struct{}, pid uin
 		if cancel != nil {
 			continue
 		}
-		if stopping(pid) {
+		if stopping(pid, deadly) {
 			return interrupted
 		}
 		// Every request is also interrupted when the connection was cut.
@@ -72,15 +72,48 @@ func (f *filesystem) await(done <-chan struct{}, cancel <-chan struct{}, pid uin
 	}
 }
 
-// stopping reports whether a signal is pending for the thread that ends it or
-// asks it to end. Unknown is no: pid is 0 if the caller lives in a PID namespace
-// that is invisible from here.
-func stopping(pid uint32) bool {
+// awaitRead waits for bytes on behalf of a reader, also of one that a detached
+// mount has left. A page fault that is answered with an error is a SIGBUS, so
+// only a SIGKILL ends it.
+func (f *filesystem) awaitRead(done <-chan struct{}, cancel <-chan struct{}, pid uint32) outcome {
+	var late, look <-chan time.Time
+	if f.limit > 0 {
+		t := time.NewTimer(f.limit)
+		defer t.Stop()
+		late = t.C
+	}
+	for {
+		select {
+		case <-done:
+			return finished
+		case <-late:
+			return tooSlow
+		case <-cancel:
+			cancel = nil
+			t := time.NewTicker(signalPoll)
+			defer t.Stop()
+			look = t.C
+		case <-look:
+		}
+		if cancel == nil && stopping(pid, killed) {
+			return interrupted
+		}
+	}
+}
+
+// stopping reports whether signals are pending for the thread that are enough to
+// answer it. Unknown is no: pid is 0 if the caller lives in a PID namespace that
+// is invisible from here.
+func stopping(pid uint32, enough func(signals) bool) bool {
 	if pid == 0 {
 		return false
 	}
 	status, err := os.ReadFile("/proc/" + strconv.FormatUint(uint64(pid), 10) + "/status")
-	return err == nil && deadly(status)
+	if err != nil {
+		return false
+	}
+	s, known := signalsOf(status)
+	return known && enough(s)
 }
 
 // signalSet has bit n-1 for signal n.
@@ -102,33 +135,45 @@ var (
 		unix.SIGSTOP, unix.SIGTSTP, unix.SIGTTIN, unix.SIGTTOU)
 )
 
-// deadly reads /proc/<tid>/status: proc_pid_status(5).
-func deadly(status []byte) bool {
-	var pending, blocked, ignored, caught signalSet
+// signals are those of a thread.
+type signals struct {
+	pending, blocked, ignored, caught signalSet
+}
+
+// signalsOf reads /proc/<tid>/status: proc_pid_status(5).
+func signalsOf(status []byte) (s signals, known bool) {
 	for line := range bytes.Lines(status) {
 		key, value, _ := strings.Cut(string(line), ":")
 		var into *signalSet
 		switch key {
 		case "SigPnd", "ShdPnd":
-			into = &pending
+			into = &s.pending
 		case "SigBlk":
-			into = &blocked
+			into = &s.blocked
 		case "SigIgn":
-			into = &ignored
+			into = &s.ignored
 		case "SigCgt":
-			into = &caught
+			into = &s.caught
 		default:
 			continue
 		}
 		n, err := strconv.ParseUint(strings.TrimSpace(value), 16, 64)
 		if err != nil {
-			return false
+			return signals{}, false
 		}
 		*into |= signalSet(n)
 	}
-	pending &^= blocked | ignored
-	return pending&asksToStop != 0 || pending&^(caught|harmless) != 0
+	return s, true
 }
+
+// deadly reports whether a signal is pending that ends the thread or asks it to
+// end.
+func deadly(s signals) bool {
+	pending := s.pending &^ (s.blocked | s.ignored)
+	return pending&asksToStop != 0 || pending&^(s.caught|harmless) != 0
+}
+
+func killed(s signals) bool { return s.pending&setOf(unix.SIGKILL) != 0 }
 
 // requestLimit is how long one request may take. The kernel cuts the whole
 // connection when a request takes longer than its limit (fs.fuse.*_request_timeout,

@@ -245,11 +245,11 @@ func TestHangingStorage(t *testing.T) {
 
 // Neither does storage that hangs later hold up a killed reader.
 //
-// BUG: a direct read, and a lookup, of storage that hangs cannot be killed before
-// the storage answers or the mount is abandoned.
+// BUG: a lookup in storage that hangs cannot be killed before the storage answers
+// or the mount is abandoned.
 func TestStallingStorage(t *testing.T) {
 	const size = 3 << 20
-	for _, how := range []string{"read", "mmap-shared", "sendfile"} {
+	for _, how := range []string{"read", "mmap-shared", "sendfile", "direct"} {
 		dir, stop := lyingSource(t, "stall", size)
 		m := mountEmpty(t, func(s *serverSpec) { s.Source = dir })
 		m.src = dir

@@ -15,7 +15,10 @@ import (
 // Read returns parts of unit buffers that were hashed, and nothing else: the
 // bytes are not fetched again after the check. What audit mode has opened without
 // proof is read elsewhere.
-func (f *filesystem) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
+//
+// BUG: LOOKUP, GETATTR and the other calls on names wait for a storage that hangs
+// whatever happens to their caller, who stays unkillable as on any file system.
+func (f *filesystem) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
 	if in.Fh&uncheckedBit != 0 {
 		return f.readUnchecked(in, buf)
 	}
@@ -37,6 +40,14 @@ func (f *filesystem) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.
 	for off < end {
 		unit := off / hashpipe.UnitSize
 		u := f.units.get(h.content, unit)
+		if o := f.awaitRead(u.ready, cancel, in.Pid); o != finished {
+			f.units.put(u)
+			out.Done()
+			if o == interrupted {
+				return nil, statusInterrupted
+			}
+			return nil, statusIO // the kernel would cut the connection, or has
+		}
 		if u.err != nil {
 			f.units.put(u)
 			out.Done()
@@ -152,7 +163,8 @@ func newUnitCache(checked *atomic.Int64) *unitCache {
 	}
 }
 
-// get returns a unit that is checked or failed. Every get needs a put.
+// get returns a unit that is checked or has failed once it is ready. Every get
+// needs a put.
 func (c *unitCache) get(of *content, number int64) *unit {
 	key := unitKey{of, number}
 	c.mu.Lock()
@@ -161,27 +173,28 @@ func (c *unitCache) get(of *content, number int64) *unit {
 		u.refs++
 		c.recent.MoveToFront(e)
 		c.mu.Unlock()
-		<-u.ready
 		return u
 	}
-	u := &unit{key: key, refs: 2, ready: make(chan struct{}), buf: c.pool.Get().(*[hashpipe.UnitSize]byte)}
+	// One reference is that of fill: the storage may answer after its reader is gone.
+	u := &unit{key: key, refs: 3, ready: make(chan struct{}), buf: c.pool.Get().(*[hashpipe.UnitSize]byte)}
 	c.units[key] = c.recent.PushFront(u)
 	for c.recent.Len() > keptUnits {
 		c.unlist(c.recent.Back())
 	}
 	c.mu.Unlock()
 
-	c.fill(u, of.checked)
+	go c.fill(u, of.checked)
 	return u
 }
 
-var errUnitPanic = errors.New("panic while a unit was checked")
-
 // fill reads and checks. Whatever happens, whoever waits for the unit goes on,
-// and a unit that failed is tried again by the next reader.
+// and a unit that failed is tried again by the next reader. Its owner is the
+// storage: it ends when that answers.
 func (c *unitCache) fill(u *unit, from *hashpipe.CheckedReader) {
-	u.err = errUnitPanic
 	defer func() {
+		if v := recover(); v != nil {
+			u.err = fmt.Errorf("panic while a unit was checked: %v", v)
+		}
 		if u.err != nil {
 			c.mu.Lock()
 			if e, ok := c.units[u.key]; ok && e.Value.(*unit) == u {
@@ -190,6 +203,7 @@ func (c *unitCache) fill(u *unit, from *hashpipe.CheckedReader) {
 			c.mu.Unlock()
 		}
 		close(u.ready)
+		c.put(u)
 	}()
 	u.data, u.err = from.ReadUnit(u.key.number, u.buf[:])
 	c.checked.Add(1)
