@@ -2,180 +2,341 @@ package fs
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/binary"
-	"errors"
+	"flag"
 	"fmt"
-	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
-	"strconv"
-	"strings"
-	"sync"
 	"testing"
 	"time"
-
-	"github.com/go-json-experiment/json"
-	fusefs "github.com/hanwen/go-fuse/v2/fs"
-	"github.com/hanwen/go-fuse/v2/fuse"
-	"golang.org/x/sys/unix"
 
 	"github.com/openclaw/clawfs/capstore"
 	"github.com/openclaw/clawfs/hashpipe"
 )
 
-// A shared machine makes times meaningless, so every number is a ratio of two
-// things that were done one after the other in one round, and what is reported
-// is the median over the rounds.
-const benchRounds = 5
+// A shared machine makes times meaningless. So every number here is a ratio of two
+// things that were done in one round, the order of a round is turned around in
+// every second one, and what is shown is the median of all rounds and the span.
+// Beside the time stands the CPU time of the client and of the process that serves
+// it. Everybody is a process of its own, and nothing but clients touches a mount.
+//
+//	sudo make bench                     all of it, 20 minutes
+//	sudo make bench BENCHFLAGS=-short   small files and three rounds, 3 minutes
+//
+// A missed target is printed and fails nothing. Wrong bytes, a missing peer, and a
+// mount process of more than maxPeak fail.
+var (
+	benchOut     = flag.String("bench-out", "", "directory for every ratio (ratios.jsonl) and for profiles")
+	benchProfile = flag.String("bench-profile", "", "tier whose two worst rows are done once more under profilers, into -bench-out")
+	benchLarge   = flag.Int64("bench-large", 4096, "MiB of the file of the first open")
+)
 
-// timeAll does the named things to a file, and reports how long each took.
-func timeAll(p string, what []string) result {
-	r := result{Took: make(map[string]float64)}
-	for _, w := range what {
-		if w == "sha256" {
-			_ = hashed()
-		}
-		before, began := faults(), time.Now()
-		if err := timed(p, w); err != nil {
-			return failed(w, err)
-		}
-		r.Took[w] = time.Since(began).Seconds()
-		r.Took[w+"-faults"] = faults() - before
+// maxPeak bounds what a mount process may ever have in memory, in MiB.
+const maxPeak = 128
+
+func BenchmarkMount(b *testing.B) {
+	needPeers(b)
+	needOut(b)
+	size, large, rounds := int64(512<<20), *benchLarge<<20, 5
+	if testing.Short() {
+		size, large, rounds = 128<<20, min(large, 512<<20), 3
 	}
-	return r
-}
-
-// faults returns how many pages of memory this process had to have mapped.
-func faults() float64 {
-	var u unix.Rusage
-	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
-		panic(err)
-	}
-	return float64(u.Minflt + u.Majflt)
-}
-
-// hashed is what the reference hashes again and again.
-var hashed = sync.OnceValue(func() []byte { return sample(1, 16<<20) })
-
-func timed(p, what string) error {
-	if what == "sha256" { // of as many bytes in memory, one stream
-		st, err := os.Stat(p)
-		if err != nil {
-			return err
-		}
-		piece := hashed()
-		h := sha256.New()
-		for n := st.Size(); n > 0; n -= int64(len(piece)) {
-			h.Write(piece[:min(n, int64(len(piece)))])
-		}
-		return nil
-	}
-	if n, err := strconv.Atoi(strings.TrimPrefix(what, "reopen-")); err == nil {
-		for range n {
-			fd, err := unix.Open(p, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-			if err != nil {
-				return err
+	t := new(table)
+	for _, name := range []string{"ext4", "xfs"} {
+		b.Run(name, func(b *testing.B) {
+			d := newDisk(b, name, size)
+			b.Setenv("TMPDIR", d.dir)
+			r := &contest{table: t, disk: d, rounds: rounds}
+			r.start(b)
+			for _, w := range fileRows(size) {
+				b.Run(w.name, func(b *testing.B) { r.run(b, &group{disk: d, rows: []row{w}, kinds: r.kinds, lasting: true}) })
 			}
-			unix.Close(fd)
-		}
-		return nil
-	}
-	fd, err := unix.Open(p, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	switch what {
-	case "open":
-		return nil
-	case "read":
-		buf := make([]byte, 1<<20)
-		for {
-			n, err := unix.Read(fd, buf)
-			if err != nil || n == 0 {
-				return err
-			}
-		}
-	case "mmap":
-		var st unix.Stat_t
-		if err := unix.Fstat(fd, &st); err != nil {
-			return err
-		}
-		data, err := unix.Mmap(fd, 0, int(st.Size), unix.PROT_READ, unix.MAP_SHARED)
-		if err != nil {
-			return err
-		}
-		defer unix.Munmap(data)
-		var sum uint64
-		for i := 0; i+8 <= len(data); i += 8 {
-			sum += binary.LittleEndian.Uint64(data[i:])
-		}
-		if sum == 0 {
-			return errors.New("the mapping holds zeros")
-		}
-		return nil
-	}
-	return fmt.Errorf("unknown thing to time: %q", what)
-}
-
-// loopback serves a directory by go-fuse's own example of a file system, until
-// stdin ends.
-func loopback(source, mountpoint string) int {
-	root, err := fusefs.NewLoopbackRoot(source)
-	if err == nil {
-		second := time.Second
-		var s *fuse.Server
-		s, err = fusefs.Mount(mountpoint, root, &fusefs.Options{
-			AttrTimeout: &second, EntryTimeout: &second,
-			MountOptions: fuse.MountOptions{DirectMountStrict: true, DisabledCapabilities: fuse.CAP_PASSTHROUGH},
+			r.stop()
+			b.Run("names", func(b *testing.B) { r.run(b, r.names(b)) })
+			b.Run("first open", func(b *testing.B) {
+				big := &disk{name: d.name, dir: d.dir, source: tempDir(b)}
+				big.subject = bigFile(b, filepath.Join(big.source, "model.bin"), large)
+				r.run(b, r.firstWarm(big))
+				r.run(b, r.firstCold(big))
+				r.profile(b)
+			})
 		})
-		if err == nil {
-			fmt.Println("ready")
-			_, _ = io.Copy(io.Discard, os.Stdin)
-			err = s.Unmount()
-		}
 	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "loopback:", err)
-		return 1
-	}
-	return 0
+	t.print(b)
 }
 
-func startLoopback(b *testing.B, source string) (dir string, stop func()) {
-	b.Helper()
-	dir = tempDir(b)
-	cmd := exec.Command(os.Args[0], source, dir)
-	cmd.Env = append(os.Environ(), roleVariable+"=loopback")
-	cmd.Stderr = os.Stderr
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		b.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		b.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		b.Fatal(err)
-	}
-	if n, err := out.Read(make([]byte, 16)); n == 0 {
-		b.Fatalf("loopback: %v", err)
-	}
-	return dir, func() {
-		in.Close()
-		if err := cmd.Wait(); err != nil {
-			b.Errorf("loopback: %v", err)
+// taken is one measurement: seconds, CPU seconds, and a sum over what was seen.
+type taken struct{ wall, cpu, sum float64 }
+
+// row is something to measure, and what is said about it.
+type row struct {
+	name      string
+	reference string             // the kind that is 1; or in words, see group.refer
+	bytes     int64              // of one measurement
+	times     int                // or how often it does what it does
+	want      map[string]float64 // of the kinds that begin so, at least
+	inMiB     bool               // no ratio: MiB, at most as many as wanted
+	do        func(testing.TB, *peer) taken
+}
+
+// group is rows that are measured in one visit of a peer.
+type group struct {
+	disk    *disk
+	rows    []row
+	kinds   []kind
+	lasting bool                     // visits are to the lasting peers, else to new ones
+	before  func(testing.TB)         // each visit
+	refer   func(testing.TB) []taken // what is 1 in this round, for each row
+}
+
+// contest is the benchmark of one disk.
+type contest struct {
+	table  *table
+	disk   *disk
+	rounds int
+	kinds  []kind           // that work on this disk
+	peers  map[string]*peer // by kind
+}
+
+// start makes the peers, and compares their bytes.
+func (r *contest) start(b *testing.B) {
+	r.peers = make(map[string]*peer)
+	for _, k := range kinds() {
+		p := k.start(b, r.disk)
+		want := r.disk.subject.Digest.String()
+		if got := p.client(b, "read", p.model()); got.Errno != 0 || got.SHA256 != want {
+			b.Fatalf("%s on %s: %v, want %d bytes of %.16s", k.name, r.disk.name, got, r.disk.subject.Size, want)
 		}
+		if k.tier != "" {
+			if tier := p.tier(b); tier != k.tier {
+				r.table.note("%s: not on %s, where files are served in tier %s", k.name, r.disk.name, tier)
+				p.end()
+				continue
+			}
+		}
+		if cached := p.times(b, p.model(), "cached")["cached"].sum; k.name == "passthrough" && cached != 0 {
+			b.Fatalf("the loopback with passthrough on %s keeps %.0f bytes in a page cache of its own: it is without", r.disk.name, cached)
+		}
+		r.kinds, r.peers[k.name] = append(r.kinds, k), p
 	}
 }
 
-// bigFile puts n random bytes into the source of a mount, in the page cache, and
-// returns their subject.
+func (r *contest) stop() {
+	for _, p := range r.peers {
+		p.end()
+	}
+	r.peers = nil
+}
+
+// visit measures all rows of a group once.
+func (r *contest) visit(tb testing.TB, g *group, k kind, do func(i int, p *peer)) {
+	tb.Helper()
+	if g.before != nil {
+		g.before(tb)
+	}
+	p := r.peers[k.name]
+	if p == nil || !g.lasting {
+		s := &scope{TB: tb}
+		defer s.end()
+		p = k.start(s, g.disk)
+		defer p.end()
+		if g.lasting {
+			p.times(tb, p.model(), "read", "read")
+		}
+	}
+	for i := range g.rows {
+		do(i, p)
+	}
+}
+
+// run measures a group in all rounds. One more at the beginning warms up what
+// lasts.
+func (r *contest) run(b *testing.B, g *group) {
+	first := len(r.table.lines)
+	for i, w := range g.rows {
+		r.table.lines = append(r.table.lines, &line{row: w, disk: r.disk.name, columns: make(map[string][]ratio),
+			again: func(tb testing.TB, k kind, around func(*peer, func(*peer))) {
+				r.visit(tb, g, k, func(j int, p *peer) {
+					if j == i {
+						around(p, func(p *peer) { w.do(tb, p) })
+					} else {
+						g.rows[j].do(tb, p)
+					}
+				})
+			}})
+	}
+	began := 0
+	if g.lasting {
+		began = -1
+	}
+	for round := began; round < r.rounds; round++ {
+		var refer []taken
+		if g.refer != nil {
+			refer = g.refer(b)
+		}
+		got := make([]map[string]taken, len(g.rows))
+		for i := range got {
+			got[i] = make(map[string]taken)
+		}
+		turns := slices.Clone(g.kinds)
+		if round%2 == 1 {
+			slices.Reverse(turns)
+		}
+		for _, k := range turns {
+			r.visit(b, g, k, func(i int, p *peer) { got[i][k.name] = g.rows[i].do(b, p) })
+		}
+		if round < 0 {
+			continue
+		}
+		for i, w := range g.rows {
+			one := got[i][w.reference]
+			if refer != nil {
+				one = refer[i]
+			}
+			r.table.lines[first+i].add(b, one, got[i])
+		}
+	}
+	b.ReportMetric(0, "ns/op")
+}
+
+// dropping says whose pages of model.bin go before a measurement.
+type dropping int
+
+const (
+	dropNothing dropping = iota
+	dropMount            // the mount's, but not those of the file behind it
+	dropAll
+)
+
+// on does one thing to model.bin.
+func on(what string, drop dropping) func(testing.TB, *peer) taken {
+	return func(tb testing.TB, p *peer) taken {
+		if drop != dropNothing && p.pid != 0 {
+			p.times(tb, p.model(), "drop")
+		}
+		if drop == dropAll {
+			for _, file := range p.stored() {
+				if err := dropPages(file); err != nil {
+					tb.Fatal(err)
+				}
+			}
+		}
+		return p.times(tb, p.model(), what)[what]
+	}
+}
+
+// fileRows are about a file that was verified before.
+func fileRows(size int64) []row {
+	const touched, touchedCold, opens = 1 << 14, 1 << 9, 2000
+	sealed := map[string]float64{"sealed": 0.95}
+	faults, faultsCold, reopen := fmt.Sprint("faults-", touched), fmt.Sprint("faults-", touchedCold), fmt.Sprint("reopen-", opens)
+	all := []row{
+		{name: "read(2), warm", bytes: size, want: sealed, do: on("read", dropNothing)},
+		{name: "mapping, warm", bytes: size, want: map[string]float64{"sealed": 0.95, "blocks": 0.6}, do: on("mmap", dropNothing)},
+		{name: "4 KiB faults, warm", times: touched, want: map[string]float64{"sealed": 0.9}, do: on(faults, dropNothing)},
+		{name: "open and close", times: opens, reference: "loopback", want: map[string]float64{"blocks": 1 / 1.2, "sealed": 1 / 1.2}, do: on(reopen, dropNothing)},
+		{name: "4 KiB faults, mount cold", times: touchedCold, want: map[string]float64{"sealed": 0.9}, do: on(faultsCold, dropMount)},
+		{name: "read(2), mount cold", bytes: size, want: sealed, do: on("read", dropMount)},
+		{name: "mapping, mount cold", bytes: size, want: sealed, do: on("mmap", dropMount)},
+		{name: "read(2), all cold", bytes: size, want: sealed, do: on("read", dropAll)},
+		{name: "mapping, all cold", bytes: size, want: sealed, do: on("mmap", dropAll)},
+	}
+	for i := range all {
+		if all[i].reference == "" {
+			all[i].reference = "native"
+		}
+	}
+	return all
+}
+
+// names is about 10,000 names, on new mounts. Nothing makes the kernel forget the
+// names of one native directory, so native they are always warm.
+func (r *contest) names(tb testing.TB) *group {
+	look := func(dir, what string) func(testing.TB, *peer) taken {
+		return func(tb testing.TB, p *peer) taken {
+			return p.times(tb, filepath.Join(p.dir, dir), what)[what]
+		}
+	}
+	stat, list := look("stat", fmt.Sprint("stat-", many)), look("list", "list")
+	native := startNative(tb, r.disk)
+	stat(tb, native)
+	list(tb, native)
+	return &group{disk: r.disk, kinds: r.kinds, rows: []row{
+		{name: "stat of 10,000, first", reference: "native", times: many, do: stat},
+		{name: "stat of 10,000, again", reference: "native", times: many, do: stat},
+		{name: "readdir of 10,000, first", reference: "native", times: many, do: list},
+		{name: "readdir of 10,000, again", reference: "native", times: many, do: list},
+	}}
+}
+
+// tiersOnly: nobody else verifies.
+func (r *contest) tiersOnly() []kind {
+	return slices.DeleteFunc(slices.Clone(r.kinds), func(k kind) bool { return k.tier == "" })
+}
+
+// firstOpen opens the file of a new mount, which is when it is verified.
+func firstOpen(tb testing.TB, p *peer) taken {
+	const open = "reopen-1"
+	t := p.times(tb, p.model(), open)[open]
+	if tier := p.tier(tb); tier == "" {
+		tb.Fatalf("%s was opened, and is served in no tier", p.model())
+	}
+	return t
+}
+
+// firstWarm is about a file that is in the page cache.
+func (r *contest) firstWarm(d *disk) *group {
+	native := startNative(nil, d)
+	size := d.subject.Size
+	each := func(n float64) map[string]float64 { return map[string]float64{"blocks": n, "sealed": n} }
+	return &group{
+		disk: d, kinds: r.tiersOnly(),
+		before: func(tb testing.TB) { d.keepWarm(tb) },
+		refer: func(tb testing.TB) []taken {
+			d.keepWarm(tb)
+			t := native.times(tb, native.model(), "sha256", "mmap")
+			return []taken{t["sha256"], t["mmap"], {}}
+		},
+		rows: []row{
+			{name: "first open, page-cached, " + mib(size), reference: "one SHA-256 stream in memory", bytes: size,
+				want: each(0.9 * float64(runtime.NumCPU())), do: firstOpen},
+			{name: "mapping after it", reference: "native, warm", bytes: size,
+				want: map[string]float64{"sealed": 0.95, "blocks": 0.6}, do: on("mmap", dropNothing)},
+			{name: "peak memory of the mount process", inMiB: true, want: each(maxPeak),
+				do: func(tb testing.TB, p *peer) taken {
+					peak := p.peakRSS(tb)
+					if peak > maxPeak {
+						tb.Errorf("a mount process had %.0f MiB in memory after its first open of %s, want at most %d", peak, mib(size), maxPeak)
+					}
+					return taken{wall: peak}
+				}},
+		},
+	}
+}
+
+// firstCold is about a file that has to come from the disk.
+func (r *contest) firstCold(d *disk) *group {
+	native := startNative(nil, d)
+	size, n := d.subject.Size, float64(runtime.NumCPU())
+	return &group{
+		disk: d, kinds: r.tiersOnly(),
+		before: func(tb testing.TB) { d.drop(tb) },
+		refer: func(tb testing.TB) []taken {
+			sha := native.times(tb, native.model(), "sha256")["sha256"]
+			d.drop(tb)
+			disk := native.times(tb, native.model(), "read")["read"]
+			return []taken{{wall: max(disk.wall, sha.wall/n), cpu: sha.cpu}}
+		},
+		rows: []row{{name: "first open, cold, " + mib(size), reference: "the slower of disk and n x SHA-256", bytes: size,
+			want: map[string]float64{"blocks": 0.85, "sealed": 0.85}, do: firstOpen}},
+	}
+}
+
+func mib(n int64) string { return fmt.Sprintf("%d MiB", n>>20) }
+
+// bigFile writes n random bytes and returns their subject. They are in the page
+// cache then.
 func bigFile(tb testing.TB, p string, n int64) capstore.Subject {
 	tb.Helper()
 	f, err := os.Create(p)
@@ -205,136 +366,4 @@ func bigFile(tb testing.TB, p string, n int64) capstore.Subject {
 		tb.Fatal(err)
 	}
 	return capstore.Subject{Name: filepath.Base(p), Digest: got.Sum().Claim(), Verity: got.Tree().Claim(), Size: n}
-}
-
-func median(of []float64) float64 {
-	slices.Sort(of)
-	return of[len(of)/2]
-}
-
-// peakRSS returns what the process has had in memory at most, in bytes.
-func peakRSS(tb testing.TB, pid int) float64 {
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		tb.Fatal(err)
-	}
-	for line := range strings.Lines(string(status)) {
-		if rest, ok := strings.CutPrefix(line, "VmHWM:"); ok {
-			kib, err := strconv.ParseFloat(strings.TrimSuffix(strings.TrimSpace(rest), " kB"), 64)
-			if err != nil {
-				tb.Fatal(err)
-			}
-			return kib * 1024
-		}
-	}
-	tb.Fatal("no VmHWM in /proc/PID/status")
-	return 0
-}
-
-// A large file in the page cache of the source: its first open, and what is read
-// after it. Ratios above 1 are faster than the reference.
-func BenchmarkLargeFile(b *testing.B) {
-	const size = 1 << 30
-	dir := tempDir(b)
-	source := filepath.Join(dir, "model.bin")
-	s := bigFile(b, source, size)
-	for _, v := range []struct {
-		name   string
-		change func(*serverSpec)
-	}{
-		{"filled", func(*serverSpec) {}},
-		{"unfilled", func(s *serverSpec) { s.CacheBytes = -1 }},
-		{"stream-unfilled", func(s *serverSpec) { s.CacheBytes, s.Verify = -1, VerifyStream }},
-	} {
-		b.Run(v.name, func(b *testing.B) {
-			for range b.N {
-				ratios := make(map[string][]float64)
-				for range benchRounds {
-					native := timesOf(b, source, "sha256", "read", "mmap")
-					add := func(name string, value float64) { ratios[name] = append(ratios[name], value) }
-					for _, how := range []string{"read", "mmap"} {
-						m := mountEmpty(b, v.change)
-						if err := os.Link(source, filepath.Join(m.src, "model.bin")); err != nil {
-							b.Fatal(err)
-						}
-						m.admit(s)
-						first := timesOf(b, m.at("model.bin"), "open", how)
-						again := timesOf(b, m.at("model.bin"), how)
-						add("x-sha256-open", native["sha256"]/first["open"])
-						add("x-sha256-open+"+how, native["sha256"]/(first["open"]+first[how]))
-						add("x-native-"+how, native[how]/first[how])
-						add("x-native-"+how+"-again", native[how]/again[how])
-						if how == "mmap" {
-							add("x-native-faults-again", again["mmap-faults"]/native["mmap-faults"])
-						}
-						add("MiB-peak", peakRSS(b, m.cmd.Process.Pid)/(1<<20))
-						m.end()
-						m.ended = true
-					}
-				}
-				for name, of := range ratios {
-					b.ReportMetric(median(of), name)
-				}
-			}
-			b.ReportMetric(float64(runtime.NumCPU()), "cores")
-			b.ReportMetric(0, "ns/op")
-		})
-	}
-}
-
-// Opening and closing a verified file, against go-fuse's loopback over the same
-// directory. Above 1 is slower than the loopback.
-func BenchmarkReopen(b *testing.B) {
-	const opens = "reopen-3000"
-	m := mountEmpty(b)
-	good := sample(1, 1<<20)
-	m.write("model.bin", good)
-	m.grant("model.bin", good)
-	m.reads("model.bin", good)
-	dir, stop := startLoopback(b, m.src)
-	defer stop()
-	for range b.N {
-		var ratios []float64
-		for range benchRounds {
-			loop := timesOf(b, filepath.Join(dir, "model.bin"), opens)
-			own := timesOf(b, m.at("model.bin"), opens)
-			ratios = append(ratios, own[opens]/loop[opens])
-		}
-		b.ReportMetric(median(ratios), "x-loopback")
-	}
-	b.ReportMetric(0, "ns/op")
-}
-
-// timesOf times things in a client process.
-func timesOf(b *testing.B, p string, what ...string) map[string]float64 {
-	b.Helper()
-	cmd := exec.Command(os.Args[0], append([]string{"time", p}, what...)...)
-	cmd.Env = append(os.Environ(), roleVariable+"=client", quickExit)
-	out, err := cmd.Output()
-	var r result
-	if err == nil {
-		err = json.Unmarshal(out, &r)
-	}
-	if err != nil || r.Errno != 0 {
-		b.Fatalf("timing %v of %s: %v, %v", what, p, err, r)
-	}
-	return r.Took
-}
-
-// BenchmarkPeakMemory opens and reads a file of 4 GiB, of zeros that cost no disk,
-// and fails if the mount process needed more than 128 MiB for it.
-func BenchmarkPeakMemory(b *testing.B) {
-	for range b.N {
-		m := mountEmpty(b)
-		m.admit(m.sparse("model.bin", 4<<30, true))
-		timesOf(b, m.at("model.bin"), "open", "read")
-		peak := peakRSS(b, m.cmd.Process.Pid) / (1 << 20)
-		if peak > 128 {
-			b.Errorf("the mount process had %.0f MiB in memory, want at most 128", peak)
-		}
-		b.ReportMetric(peak, "MiB-peak")
-		m.end()
-		m.ended = true
-	}
-	b.ReportMetric(0, "ns/op")
 }
