@@ -45,6 +45,9 @@ CLIENT_DEBS := python3-torch python3-numpy python3-xgboost python3-h5py python3-
 #   busybox-static cpio kmod   what it boots
 VERITY_DEBS := qemu-system-x86 btrfs-progs busybox-static cpio kmod
 
+# What the benchmark compares with.
+BENCH_DEBS := bindfs gocryptfs
+
 GOBUILD := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=auto
 UNIT    := ./...
 
@@ -142,8 +145,10 @@ fuzz: deps ## every fuzz target for FUZZTIME
 	while read -r pkg target; do echo "== $$pkg $$target"; \
 	  $(GO) test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1s $$pkg; done <<< "$$targets"
 
-bench: build ## ratios against a reference of the same run
-	$(GO) test -run '^$$' -bench . -benchtime 2s ./hashpipe/ ./fs/
+bench: DEBS += $(BENCH_DEBS)
+bench: build ## ratios against references of the same run; BENCHFLAGS=-short takes minutes
+	$(GO) test -run '^$$' -bench . -benchtime 2s ./hashpipe/
+	$(GO) test -run '^$$' -bench . -benchtime 1x -timeout 1h ./fs/ $(BENCHFLAGS)
 
 repro: deps ## two builds in two directories give the same bytes
 	@d=$$(mktemp -d); trap 'rm -rf "$$d"' EXIT; \
