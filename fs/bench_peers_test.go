@@ -28,11 +28,20 @@ import (
 
 // peer shows a source directory to clients.
 type peer struct {
+	kind   kind
+	disk   *disk
 	dir    string
 	pid    int             // of the process that serves dir; 0 if none does
 	stored func() []string // model.bin as it lies behind dir, and any private copy
 	end    func()
 	wrap   []string // runs the clients: a profiler
+}
+
+// bare is p without its profiler.
+func (p *peer) bare() *peer {
+	q := *p
+	q.wrap = nil
+	return &q
 }
 
 func (p *peer) model() string { return filepath.Join(p.dir, "model.bin") }
@@ -42,6 +51,13 @@ type kind struct {
 	name  string
 	tier  string // of clawfs; "" for others
 	start func(testing.TB, *disk) *peer
+}
+
+func (k kind) make(tb testing.TB, d *disk) *peer {
+	tb.Helper()
+	p := k.start(tb, d)
+	p.kind, p.disk = k, d
+	return p
 }
 
 func kinds() []kind {
@@ -369,7 +385,7 @@ func startTier(tb testing.TB, d *disk, change func(testing.TB, *serverSpec)) *pe
 // tier returns that of model.bin now.
 func (p *peer) tier(tb testing.TB) string {
 	tb.Helper()
-	r := p.client(tb, "getxattr", p.model(), "user.clawfs.tier")
+	r := p.bare().client(tb, "getxattr", p.model(), "user.clawfs.tier")
 	if r.Errno != 0 {
 		tb.Fatalf("tier of model.bin: %v", r)
 	}

@@ -11,6 +11,7 @@ import (
 	"runtime/pprof"
 	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -64,25 +65,26 @@ func needOut(tb testing.TB) {
 	if _, err := exec.LookPath("perf"); err != nil {
 		tb.Fatal("no perf: apt-get install linux-perf")
 	}
-	known := false
+	tier, _, _ := strings.Cut(*benchProfile, "/")
 	for _, t := range tiers {
-		known = known || t.name == *benchProfile
+		if t.name == tier {
+			return
+		}
 	}
-	if !known {
-		tb.Fatalf("-bench-profile %s: no such tier", *benchProfile)
-	}
+	tb.Fatalf("-bench-profile %s: no such tier", tier)
 }
 
-// profile does the two rows of this disk once more in which the tier of
-// -bench-profile is slowest, against what is wanted of it or else against 1.
-func (r *contest) profile(tb testing.TB) {
-	i := slices.IndexFunc(r.kinds, func(k kind) bool { return k.name == *benchProfile })
+// profile does rows of this disk once more: those that -bench-profile names, or the
+// two in which its tier is slowest against what is wanted, or else against 1.
+func (c *contest) profile(tb testing.TB) {
+	tier, text, some := strings.Cut(*benchProfile, "/")
+	i := slices.IndexFunc(c.kinds, func(k kind) bool { return k.name == tier })
 	if i < 0 {
 		return
 	}
-	k := r.kinds[i]
-	rows := slices.DeleteFunc(slices.Clone(r.table.lines), func(l *line) bool {
-		return l.disk != r.disk.name || l.inMiB || l.columns[k.name] == nil
+	k := c.kinds[i]
+	rows := slices.DeleteFunc(slices.Clone(c.table.lines), func(l *line) bool {
+		return l.disk != c.disk.name || l.inMiB || l.columns[k.name] == nil || !strings.Contains(l.name, text)
 	})
 	short := func(l *line) float64 {
 		want, some := l.wanted(k.name)
@@ -92,7 +94,10 @@ func (r *contest) profile(tb testing.TB) {
 		return wall(l.columns[k.name]) / want
 	}
 	slices.SortStableFunc(rows, func(a, b *line) int { return cmp.Compare(short(a), short(b)) })
-	for _, l := range rows[:min(2, len(rows))] {
+	if !some {
+		rows = rows[:min(2, len(rows))]
+	}
+	for _, l := range rows {
 		name := regexp.MustCompile("[^a-z0-9]+").ReplaceAllString(l.disk+"-"+k.name+"-"+l.name, "-")
 		profileLine(tb, l, k, filepath.Join(*benchOut, name))
 	}

@@ -75,6 +75,7 @@ func median(of []float64) float64 {
 
 // table is all that was measured.
 type table struct {
+	load  string // at the beginning
 	lines []*line
 	notes []string
 }
@@ -87,7 +88,7 @@ func (t *table) note(format string, args ...any) {
 func (t *table) print(tb testing.TB) {
 	tb.Helper()
 	fmt.Printf("\n\nEach cell: how many times as fast as what is 1, median of the rounds (least to most), and by CPU time.\n")
-	fmt.Printf("%d cores, %s, load %s.\n", runtime.NumCPU(), runtime.Version(), firstLine("/proc/loadavg"))
+	fmt.Printf("%d cores, %s, load %s before and %s after.\n", runtime.NumCPU(), runtime.Version(), t.load, firstLine("/proc/loadavg"))
 	for _, n := range t.notes {
 		fmt.Println("Note:", n)
 	}
@@ -137,8 +138,11 @@ func (l *line) one() string {
 
 func (l *line) cell(name string) string {
 	of := l.columns[name]
-	if of == nil {
+	switch {
+	case of == nil:
 		return "–"
+	case name == l.reference:
+		return "1"
 	}
 	walls := pick(of, func(r ratio) float64 { return r.wall })
 	span := fmt.Sprintf("%s (%s to %s)", digits(median(walls)), digits(slices.Min(walls)), digits(slices.Max(walls)))

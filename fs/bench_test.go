@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"cmp"
 	"context"
 	"flag"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -28,7 +30,7 @@ import (
 // mount process of more than maxPeak fail.
 var (
 	benchOut     = flag.String("bench-out", "", "directory for every ratio (ratios.jsonl) and for profiles")
-	benchProfile = flag.String("bench-profile", "", "tier whose two worst rows are done once more under profilers, into -bench-out")
+	benchProfile = flag.String("bench-profile", "", "TIER: do its two worst rows once more under profilers, into -bench-out; TIER/TEXT: the rows with that text")
 	benchLarge   = flag.Int64("bench-large", 4096, "MiB of the file of the first open")
 )
 
@@ -42,25 +44,25 @@ func BenchmarkMount(b *testing.B) {
 	if testing.Short() {
 		size, large, rounds = 128<<20, min(large, 512<<20), 3
 	}
-	t := new(table)
+	t := &table{load: firstLine("/proc/loadavg")}
 	for _, name := range []string{"ext4", "xfs"} {
-		b.Run(name, func(b *testing.B) {
-			d := newDisk(b, name, size)
-			b.Setenv("TMPDIR", d.dir)
-			r := &contest{table: t, disk: d, rounds: rounds}
-			r.start(b)
-			for _, w := range fileRows(size) {
-				b.Run(w.name, func(b *testing.B) { r.run(b, &group{disk: d, rows: []row{w}, kinds: r.kinds, lasting: true}) })
+		b.Run(name, func(db *testing.B) {
+			d := newDisk(db, name, size)
+			db.Setenv("TMPDIR", d.dir)
+			c := &contest{table: t, disk: d, rounds: rounds}
+			c.start(db)
+			for _, g := range c.file() {
+				db.Run(g.rows[0].name, func(b *testing.B) { c.run(b, g) })
 			}
-			r.stop()
-			b.Run("names", func(b *testing.B) { r.run(b, r.names(b)) })
-			b.Run("first open", func(b *testing.B) {
-				big := &disk{name: d.name, dir: d.dir, source: tempDir(b)}
+			c.stop()
+			db.Run("names", func(b *testing.B) { c.run(b, c.names(b)) })
+			db.Run("first open", func(b *testing.B) {
+				big := &disk{name: d.name, dir: d.dir, source: tempDir(db)}
 				big.subject = bigFile(b, filepath.Join(big.source, "model.bin"), large)
-				r.run(b, r.firstWarm(big))
-				r.run(b, r.firstCold(big))
-				r.profile(b)
+				c.run(b, c.firstWarm(big))
+				c.run(b, c.firstCold(big))
 			})
+			c.profile(db)
 		})
 	}
 	t.print(b)
@@ -86,6 +88,7 @@ type group struct {
 	rows    []row
 	kinds   []kind
 	lasting bool                     // visits are to the lasting peers, else to new ones
+	rounds  int                      // 0: as many as the contest has
 	before  func(testing.TB)         // each visit
 	refer   func(testing.TB) []taken // what is 1 in this round, for each row
 }
@@ -100,46 +103,46 @@ type contest struct {
 }
 
 // start makes the peers, and compares their bytes.
-func (r *contest) start(b *testing.B) {
-	r.peers = make(map[string]*peer)
+func (c *contest) start(b *testing.B) {
+	c.peers = make(map[string]*peer)
 	for _, k := range kinds() {
-		p := k.start(b, r.disk)
-		want := r.disk.subject.Digest.String()
+		p := k.make(b, c.disk)
+		want := c.disk.subject.Digest.String()
 		if got := p.client(b, "read", p.model()); got.Errno != 0 || got.SHA256 != want {
-			b.Fatalf("%s on %s: %v, want %d bytes of %.16s", k.name, r.disk.name, got, r.disk.subject.Size, want)
+			b.Fatalf("%s on %s: %v, want %d bytes of %.16s", k.name, c.disk.name, got, c.disk.subject.Size, want)
 		}
 		if k.tier != "" {
 			if tier := p.tier(b); tier != k.tier {
-				r.table.note("%s: not on %s, where files are served in tier %s", k.name, r.disk.name, tier)
+				c.table.note("%s: not on %s, where files are served in tier %s", k.name, c.disk.name, tier)
 				p.end()
 				continue
 			}
 		}
 		if cached := p.times(b, p.model(), "cached")["cached"].sum; k.name == "passthrough" && cached != 0 {
-			b.Fatalf("the loopback with passthrough on %s keeps %.0f bytes in a page cache of its own: it is without", r.disk.name, cached)
+			b.Fatalf("the loopback with passthrough on %s keeps %.0f bytes in a page cache of its own: it is without", c.disk.name, cached)
 		}
-		r.kinds, r.peers[k.name] = append(r.kinds, k), p
+		c.kinds, c.peers[k.name] = append(c.kinds, k), p
 	}
 }
 
-func (r *contest) stop() {
-	for _, p := range r.peers {
+func (c *contest) stop() {
+	for _, p := range c.peers {
 		p.end()
 	}
-	r.peers = nil
+	c.peers = nil
 }
 
 // visit measures all rows of a group once.
-func (r *contest) visit(tb testing.TB, g *group, k kind, do func(i int, p *peer)) {
+func (c *contest) visit(tb testing.TB, g *group, k kind, do func(i int, p *peer)) {
 	tb.Helper()
 	if g.before != nil {
 		g.before(tb)
 	}
-	p := r.peers[k.name]
+	p := c.peers[k.name]
 	if p == nil || !g.lasting {
 		s := &scope{TB: tb}
 		defer s.end()
-		p = k.start(s, g.disk)
+		p = k.make(s, g.disk)
 		defer p.end()
 		if g.lasting {
 			p.times(tb, p.model(), "read", "read")
@@ -152,12 +155,12 @@ func (r *contest) visit(tb testing.TB, g *group, k kind, do func(i int, p *peer)
 
 // run measures a group in all rounds. One more at the beginning warms up what
 // lasts.
-func (r *contest) run(b *testing.B, g *group) {
-	first := len(r.table.lines)
+func (c *contest) run(b *testing.B, g *group) {
+	first := len(c.table.lines)
 	for i, w := range g.rows {
-		r.table.lines = append(r.table.lines, &line{row: w, disk: r.disk.name, columns: make(map[string][]ratio),
+		c.table.lines = append(c.table.lines, &line{row: w, disk: c.disk.name, columns: make(map[string][]ratio),
 			again: func(tb testing.TB, k kind, around func(*peer, func(*peer))) {
-				r.visit(tb, g, k, func(j int, p *peer) {
+				c.visit(tb, g, k, func(j int, p *peer) {
 					if j == i {
 						around(p, func(p *peer) { w.do(tb, p) })
 					} else {
@@ -166,11 +169,11 @@ func (r *contest) run(b *testing.B, g *group) {
 				})
 			}})
 	}
-	began := 0
+	round, rounds := 0, cmp.Or(g.rounds, c.rounds)
 	if g.lasting {
-		began = -1
+		round = -1
 	}
-	for round := began; round < r.rounds; round++ {
+	for ; round < rounds; round++ {
 		var refer []taken
 		if g.refer != nil {
 			refer = g.refer(b)
@@ -184,7 +187,7 @@ func (r *contest) run(b *testing.B, g *group) {
 			slices.Reverse(turns)
 		}
 		for _, k := range turns {
-			r.visit(b, g, k, func(i int, p *peer) { got[i][k.name] = g.rows[i].do(b, p) })
+			c.visit(b, g, k, func(i int, p *peer) { got[i][k.name] = g.rows[i].do(b, p) })
 		}
 		if round < 0 {
 			continue
@@ -194,7 +197,7 @@ func (r *contest) run(b *testing.B, g *group) {
 			if refer != nil {
 				one = refer[i]
 			}
-			r.table.lines[first+i].add(b, one, got[i])
+			c.table.lines[first+i].add(b, one, got[i])
 		}
 	}
 	b.ReportMetric(0, "ns/op")
@@ -213,7 +216,7 @@ const (
 func on(what string, drop dropping) func(testing.TB, *peer) taken {
 	return func(tb testing.TB, p *peer) taken {
 		if drop != dropNothing && p.pid != 0 {
-			p.times(tb, p.model(), "drop")
+			p.bare().times(tb, p.model(), "drop")
 		}
 		if drop == dropAll {
 			for _, file := range p.stored() {
@@ -226,43 +229,49 @@ func on(what string, drop dropping) func(testing.TB, *peer) taken {
 	}
 }
 
-// fileRows are about a file that was verified before.
-func fileRows(size int64) []row {
+// file is about a file that was verified before, each row for itself.
+func (c *contest) file() (groups []*group) {
 	const touched, touchedCold, opens = 1 << 14, 1 << 9, 2000
-	sealed := map[string]float64{"sealed": 0.95}
+	size := c.disk.subject.Size
 	faults, faultsCold, reopen := fmt.Sprint("faults-", touched), fmt.Sprint("faults-", touchedCold), fmt.Sprint("reopen-", opens)
-	all := []row{
+	sealed := map[string]float64{"sealed": 0.95}
+	mapped := map[string]float64{"sealed": 0.95, "blocks": 0.6}
+	faulted := map[string]float64{"sealed": 0.9}
+	reopened := map[string]float64{"sealed": 1 / 1.2, "blocks": 1 / 1.2}
+	for _, w := range []row{
 		{name: "read(2), warm", bytes: size, want: sealed, do: on("read", dropNothing)},
-		{name: "mapping, warm", bytes: size, want: map[string]float64{"sealed": 0.95, "blocks": 0.6}, do: on("mmap", dropNothing)},
-		{name: "4 KiB faults, warm", times: touched, want: map[string]float64{"sealed": 0.9}, do: on(faults, dropNothing)},
-		{name: "open and close", times: opens, reference: "loopback", want: map[string]float64{"blocks": 1 / 1.2, "sealed": 1 / 1.2}, do: on(reopen, dropNothing)},
-		{name: "4 KiB faults, mount cold", times: touchedCold, want: map[string]float64{"sealed": 0.9}, do: on(faultsCold, dropMount)},
+		{name: "mapping, warm", bytes: size, want: mapped, do: on("mmap", dropNothing)},
+		{name: "4 KiB faults, warm", times: touched, want: faulted, do: on(faults, dropNothing)},
+		{name: "open and close", times: opens, want: reopened, do: on(reopen, dropNothing), reference: "loopback"},
 		{name: "read(2), mount cold", bytes: size, want: sealed, do: on("read", dropMount)},
 		{name: "mapping, mount cold", bytes: size, want: sealed, do: on("mmap", dropMount)},
+		{name: "4 KiB faults, mount cold", times: touchedCold, want: faulted, do: on(faultsCold, dropMount)},
 		{name: "read(2), all cold", bytes: size, want: sealed, do: on("read", dropAll)},
 		{name: "mapping, all cold", bytes: size, want: sealed, do: on("mmap", dropAll)},
-	}
-	for i := range all {
-		if all[i].reference == "" {
-			all[i].reference = "native"
+	} {
+		w.reference = cmp.Or(w.reference, "native")
+		g := &group{disk: c.disk, rows: []row{w}, kinds: c.kinds, lasting: true}
+		if strings.HasSuffix(w.name, "warm") || w.times == opens {
+			g.rounds = 2*c.rounds + 1 // they are short
 		}
+		groups = append(groups, g)
 	}
-	return all
+	return groups
 }
 
 // names is about 10,000 names, on new mounts. Nothing makes the kernel forget the
 // names of one native directory, so native they are always warm.
-func (r *contest) names(tb testing.TB) *group {
+func (c *contest) names(tb testing.TB) *group {
 	look := func(dir, what string) func(testing.TB, *peer) taken {
 		return func(tb testing.TB, p *peer) taken {
 			return p.times(tb, filepath.Join(p.dir, dir), what)[what]
 		}
 	}
 	stat, list := look("stat", fmt.Sprint("stat-", many)), look("list", "list")
-	native := startNative(tb, r.disk)
+	native := startNative(tb, c.disk)
 	stat(tb, native)
 	list(tb, native)
-	return &group{disk: r.disk, kinds: r.kinds, rows: []row{
+	return &group{disk: c.disk, kinds: c.kinds, rows: []row{
 		{name: "stat of 10,000, first", reference: "native", times: many, do: stat},
 		{name: "stat of 10,000, again", reference: "native", times: many, do: stat},
 		{name: "readdir of 10,000, first", reference: "native", times: many, do: list},
@@ -271,27 +280,27 @@ func (r *contest) names(tb testing.TB) *group {
 }
 
 // tiersOnly: nobody else verifies.
-func (r *contest) tiersOnly() []kind {
-	return slices.DeleteFunc(slices.Clone(r.kinds), func(k kind) bool { return k.tier == "" })
+func (c *contest) tiersOnly() []kind {
+	return slices.DeleteFunc(slices.Clone(c.kinds), func(k kind) bool { return k.tier == "" })
 }
 
 // firstOpen opens the file of a new mount, which is when it is verified.
 func firstOpen(tb testing.TB, p *peer) taken {
 	const open = "reopen-1"
 	t := p.times(tb, p.model(), open)[open]
-	if tier := p.tier(tb); tier == "" {
-		tb.Fatalf("%s was opened, and is served in no tier", p.model())
+	if tier := p.tier(tb); tier != p.kind.tier {
+		tb.Fatalf("%s, size %d, is served in tier %q, want %s", p.kind.name, p.disk.subject.Size, tier, p.kind.tier)
 	}
 	return t
 }
 
 // firstWarm is about a file that is in the page cache.
-func (r *contest) firstWarm(d *disk) *group {
+func (c *contest) firstWarm(d *disk) *group {
 	native := startNative(nil, d)
 	size := d.subject.Size
 	each := func(n float64) map[string]float64 { return map[string]float64{"blocks": n, "sealed": n} }
 	return &group{
-		disk: d, kinds: r.tiersOnly(),
+		disk: d, kinds: c.tiersOnly(),
 		before: func(tb testing.TB) { d.keepWarm(tb) },
 		refer: func(tb testing.TB) []taken {
 			d.keepWarm(tb)
@@ -316,11 +325,11 @@ func (r *contest) firstWarm(d *disk) *group {
 }
 
 // firstCold is about a file that has to come from the disk.
-func (r *contest) firstCold(d *disk) *group {
+func (c *contest) firstCold(d *disk) *group {
 	native := startNative(nil, d)
 	size, n := d.subject.Size, float64(runtime.NumCPU())
 	return &group{
-		disk: d, kinds: r.tiersOnly(),
+		disk: d, kinds: c.tiersOnly(),
 		before: func(tb testing.TB) { d.drop(tb) },
 		refer: func(tb testing.TB) []taken {
 			sha := native.times(tb, native.model(), "sha256")["sha256"]
