@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -51,6 +52,13 @@ type kind struct {
 	name  string
 	tier  string // of clawfs; "" for others
 	start func(testing.TB, *disk) *peer
+}
+
+// ending sets what ends a peer, at the latest with the test.
+func (p *peer) ending(tb testing.TB, end func()) *peer {
+	p.end = sync.OnceFunc(end)
+	tb.Cleanup(p.end)
+	return p
 }
 
 func (k kind) make(tb testing.TB, d *disk) *peer {
@@ -263,15 +271,12 @@ func startLoopback(tb testing.TB, d *disk, passthrough ...string) *peer {
 	if n, err := out.Read(make([]byte, 16)); n == 0 {
 		tb.Fatalf("loopback: %v", err)
 	}
-	return &peer{
-		dir: dir, pid: cmd.Process.Pid, stored: d.model,
-		end: func() {
-			in.Close()
-			if err := cmd.Wait(); err != nil {
-				tb.Errorf("loopback: %v", err)
-			}
-		},
-	}
+	return (&peer{dir: dir, pid: cmd.Process.Pid, stored: d.model}).ending(tb, func() {
+		in.Close()
+		if err := cmd.Wait(); err != nil {
+			tb.Errorf("loopback: %v", err)
+		}
+	})
 }
 
 func startBindfs(tb testing.TB, d *disk) *peer {
@@ -357,7 +362,7 @@ func startProgram(tb testing.TB, dir string, args ...string) *peer {
 			tb.Fatalf("%q: not mounted after 30 s", args)
 		}
 	}
-	return &peer{dir: dir, pid: cmd.Process.Pid, end: func() {
+	return (&peer{dir: dir, pid: cmd.Process.Pid}).ending(tb, func() {
 		if out, err := exec.Command("fusermount3", "-u", dir).CombinedOutput(); err != nil {
 			tb.Errorf("unmounting %s: %v: %s", args[0], err, out)
 		}
@@ -367,7 +372,7 @@ func startProgram(tb testing.TB, dir string, args ...string) *peer {
 			tb.Errorf("%s did not end in 20 s", args[0])
 			cmd.Process.Kill()
 		}
-	}}
+	})
 }
 
 // startTier mounts clawfs over the source.

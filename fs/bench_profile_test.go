@@ -98,7 +98,7 @@ func (c *contest) profile(tb testing.TB) {
 		rows = rows[:min(2, len(rows))]
 	}
 	for _, l := range rows {
-		name := regexp.MustCompile("[^a-z0-9]+").ReplaceAllString(l.disk+"-"+k.name+"-"+l.name, "-")
+		name := regexp.MustCompile("[^A-Za-z0-9]+").ReplaceAllString(l.disk+"-"+k.name+"-"+l.name, "-")
 		profileLine(tb, l, k, filepath.Join(*benchOut, name))
 	}
 }

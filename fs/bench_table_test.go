@@ -81,7 +81,9 @@ type table struct {
 }
 
 func (t *table) note(format string, args ...any) {
-	t.notes = append(t.notes, fmt.Sprintf(format, args...))
+	if n := fmt.Sprintf(format, args...); !slices.Contains(t.notes, n) {
+		t.notes = append(t.notes, n)
+	}
 }
 
 // print writes Markdown to stdout, and every ratio to -bench-out.

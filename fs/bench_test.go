@@ -143,7 +143,6 @@ func (c *contest) visit(tb testing.TB, g *group, k kind, do func(i int, p *peer)
 		s := &scope{TB: tb}
 		defer s.end()
 		p = k.make(s, g.disk)
-		defer p.end()
 		if g.lasting {
 			p.times(tb, p.model(), "read", "read")
 		}
@@ -259,8 +258,7 @@ func (c *contest) file() (groups []*group) {
 	return groups
 }
 
-// names is about 10,000 names, on new mounts. Nothing makes the kernel forget the
-// names of one native directory, so native they are always warm.
+// names is about 10,000 names, on new mounts.
 func (c *contest) names(tb testing.TB) *group {
 	look := func(dir, what string) func(testing.TB, *peer) taken {
 		return func(tb testing.TB, p *peer) taken {
@@ -268,6 +266,7 @@ func (c *contest) names(tb testing.TB) *group {
 		}
 	}
 	stat, list := look("stat", fmt.Sprint("stat-", many)), look("list", "list")
+	c.table.note("native names are always warm: nothing makes the kernel forget those of one directory")
 	native := startNative(tb, c.disk)
 	stat(tb, native)
 	list(tb, native)
