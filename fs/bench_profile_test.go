@@ -76,7 +76,7 @@ func needOut(tb testing.TB) {
 
 // profile does rows of this disk once more: those that -bench-profile names, or the
 // two in which its tier is slowest against what is wanted, or else against 1.
-func (c *contest) profile(tb testing.TB) {
+func (c *contest) profile(b *testing.B) {
 	tier, text, some := strings.Cut(*benchProfile, "/")
 	i := slices.IndexFunc(c.kinds, func(k kind) bool { return k.name == tier })
 	if i < 0 {
@@ -99,22 +99,22 @@ func (c *contest) profile(tb testing.TB) {
 	}
 	for _, l := range rows {
 		name := regexp.MustCompile("[^A-Za-z0-9]+").ReplaceAllString(l.disk+"-"+k.name+"-"+l.name, "-")
-		profileLine(tb, l, k, filepath.Join(*benchOut, name))
+		profileLine(b, l, k, filepath.Join(*benchOut, name))
 	}
 }
 
 // profileLine writes where the time of a row goes: NAME.mount.pprof (the mount
 // process, by its own account), NAME.mount.perf and NAME.client.perf (with the
 // kernel's functions), and what is on top of each.
-func profileLine(tb testing.TB, l *line, k kind, name string) {
-	tb.Helper()
+func profileLine(b *testing.B, l *line, k kind, name string) {
+	b.Helper()
 	waitFor := func(file string) {
 		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
 			if _, err := os.Stat(file); err == nil {
 				return
 			}
 			if time.Now().After(deadline) {
-				tb.Fatalf("no %s after 10 s: the mount process did not write its profile", file)
+				b.Fatalf("no %s after 10 s: the mount process did not write its profile", file)
 			}
 		}
 	}
@@ -122,11 +122,16 @@ func profileLine(tb testing.TB, l *line, k kind, name string) {
 		return append([]string{"perf", "record", "-q", "-e", "cpu-clock", "-F", "4000", "-g", "-o", name + file}, args...)
 	}
 	file := name + ".mount.pprof"
-	tb.(interface{ Setenv(key, value string) }).Setenv(profileVariable, file)
-	l.again(tb, k, func(p *peer, do func(*peer)) {
+	for _, old := range []string{file, file + ".part"} {
+		if err := os.RemoveAll(old); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.Setenv(profileVariable, file)
+	l.again(b, k, func(p *peer, do func(*peer)) {
 		server, err := os.FindProcess(p.pid)
 		if err != nil {
-			tb.Fatal(err)
+			b.Fatal(err)
 		}
 		server.Signal(syscall.SIGUSR1)
 		waitFor(file + ".part")
@@ -140,7 +145,7 @@ func profileLine(tb testing.TB, l *line, k kind, name string) {
 	for _, who := range []string{".mount.perf", ".client.perf"} {
 		out, err := exec.Command("perf", "report", "-i", name+who, "--stdio", "--no-children", "-g", "none", "--percent-limit", "2", "--sort", "symbol").Output()
 		if err != nil {
-			tb.Fatalf("perf report: %v", err)
+			b.Fatalf("perf report: %v", err)
 		}
 		fmt.Printf("%s\n%s", who[1:], regexp.MustCompile(`(?m)^(#.*)?\s*\n`).ReplaceAllString(string(out), ""))
 	}
