@@ -40,7 +40,7 @@ const maxPeak = 128
 func BenchmarkMount(b *testing.B) {
 	needPeers(b)
 	needOut(b)
-	size, large, rounds := int64(512<<20), *benchLarge<<20, 5
+	size, large, rounds := int64(256<<20), *benchLarge<<20, 5
 	if testing.Short() {
 		size, large, rounds = 128<<20, min(large, 512<<20), 3
 	}
@@ -251,7 +251,7 @@ func (c *contest) file() (groups []*group) {
 		w.reference = cmp.Or(w.reference, "native")
 		g := &group{disk: c.disk, rows: []row{w}, kinds: c.kinds, lasting: true}
 		if strings.HasSuffix(w.name, "warm") || w.times == opens {
-			g.rounds = 2*c.rounds + 1 // they are short
+			g.rounds = c.rounds + 2 // they are short
 		}
 		groups = append(groups, g)
 	}
