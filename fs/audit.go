@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -47,19 +48,30 @@ type Record struct {
 	Tier       string // empty unless it is or was granted
 }
 
-// auditRing bounds the records that wait for a slow Audit.
-const auditRing = 4096
+const (
+	// auditRing bounds the records that wait for a slow Audit.
+	auditRing = 4096
+	// auditEvery is how long records wait for others, so that an open does not pay
+	// for waking somebody.
+	auditEvery = 10 * time.Millisecond
+)
 
 // auditor hands records to Config.Audit on a goroutine of its own.
 type auditor struct {
 	out     func(Record)
-	ring    chan Record
 	dropped atomic.Int64
+	some    chan struct{} // a token: there are records
+	many    chan struct{} // a token: there are so many that they should not wait
+	end     chan struct{} // closed by close
 	done    chan struct{}
+
+	mu     sync.Mutex // guards what follows
+	ring   []Record
+	handed int // records that left the ring, and Audit has not taken
 }
 
 func newAuditor(out func(Record)) *auditor {
-	a := &auditor{out: out, ring: make(chan Record, auditRing), done: make(chan struct{})}
+	a := &auditor{out: out, some: make(chan struct{}, 1), many: make(chan struct{}, 1), end: make(chan struct{}), done: make(chan struct{})}
 	go a.run()
 	return a
 }
@@ -73,26 +85,72 @@ func (a *auditor) add(r Record) {
 	if r.Decision != Granted {
 		r.identify()
 	}
-	select {
-	case a.ring <- r:
-	default:
+	a.mu.Lock()
+	n := len(a.ring)
+	room := n+a.handed < auditRing
+	if room {
+		a.ring = append(a.ring, r)
+	}
+	a.mu.Unlock()
+	switch {
+	case !room:
 		a.dropped.Add(1)
+	case n == 0:
+		token(a.some)
+	case n == auditRing/2:
+		token(a.many)
+	}
+}
+
+func token(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
 	}
 }
 
 func (a *auditor) run() {
 	defer close(a.done)
-	for r := range a.ring {
-		if r.Comm == "" {
+	for {
+		select {
+		case <-a.some:
+			select {
+			case <-time.After(auditEvery):
+			case <-a.many:
+			case <-a.end:
+			}
+			a.hand()
+		case <-a.end:
+			a.hand()
+			return
+		}
+	}
+}
+
+// hand hands over what waits. Callers of one moment with one pid are one.
+func (a *auditor) hand() {
+	a.mu.Lock()
+	batch := a.ring
+	a.ring, a.handed = nil, len(batch)
+	a.mu.Unlock()
+	known := make(map[uint32]Record)
+	for _, r := range batch {
+		if k, ok := known[r.PID]; ok && r.Comm == "" {
+			r.Comm, r.Exe, r.Cgroup = k.Comm, k.Exe, k.Cgroup
+		} else if r.Comm == "" {
 			r.identify()
+			known[r.PID] = r
 		}
 		a.out(r)
+		a.mu.Lock()
+		a.handed--
+		a.mu.Unlock()
 	}
 }
 
 // close hands over what is left. No add may follow.
 func (a *auditor) close() {
-	close(a.ring)
+	close(a.end)
 	<-a.done
 }
 
