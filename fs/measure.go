@@ -432,13 +432,16 @@ func (fl *flight) input() (io.ReaderAt, func()) {
 		done = func() { from.Close() }
 	}
 	_ = unix.Fadvise(int(from.Fd()), 0, 0, unix.FADV_SEQUENTIAL) // advice
-	if fl.draft != nil && fl.draft.w != nil {
-		return copying{from, fl.draft.w, &fl.spoilt}, done
-	}
-	if fl.early != nil {
+	switch {
+	case fl.early != nil:
 		return storing{fl.early, from}, done
+	case fl.draft == nil:
+		return from, done
+	case fl.draft.w == nil:
+		return &populating{File: from, size: fl.id.size}, done
 	}
-	return from, done
+	c := &copying{src: from, dst: fl.draft.w, spoilt: &fl.spoilt, buf: copyBuffers.Get().(*[copyPiece]byte)}
+	return c, func() { c.close(); done() }
 }
 
 // step does what one worker does before it looks around again: a run of a tree,

@@ -18,6 +18,10 @@ const revocationPoll = 25 * time.Millisecond
 // sweepEvery is how soon a private file goes whose last capability has expired.
 const sweepEvery = time.Minute
 
+// tidyEvery is how soon a private file that was let go is gone after its last
+// mapping. The kernel lets go of a descriptor, too, a moment after its release.
+const tidyEvery = time.Second
+
 // live reports whether a handle may still be read. It costs one atomic load
 // unless the view has changed since the handle's last decision. A revocation
 // cuts a handle off; that its capability expired does not, because expiry says
@@ -96,6 +100,8 @@ func (f *filesystem) watchRevocations() {
 	defer tick.Stop()
 	sweep := time.NewTicker(sweepEvery)
 	defer sweep.Stop()
+	tidy := time.NewTicker(tidyEvery)
+	defer tidy.Stop()
 	seen := f.view.Generation()
 	for {
 		select {
@@ -103,6 +109,8 @@ func (f *filesystem) watchRevocations() {
 			return
 		case <-sweep.C: // something may have expired
 			f.measure.sweep()
+			continue
+		case <-tidy.C: // somebody may have ended
 			f.vault.tidy()
 			continue
 		case <-tick.C:

@@ -136,7 +136,9 @@ func (m *mounted) leavesNothing() {
 		m.t.Errorf("left after unmount: %q, %+v", r.Leaked, r.Stats)
 	}
 	m.ended = true
-	// The Go runtime answers by the stacks of all goroutines.
+	// Who has said that it is done may still be returning. Then the Go runtime
+	// answers by the stacks of all goroutines.
+	time.Sleep(200 * time.Millisecond)
 	if err := m.cmd.Process.Signal(syscall.SIGQUIT); err != nil {
 		m.t.Fatal(err)
 	}
