@@ -438,7 +438,8 @@ func (fl *flight) input() (io.ReaderAt, func()) {
 	case fl.draft == nil:
 		return from, done
 	case fl.draft.w == nil:
-		return &populating{File: from, size: fl.id.size}, done
+		p := &populating{File: from, mapped: fl.draft.r, size: fl.id.size}
+		return p, func() { p.wait(); done() }
 	}
 	c := &copying{src: from, dst: fl.draft.w, spoilt: &fl.spoilt, buf: copyBuffers.Get().(*[copyPiece]byte)}
 	return c, func() { c.close(); done() }

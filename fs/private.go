@@ -702,34 +702,46 @@ func (c *copying) close() {
 	copyBuffers.Put(c.buf)
 }
 
-// populateRun is how much is brought into memory at once, in bytes.
-const populateRun = 32 << 20
-
 // populating reads a private file. A clone has no page of its source's in memory.
 // Read as usual they would come in small pieces, and each piece costs a fault
 // when it is mapped later; so they are brought in by a mapping that asks for
-// large ones. It is never touched itself.
+// large ones, one ahead of what is read. It is never touched itself. A populating
+// is for one goroutine, which closes it.
 type populating struct {
 	*os.File
-	size int64
-	end  int64 // what lies before it was brought in
+	mapped *os.File // the same: the kernel reads ahead for each descriptor
+	size   int64
+	end    int64         // what lies up to here was brought in
+	ahead  chan struct{} // closed when what follows was, too; nil: nobody does it
 }
 
 func (p *populating) ReadAt(b []byte, off int64) (int, error) {
-	if off >= p.end || off < p.end-populateRun {
-		n := min(populateRun, p.size-off)
-		p.populate(off, n)
-		p.end = off + n
+	if off >= p.end || off < p.end-maxFolio {
+		p.wait()
+		if off != p.end {
+			p.populate(off)
+		}
+		p.end = off + maxFolio
+		next, ahead := p.end, make(chan struct{})
+		go func() { defer close(ahead); p.populate(next) }()
+		p.ahead = ahead
 	}
 	return p.File.ReadAt(b, off)
 }
 
+func (p *populating) wait() {
+	if p.ahead != nil {
+		<-p.ahead
+	}
+}
+
 // populate does its best: without it all the same bytes are read.
-func (p *populating) populate(off, n int64) {
+func (p *populating) populate(off int64) {
+	n := min(maxFolio, p.size-off)
 	if n <= 0 || off%hashpipe.BlockSize != 0 {
 		return
 	}
-	m, err := unix.Mmap(int(p.Fd()), off, int(n), unix.PROT_READ, unix.MAP_SHARED)
+	m, err := unix.Mmap(int(p.mapped.Fd()), off, int(n), unix.PROT_READ, unix.MAP_SHARED)
 	if err != nil {
 		return
 	}
