@@ -56,7 +56,7 @@ stays with the mount when the daemon starts it again.`,
   clawfs mount --mode audit --audit-until 72h /srv/downloads /models
   clawfs mount --bind release /srv/downloads /models
   clawfs mount --foreground /srv/downloads /models`,
-		Args: cobra.ExactArgs(2),
+		Args: cobra.MatchAll(cobra.ExactArgs(2), noEmptyPath),
 		RunE: func(c *cobra.Command, args []string) error {
 			o, err := flags.options(c.Flags())
 			if err != nil {
@@ -287,6 +287,9 @@ func (a *app) checkPlaces(src, dir string, o control.MountOptions) error {
 	m, err := mountSettings(settings.Mount, o)
 	if err != nil {
 		return err
+	}
+	if m.Seal == "off" && (o.PrivateDir != "" || o.PrivateBytes != 0) {
+		return fmt.Errorf("--private-dir and --private-bytes want --seal reflink or copy, got off from %s (mount.seal, or its default for others than root); next: add --seal copy", a.config().Settings())
 	}
 	_, _, err = sealing(a.config(), m, src, dir)
 	return err

@@ -75,9 +75,12 @@ func (m *mountFlags) options(f *pflag.FlagSet) (control.MountOptions, error) {
 		return o, exitf(codeUsage, "--private-dir and --private-bytes want --seal reflink or copy, got off; see `clawfs mount --help`")
 	}
 	if f.Changed("private-dir") {
+		if m.privateDir == "" { // an unset variable is not the working directory
+			return wrong("private-dir", "", "a directory")
+		}
 		real, err := realDirectory(m.privateDir)
 		if err != nil {
-			return o, exitf(codeMount, "private directory %s: %w; next: mkdir -p -m 0700 %s", m.privateDir, err, shellWord(m.privateDir))
+			return o, exit(codeMount, privateError(m.privateDir, err))
 		}
 		o.PrivateDir = real
 	}
@@ -160,7 +163,7 @@ func sealing(s config.State, m config.Mount, src, dir string) (how fs.Seal, priv
 		return how, "", placeError(m.PrivateDir, "mount point", dir)
 	}
 	if private, err = realDirectory(m.PrivateDir); err != nil {
-		return how, "", fmt.Errorf("private directory %s: %w; next: mkdir -p -m 0700 %s", m.PrivateDir, err, shellWord(m.PrivateDir))
+		return how, "", privateError(m.PrivateDir, err)
 	}
 	if below(private, dir) {
 		return how, "", placeError(private, "mount point", dir)
@@ -172,6 +175,14 @@ func sealing(s config.State, m config.Mount, src, dir string) (how fs.Seal, priv
 		err = shareBlocks(private, src)
 	}
 	return how, private, err
+}
+
+// privateError names the command that makes the directory, if nothing is there.
+func privateError(dir string, err error) error {
+	if errors.Is(err, errNoDirectory) {
+		return fmt.Errorf("private directory %s: %w; next: mkdir -p -m 0700 %s", dir, err, shellWord(dir))
+	}
+	return fmt.Errorf("private directory %s: %w; choose another (--private-dir)", dir, err)
 }
 
 func placeError(private, what, dir string) error {

@@ -51,6 +51,18 @@ func TestPrivateDirRefusals(t *testing.T) {
 	}
 }
 
+// A flag that the settings leave without effect is not taken in silence.
+func TestPrivateFlagsWithoutSeal(t *testing.T) {
+	r := newRig(t)
+	if err := os.WriteFile(r.state.Settings(), []byte("[mount]\nseal = \"off\"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, flag := range [][]string{{"--private-dir", t.TempDir()}, {"--private-bytes", "5GiB"}} {
+		r.refused(codeMount, append([]string{"mount", r.src, r.mnt}, flag...), "want --seal reflink or copy, got off from "+r.state.Settings(), "next: add --seal copy")
+	}
+	r.ok("mount", "--seal", "copy", "--private-bytes", "5GiB", r.src, r.mnt)
+}
+
 // What a flag said stays with the mount, whatever the settings are; what none
 // said is as the settings say when its process starts.
 func TestMountOptionsSurviveRestart(t *testing.T) {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -151,6 +152,15 @@ func group(use, short, long string, verbs ...*cobra.Command) *cobra.Command {
 	}
 	c.AddCommand(verbs...)
 	return c
+}
+
+// noEmptyPath refuses arguments that an unset variable left empty: they would
+// mean the working directory.
+func noEmptyPath(c *cobra.Command, args []string) error {
+	if slices.Contains(args, "") {
+		return exitf(codeUsage, "want `%s`, got an empty path; see `%s --help`", strings.TrimSuffix(c.UseLine(), " [flags]"), c.CommandPath())
+	}
+	return nil
 }
 
 // goParsing is what Go's number parser puts before its reason.

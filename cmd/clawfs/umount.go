@@ -31,7 +31,7 @@ back. It needs no daemon. A mount in use is not taken away, unless --lazy
 detaches it: then DIR is empty at once and open files live on until they close.`,
 		Example: `  clawfs umount /models
   clawfs umount --lazy /models`,
-		Args: cobra.ExactArgs(1),
+		Args: cobra.MatchAll(cobra.ExactArgs(1), noEmptyPath),
 		RunE: func(c *cobra.Command, args []string) error {
 			dir, err := mountpointPath(args[0])
 			if err != nil {
