@@ -86,7 +86,7 @@ func uses(ours map[device]bool, files []control.File) (list []use) {
 	tables := make(map[string]mountTable) // by mount namespace
 	for _, proc := range procs {
 		pid, err := strconv.Atoi(filepath.Base(proc))
-		if err != nil {
+		if err != nil || pid == os.Getpid() { // what the shell handed down ends with this process
 			continue
 		}
 		namespace, err := os.Readlink(proc + "/ns/mnt")

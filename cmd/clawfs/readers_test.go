@@ -186,6 +186,20 @@ func TestRevokeListsReaders(t *testing.T) {
 	}
 }
 
+// A descriptor that the shell hands down to revoke itself ends with it.
+func TestRevokeListsNotItself(t *testing.T) {
+	r := newRig(t)
+	content := strings.Repeat("model ", 1<<18)
+	taken := r.admit(map[string]string{"taken.bin": content})
+	r.file("taken.bin", content)
+	r.ok("mount", "--seal", "copy", r.src, r.mnt)
+	got := r.exec("sh", "-c", `exec 9<"$1" && shift && exec "$@"`, "sh", filepath.Join(r.mnt, "taken.bin"),
+		r.bin, "--state", string(r.state), "revoke", taken.ID().String(), "--reason", "withdrawn")
+	if got.code != 0 || !strings.Contains(got.stdout, "revoked claim") || strings.Contains(got.stdout, "kill") {
+		t.Errorf("revoke, exit code %d, says\n%s%s\nwant no reader", got.code, got.stdout, got.stderr)
+	}
+}
+
 // In tier blocks handles and mappings are cut: nobody is listed.
 func TestRevokeInBlocksListsNobody(t *testing.T) {
 	r := newRig(t)
