@@ -68,7 +68,7 @@ func holds(proc string, m mountEntry) string {
 
 func holdersText(list []holder) string {
 	if len(list) == 0 {
-		return "by a process that cannot be seen from here"
+		return "by a process that cannot be seen from here, or that waits until a file it opens is verified"
 	}
 	var parts []string
 	for i, h := range list {

@@ -87,6 +87,27 @@ func TestUmountBusy(t *testing.T) {
 	}
 }
 
+// An open that waits for hashing keeps a mount busy, and is in no table of open
+// files: the message says that it may be one.
+func TestUmountWhileHashing(t *testing.T) {
+	r := newRig(t)
+	r.huge("h.bin", 1<<40)
+	r.ok("mount", "--preverify=false", r.src, r.mnt)
+	cat := exec.Command("cat", filepath.Join(r.mnt, "h.bin"))
+	if err := cat.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cat.Process.Kill(); cat.Wait() })
+	r.eventually("the file is being hashed", func() bool {
+		m := r.status().Mounts[0].Report
+		return m != nil && m.Counters["verifying"] == 1
+	})
+	r.refused(codeMount, []string{"umount", r.mnt}, "in use by a process", "waits until a file it opens is verified", "--lazy")
+	cat.Process.Kill()
+	cat.Wait()
+	r.ok("umount", r.mnt)
+}
+
 // A mount whose last reader lets go a moment later is taken away after all.
 func TestUmountRetries(t *testing.T) {
 	r := newRig(t)
