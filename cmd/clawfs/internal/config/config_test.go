@@ -192,6 +192,7 @@ func TestSettings(t *testing.T) {
 		{"all", "[build]\nruntime = \"/usr/sbin/runc\"\nconcurrency = 2\n[capability]\nlifetime = \"24h\"\n[mount]\nallow_other = false\nhash_workers = 4\nseal = \"copy\"\nprivate_dir = \"/srv/private\"\nprivate_bytes = \"200GiB\"\nbind = \"release\"\npreverify = false\n", ""},
 		{"bytes as a number", "[mount]\nprivate_bytes = 1073741824\n", ""},
 		{"unknown table", "[buidl]\nconcurrency = 1\n", "unknown setting buidl"},
+		{"misspelt key", "[mount]\nseel = \"off\"\n", "unknown setting mount.seel; want one of build.runtime, build.concurrency, capability.lifetime, mount.allow_other, mount.hash_workers, mount.seal, mount.private_dir"},
 		{"unknown key", "[build]\nskip_verify = true\n", "unknown setting build.skip_verify"},
 		{"key twice", "[build]\nconcurrency = 1\nconcurrency = 2\n", "concurrency"},
 		{"other case is another key", "[build]\nRuntime = \"/x\"\n", "unknown setting build.Runtime"},

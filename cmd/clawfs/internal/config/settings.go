@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"math"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -164,7 +165,7 @@ func ParseSettings(text []byte, uid int) (Settings, error) {
 		for i, k := range unknown {
 			names[i] = k.String()
 		}
-		return Settings{}, fmt.Errorf("unknown setting %s", strings.Join(names, ", "))
+		return Settings{}, fmt.Errorf("unknown setting %s; want one of %s", strings.Join(names, ", "), strings.Join(settingNames(), ", "))
 	}
 	if v.Build.Runtime != "" && !filepath.IsAbs(v.Build.Runtime) {
 		return Settings{}, fmt.Errorf("build.runtime %q: not an absolute path", v.Build.Runtime)
@@ -179,4 +180,14 @@ func ParseSettings(text []byte, uid int) (Settings, error) {
 		return Settings{}, fmt.Errorf("mount.%w", err)
 	}
 	return v, nil
+}
+
+// settingNames are the keys of clawfs.toml, such as "mount.seal".
+func settingNames() (names []string) {
+	for _, table := range reflect.VisibleFields(reflect.TypeFor[Settings]()) {
+		for _, key := range reflect.VisibleFields(table.Type) {
+			names = append(names, table.Tag.Get("toml")+"."+key.Tag.Get("toml"))
+		}
+	}
+	return names
 }
