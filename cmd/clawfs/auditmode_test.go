@@ -148,3 +148,30 @@ func TestAuditMode(t *testing.T) {
 		t.Errorf("the log tells %d times of audit mode and %d times of its end, want once for each of two starts and once", begun, over)
 	}
 }
+
+// Audit mode follows links that are refused later. why does not take what such a
+// link leads to for an answer about the link.
+func TestWhyOfLinksInAuditMode(t *testing.T) {
+	r := newRig(t)
+	r.admit(map[string]string{"a.bin": "a", "b.bin": "b"})
+	r.file("a.bin", "a")
+	for link, target := range map[string]string{"b.bin": "a.bin", "out.bin": r.state.Policy(), "etc": "/etc"} {
+		if err := os.Symlink(target, filepath.Join(r.src, link)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.ok("mount", r.src, r.mnt)
+	for _, link := range []string{"b.bin", "out.bin"} {
+		r.refused(codeRefused, []string{"why", filepath.Join(r.mnt, link)}, link+": refused: a link")
+	}
+	r.ok("umount", r.mnt)
+	r.ok("mount", "--mode", "audit", "--audit-until", "1h", r.src, r.mnt)
+	r.refused(codeRefused, []string{"why", filepath.Join(r.mnt, "out.bin")}, "out.bin is a link that leads out of the mount")
+	r.refused(codeRefused, []string{"why", filepath.Join(r.mnt, "etc", "passwd")}, filepath.Join(r.mnt, "etc")+" is a link that leads out of the mount")
+	if text, link := r.ok("why", filepath.Join(r.mnt, "b.bin")), filepath.Join(r.mnt, "b.bin"); !strings.Contains(text, "AUDIT MODE: this is the answer for "+filepath.Join(r.mnt, "a.bin")+". The link "+link) {
+		t.Errorf("why does not say that %s is a link:\n%s", link, text)
+	}
+	if text := r.ok("why", filepath.Join(r.mnt, "a.bin")); strings.Contains(text, "AUDIT MODE") {
+		t.Errorf("why of a granted file that is no link:\n%s", text)
+	}
+}

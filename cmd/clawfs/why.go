@@ -47,6 +47,10 @@ type explanation struct {
 	// served all the same.
 	AuditUntil string `json:"auditUntil,omitempty"`
 	Audited    bool   `json:"audited,omitempty"`
+
+	// Link is a link on the way to the file. Audit mode follows it, whatever the
+	// rules say of it, and the answer is of the file that it leads to.
+	Link string `json:"link,omitempty"`
 }
 
 func newWhyCommand(a *app) *cobra.Command {
@@ -99,6 +103,9 @@ func explain(path string) (explanation, error) {
 		return e, exitf(codeRefused, "%s is a directory, and only files are granted or refused; next: clawfs ls -l %s", abs, path)
 	}
 	doc, err := readXattr(abs, whyXattr)
+	if link, found := linkOnMount(abs); found && (errors.Is(err, unix.ENODATA) || errors.Is(err, unix.ENOTSUP)) {
+		return e, exitf(codeRefused, "%s: refused: %s is a link that leads out of the mount; audit mode follows it, and nothing checks what is read there; next: put the file itself there", abs, link)
+	}
 	if err != nil {
 		return e, mountError(abs, err)
 	}
@@ -108,7 +115,25 @@ func explain(path string) (explanation, error) {
 	if e.Path == "" {
 		e.Path = abs
 	}
+	if e.AuditUntil != "" {
+		e.Link, _ = linkOnMount(abs)
+	}
 	return e, nil
+}
+
+// linkOnMount returns the first link on the way to path that lies on a clawfs
+// mount.
+func linkOnMount(path string) (link string, found bool) {
+	if dir := filepath.Dir(path); dir != path {
+		if link, found := linkOnMount(dir); found {
+			return link, true
+		}
+		fi, err := os.Lstat(path)
+		if err == nil && fi.Mode()&os.ModeSymlink != 0 && onMount(dir) == nil {
+			return path, true
+		}
+	}
+	return "", false
 }
 
 // onMount returns ENODATA, as a missing attribute would, if the directory dir
@@ -195,6 +220,10 @@ func (a *app) showExplanation(path string, e explanation) {
 	}
 	if e.Audited {
 		a.printf("AUDIT MODE: it opens all the same, unchecked, until %s\n", printable(e.AuditUntil))
+	}
+	if e.Link != "" {
+		a.printf("AUDIT MODE: this is the answer for %s. The link %s is followed until %s, also if it is refused then: the mount's log tells of it (\"audited\")\n",
+			printable(e.Path), printable(e.Link), printable(e.AuditUntil))
 	}
 	if e.Allowed {
 		a.printf("This means: an independent rebuild of the publisher's signed recipe produced these very bytes.\nIt says nothing about whether the source or the data are good.\n")
