@@ -84,6 +84,7 @@ func (a *app) umount(ctx context.Context, dir string, lazy bool) error {
 	case !mounted:
 		// The record of a mount that its dead process left behind.
 		if err := os.Remove(a.config().Mount(id)); err == nil {
+			a.awaitUnlisted(ctx, id)
 			return nil
 		}
 		return fmt.Errorf("unmounting %s: nothing is mounted there; next: %s", dir, a.command("status"))

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
@@ -84,6 +85,29 @@ func TestUmountBusy(t *testing.T) {
 	r.eventually("the detached process ends after its last reader", func() bool { return syscall.Kill(old, 0) != nil })
 	if !r.isMounted() || !r.hasRecord() {
 		t.Error("the end of the detached process took the new mount's record")
+	}
+}
+
+// A mount that cannot come back is said to be dead, with what it lacks, and is
+// gone from status once umount has returned.
+func TestUmountDead(t *testing.T) {
+	r := newRig(t)
+	private := filepath.Join(filepath.Dir(r.mnt), "private")
+	if err := os.Mkdir(private, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	r.ok("mount", "--seal", "copy", "--private-dir", private, r.src, r.mnt)
+	if err := os.Remove(private); err != nil {
+		t.Fatal(err)
+	}
+	syscall.Kill(r.serverPID(), syscall.SIGKILL)
+	r.eventually("the mount is dead and status says why", func() bool {
+		m := r.status().Mounts[0]
+		return m.State == mountDead && !r.isMounted() && strings.Contains(m.LastError, "next: mkdir -p -m 0700 "+private)
+	})
+	r.ok("umount", r.mnt)
+	if list := r.status().Mounts; len(list) != 0 {
+		t.Errorf("mounts after umount = %+v, want none", list)
 	}
 }
 
