@@ -367,6 +367,7 @@ type filesystem struct {
 	fuse.RawFileSystem
 
 	mountpoint string
+	source     string // its path, to tell people
 	view       *capstore.View
 	log        *slog.Logger
 	src        *source
@@ -402,6 +403,7 @@ func newFilesystem(c Config, src *source, v *vault) *filesystem {
 	f := &filesystem{
 		RawFileSystem: fuse.NewDefaultRawFileSystem(),
 		mountpoint:    c.Mountpoint,
+		source:        c.Source,
 		view:          c.View,
 		log:           c.Log,
 		src:           src,

@@ -116,12 +116,13 @@ func newVault(c Config) (*vault, error) {
 	}
 	dir, err := unix.Open(where, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, fmt.Errorf("directory for private files: %w", &os.PathError{Op: "open", Path: where, Err: err})
+		v.why = fmt.Sprintf("directory for private files: open %s: %v", where, err)
+		return v, nil
 	}
 	v.dir = dir
 	if err := v.sweep(); err != nil {
-		unix.Close(dir)
-		return nil, fmt.Errorf("directory for private files: %w", err)
+		v.why = fmt.Sprintf("directory for private files: %v", err)
+		return v, nil
 	}
 	var descriptors unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &descriptors); err != nil {
@@ -142,7 +143,7 @@ func newVault(c Config) (*vault, error) {
 // request. What they cannot is no error: tier "blocks" is always there.
 func (v *vault) begin(s *fuse.Server) {
 	v.server = s
-	if v.how == SealOff {
+	if v.why != "" { // nobody else looks yet
 		return
 	}
 	if err := v.try(); err != nil {
@@ -312,7 +313,7 @@ func (v *vault) draft(src *os.File, size int64, room bool) (*draft, error) {
 		return nil, nil
 	}
 	if !room && !v.room(size) {
-		return nil, fmt.Errorf("no room for %d bytes among the private files", size)
+		return nil, v.full(size)
 	}
 	d, err := v.fresh(src, size)
 	if err != nil {
@@ -320,6 +321,29 @@ func (v *vault) draft(src *os.File, size int64, room bool) (*draft, error) {
 		return nil, err
 	}
 	return &d, nil
+}
+
+func (v *vault) full(size int64) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.used+size > v.budget {
+		return fmt.Errorf("no room for %d bytes among the private files: %d of %d are taken; next: mount with a larger --private-bytes", size, v.used, v.budget)
+	}
+	return fmt.Errorf("no room for another private file: there are %d, a quarter of the descriptors that the mount process may have", v.recent.Len())
+}
+
+// note says why a granted file that is served in tier blocks is not in a better
+// one.
+func (v *vault) note(fl *flight) string {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	switch {
+	case v.why != "":
+		return v.why
+	case fl.id.size < v.from:
+		return fmt.Sprintf("it is smaller than %d bytes", v.from)
+	}
+	return fl.unsealed
 }
 
 func (v *vault) fresh(src *os.File, size int64) (draft, error) {

@@ -269,3 +269,18 @@ func TestPrivateNamesSwept(t *testing.T) {
 		}
 	}
 }
+
+// A directory for private files that is gone costs the tier, and not the mount.
+func TestPrivateDirectoryGone(t *testing.T) {
+	m := mountEmpty(t, copies, func(s *serverSpec) { s.Private = "/nowhere/private" })
+	good := sample(79, 300_000)
+	m.write("model.bin", good)
+	m.grant("model.bin", good)
+	m.reads("model.bin", good)
+	if r := m.ask(request{Op: "stats"}); r.Tier != TierBlocks || !strings.Contains(r.Why, "/nowhere/private") {
+		t.Errorf("tier %q because %q", r.Tier, r.Why)
+	}
+	if r := m.run("getxattr", m.at("model.bin"), xattrWhy); !strings.Contains(r.Text, "/nowhere/private") {
+		t.Errorf("%s does not say why: %s", xattrWhy, r.Text)
+	}
+}

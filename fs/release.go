@@ -320,7 +320,7 @@ func (f *filesystem) inspect(l look, dir string, c capstore.Capability, opened s
 
 // misplaced tells of a file that does not belong to the release of c in dir.
 func (f *filesystem) misplaced(s *sighting, dir string, c capstore.Capability) Finding {
-	out := Finding{Next: fmt.Sprintf("put one release alone into %s, then clawfs why %s", quoted(f.shown(dir)), quoted(f.shown(s.path)))}
+	out := Finding{Next: fmt.Sprintf("put one release alone into %s, then clawfs why %s", quoted(path.Join(f.source, dir)), quoted(f.shown(s.path)))}
 	if s.member {
 		o := s.outputs[0]
 		out.Detail = fmt.Sprintf("expected sha256:%s of %s at %s, got %s", o.Digest, release(o.of, o.Subject), s.path, f.there(s))

@@ -231,7 +231,9 @@ func (f *filesystem) explanation(n *node, size int64, a assessment) Explanation 
 	}
 	if v.Allowed() {
 		e.Tier = f.tier(n, a.flight)
-		e.TierNote = a.flight.unsealed
+		if e.Tier == TierBlocks {
+			e.TierNote = f.vault.note(a.flight)
+		}
 	}
 	if f.auditing() {
 		until := f.auditUntil.UTC()

@@ -72,6 +72,11 @@ func (p *mountProcess) run(ctx context.Context, ready func()) error {
 		return err
 	}
 	how, private, err := sealing(p.state, m, p.record.Source, p.record.Mountpoint)
+	if errors.Is(err, errNoDirectory) {
+		// Gone since the mount was made: files are served in tier blocks, and status
+		// says why.
+		private, err = m.PrivateDir, nil
+	}
 	if err != nil {
 		return err
 	}
