@@ -113,6 +113,7 @@ type flight struct {
 	private  *private // nil: served from the source
 	unsealed string   // why there is none although the mount seals
 	unwanted bool     // it was let go because no capability wanted the content
+	crowded  bool     // there was no room for it
 
 	bytes   atomic.Int64
 	granted atomic.Bool           // some opener was allowed
@@ -154,7 +155,7 @@ func (p proof) holds(claims []claim) bool {
 func (m *measurer) reusable(fl *flight) bool {
 	age := time.Since(fl.ended)
 	wanted := m.wanted(fl.digest)
-	if fl.unwanted && wanted || m.vault.lost(fl.private) {
+	if fl.unwanted && wanted || m.vault.lost(fl.private) || fl.crowded && m.vault.vacant(fl.id.size) {
 		return false // it gets its private file now
 	}
 	return fl.granted.Load() || age < unsettledFor || !fl.young && (age < refusedFor || wanted)
@@ -407,6 +408,7 @@ func (m *measurer) prepare(fl *flight) {
 	case err != nil:
 		m.vault.failed.Add(1)
 		fl.unsealed = err.Error()
+		fl.crowded = errors.Is(err, errNoRoom)
 	}
 	fl.draft = draft
 	if draft != nil {

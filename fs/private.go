@@ -88,7 +88,8 @@ type private struct {
 	tier string
 
 	// Guarded by vault.mu.
-	users   int // handles' contents; the measurement does not count
+	users   int  // handles' contents; the measurement does not count
+	unasked bool // sealed in advance, and nobody has opened it
 	gone    bool
 	place   *list.Element
 	backing int32 // the kernel's number for the file; 0: not registered
@@ -302,6 +303,8 @@ func (v *vault) room(size int64) bool {
 	return true
 }
 
+var errNoRoom = errors.New("no room")
+
 // draft begins to seal a source file of the given size, for which room may have
 // been taken. A nil draft and a nil error mean that the file is to be served
 // without.
@@ -327,9 +330,9 @@ func (v *vault) full(size int64) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if v.used+size > v.budget {
-		return fmt.Errorf("no room for %d bytes among the private files: %d of %d are taken; next: mount with a larger --private-bytes", size, v.used, v.budget)
+		return fmt.Errorf("%w for %d bytes among the private files: %d of %d are taken; next: mount with a larger --private-bytes", errNoRoom, size, v.used, v.budget)
 	}
-	return fmt.Errorf("no room for another private file: there are %d, a quarter of the descriptors that the mount process may have", v.recent.Len())
+	return fmt.Errorf("%w for another private file: there are %d, a quarter of the descriptors that the mount process may have", errNoRoom, v.recent.Len())
 }
 
 // note says why a granted file that is served in tier blocks is not in a better
@@ -523,6 +526,7 @@ func (v *vault) acquire(p *private) bool {
 		p.backing = id
 	}
 	p.users++
+	p.unasked = false
 	v.recent.MoveToFront(p.place)
 	return true
 }
@@ -536,7 +540,7 @@ func (v *vault) release(p *private) {
 	}
 }
 
-// demote makes a private file the first to go.
+// demote makes a private file, sealed in advance, the first to go.
 func (v *vault) demote(p *private) {
 	if p == nil {
 		return
@@ -544,6 +548,7 @@ func (v *vault) demote(p *private) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if !p.gone {
+		p.unasked = true
 		v.recent.MoveToBack(p.place)
 	}
 }
@@ -558,7 +563,7 @@ func (v *vault) serves(p *private) bool {
 	return !p.gone
 }
 
-// lost reports whether a private file had to make room for others that is free
+// lost reports whether a private file had to make room for others that can be had
 // again.
 func (v *vault) lost(p *private) bool {
 	if p == nil {
@@ -566,7 +571,25 @@ func (v *vault) lost(p *private) bool {
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	return p.gone && v.why == "" && v.used+p.size <= v.budget && v.recent.Len() < v.most
+	return p.gone && v.fits(p.size)
+}
+
+// vacant reports whether there is room for size bytes now.
+func (v *vault) vacant(size int64) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.fits(size)
+}
+
+// fits reports whether there is room for a private file if those go that nobody
+// has asked for. Callers hold v.mu.
+func (v *vault) fits(size int64) bool {
+	used, files := v.used, v.recent.Len()
+	for e := v.recent.Back(); e != nil && e.Value.(*private).unasked; e = e.Prev() {
+		used -= e.Value.(*private).size
+		files--
+	}
+	return v.why == "" && used+size <= v.budget && files < v.most
 }
 
 // forget lets a private file go, once nobody reads it.

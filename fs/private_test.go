@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"container/list"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -169,6 +170,66 @@ func TestPrivateBudget(t *testing.T) {
 	m.reads("a.bin", sample(72, size)) // its private file is gone
 	if s := m.stats(); s.PrivateBytes > 2*size+size/2 {
 		t.Errorf("%d bytes in private files, more than the budget", s.PrivateBytes)
+	}
+}
+
+// A file for which there was no room gets its private file once there is.
+func TestSealedOnceThereIsRoom(t *testing.T) {
+	const size = 1 << 20
+	m := mountEmpty(t, copies, func(s *serverSpec) { s.PrivateBytes = size + size/2 })
+	first, second := sample(72, size), sample(73, size)
+	for name, good := range map[string][]byte{"a.bin": first, "b.bin": second} {
+		old(t, m.write(name, good))
+		m.grant(name, good)
+	}
+	a, b := m.hold("a.bin"), m.hold("b.bin")
+	if r := m.lastRecord("b.bin", Granted); r.Tier != TierBlocks {
+		t.Fatalf("b.bin: tier %q although a.bin fills the budget", r.Tier)
+	}
+	before := m.stats().Hashed
+	m.reads("b.bin", second)
+	if n := m.stats().Hashed - before; n != 0 {
+		t.Errorf("%d files measured again although there is no room", n)
+	}
+	a.quit()
+	m.revoke(capstore.KindFile, hashpipe.SumBytes(first).Claim())
+	m.await(func(s Stats) bool { return s.PrivateBytes == 0 })
+	m.reads("b.bin", second) // of an inode that is open in tier blocks
+	if r := b.ask("read"); r.SHA256 != sumOf(second) {
+		t.Error(r)
+	}
+	b.quit()
+	m.await(func(s Stats) bool { return s.Handles == 0 })
+	m.reads("b.bin", second)
+	if r := m.lastRecord("b.bin", Granted); r.Tier != TierSealed {
+		t.Errorf("b.bin: tier %q although there is room", r.Tier)
+	}
+	if n := m.stats().Hashed - before; n != 1 {
+		t.Errorf("%d files measured again, want one", n)
+	}
+}
+
+// What was sealed in advance and nobody has asked for keeps no room from a file
+// that found none while it was being sealed.
+func TestUnaskedMakesRoom(t *testing.T) {
+	v := &vault{budget: 3, most: 2, recent: list.New()}
+	add := func(size int64) *private {
+		p := &private{size: size}
+		p.place = v.recent.PushFront(p)
+		v.used += size
+		return p
+	}
+	asked := add(1)
+	if v.vacant(3) || !v.vacant(2) {
+		t.Error("3 bytes fit beside one that is asked for, or 2 do not")
+	}
+	v.demote(add(2))
+	if v.vacant(3) || !v.vacant(2) {
+		t.Error("3 bytes fit beside one that is asked for, or 2 do not in the place of those nobody has asked for")
+	}
+	v.recent.MoveToBack(asked.place)
+	if v.vacant(1) {
+		t.Error("a file that somebody has asked for made room for another")
 	}
 }
 
