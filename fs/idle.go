@@ -20,7 +20,7 @@ func (m *measurer) ahead(file *os.File, id identity) *flight {
 	units := (id.size + hashpipe.UnitSize - 1) / hashpipe.UnitSize
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.flights[id] != nil || m.recall(id, claims) != nil {
+	if m.done(id, claims) {
 		return nil
 	}
 	if m.recent.Len()+len(m.flights) >= maxRemembered || m.units+units > maxRememberedUnits {
@@ -45,6 +45,19 @@ func (m *measurer) measured(id identity) bool {
 	claims := m.claims(id.size)
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	return m.done(id, claims)
+}
+
+// done reports whether a state of a file is measured or being measured. Callers
+// hold m.mu.
+func (m *measurer) done(id identity, claims []claim) bool {
+	if e := m.known[id]; e != nil {
+		// One wrong read must not refuse for ever, but it is for who opens a file that
+		// it is read again: else each walk would read all that nobody wants.
+		if fl := e.Value.(*flight); !fl.young && !m.wanted(fl.digest) && fl.holds(claims) {
+			return true
+		}
+	}
 	return m.flights[id] != nil || m.recall(id, claims) != nil
 }
 

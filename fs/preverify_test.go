@@ -545,6 +545,37 @@ func TestPreverifyBounds(t *testing.T) {
 	}
 }
 
+// What no capability wants is read once in advance, however often the source is
+// walked. Who opens it has it read again after a while.
+func TestPreverifyUnwantedOnce(t *testing.T) {
+	f, d, dir := ahead(t, walkEvery)
+	d.grant("good.bin", sample(97, 10))
+	p := filepath.Join(dir, "other.bin")
+	if err := os.WriteFile(p, sample(98, 10), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	old(t, p)
+	file, st, err := f.src.open("other.bin")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	id := identityOf(&st)
+	fl := f.measure.ahead(file, id)
+	if fl == nil {
+		t.Fatal("not begun")
+	}
+	f.measure.workers.Go(func() { f.measure.work(func(t *task) bool { return t.idle }) })
+	<-fl.done
+	fl.young, fl.ended = false, fl.ended.Add(-refusedFor) // as after a while
+	if f.ahead.eligible("other.bin", id) || f.measure.ahead(file, id) != nil {
+		t.Error("it is read again although nobody has opened it")
+	}
+	if again, err := f.measure.start(file, id, nil); err != nil || again == fl {
+		t.Errorf("who opens it gets a measurement of long ago (%v)", err)
+	}
+}
+
 // Directories without a watch, and lost events, are made up for by a walk.
 func TestPreverifyUnwatched(t *testing.T) {
 	f, d, dir := ahead(t, walkEvery)
