@@ -112,6 +112,9 @@ func (f *filesystem) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.Ope
 	}
 	f.tell(in.Caller, n.path, a.verdict, a.flight, h.content.tier())
 	out.Fh = f.files.add(h)
+	// A revocation since settle may have looked for handles before this one was
+	// there, and of what the kernel serves no READ asks.
+	h.live()
 	if p := h.content.private; p != nil {
 		// The kernel opens the private file with the caller's flags, of which
 		// wantsWrite has seen that none writes.

@@ -1,9 +1,15 @@
 package fs
 
 import (
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
 
 	"github.com/openclaw/clawfs/capstore"
 	"github.com/openclaw/clawfs/hashpipe"
@@ -153,4 +159,54 @@ func TestForeignKeys(t *testing.T) {
 		t.Error("a revocation by a foreign key was admitted")
 	}
 	m.reads("model.bin", good)
+}
+
+// A revocation at any moment of an open either refuses it or finds the handle:
+// whoever looked for handles before the new one was there does not come back.
+func TestRevokedAtAnyMomentOfAnOpen(t *testing.T) {
+	good := sample(79, 5000)
+	opened := 0
+	for moment := 1; ; moment++ {
+		d := newDesk(t)
+		dir := t.TempDir()
+		if err := os.WriteFile(filepath.Join(dir, "model.bin"), good, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		src, err := openSource(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.grant("model.bin", good)
+		var calls atomic.Int64 // of the clock, which an open asks again and again
+		var f *filesystem
+		f = newFilesystem(Config{View: d.view, Log: slog.New(slog.DiscardHandler), HashWorkers: 1, Clock: func() time.Time {
+			if f != nil && calls.Add(1) == int64(moment) {
+				d.revoke(capstore.KindFile, hashpipe.SumBytes(good).Claim())
+				for _, h := range f.files.all() { // as watchRevocations does, once
+					h.live()
+				}
+			}
+			return time.Now()
+		}}, src, noVault(t))
+		st, err := f.src.stat("model.bin")
+		if err != nil {
+			t.Fatal(err)
+		}
+		in := &fuse.OpenIn{InHeader: fuse.InHeader{NodeId: f.nodes.lookup("model.bin", &st).id}}
+		var out fuse.OpenOut
+		status := f.Open(nil, in, &out)
+		if h, ok := f.files.get(out.Fh); status.Ok() && ok && calls.Load() >= int64(moment) {
+			if opened++; !h.cut.Load() {
+				t.Errorf("revoked at moment %d of the open: nobody takes the handle back", moment)
+			}
+		}
+		done := calls.Load() < int64(moment)
+		f.shutdown()
+		if done {
+			break
+		}
+	}
+	if opened == 0 {
+		t.Error("no moment lies between the last decision and the handle")
+	}
 }
