@@ -9,8 +9,6 @@ import (
 	"path"
 	"sync/atomic"
 
-	"github.com/hanwen/go-fuse/v2/fuse"
-
 	"github.com/openclaw/clawfs/hashpipe"
 )
 
@@ -63,7 +61,7 @@ func (p proof) compare(base string, file *os.File) error {
 // linkedByGit answers for a link to a git blob id whose own name is approved. The
 // content there has to be what the link's name says. (It is opened under the id,
 // which it then has to have: nothing else can come in its place.)
-func (f *filesystem) linkedByGit(cancel <-chan struct{}, caller fuse.Caller, link, target string, lost Verdict) assessment {
+func (f *filesystem) linkedByGit(l look, link, target string, lost Verdict) assessment {
 	p := path.Join(path.Dir(link), target)
 	no := assessment{verdict: lost, status: statusRefused}
 	file, st, err := f.src.open(p)
@@ -71,7 +69,7 @@ func (f *filesystem) linkedByGit(cancel <-chan struct{}, caller fuse.Caller, lin
 		return no
 	}
 	defer file.Close()
-	a := f.assess(cancel, caller, p, identityOf(&st), file, nil)
+	a := f.assess(l, p, identityOf(&st), file, nil)
 	if !a.verdict.Allowed() {
 		if a.status == statusRefused {
 			a.verdict = refused(lost.Reason, lost.Detail+"; "+a.verdict.Detail, a.verdict.Next)

@@ -28,13 +28,14 @@ func (f *filesystem) Readlink(cancel <-chan struct{}, in *fuse.InHeader) ([]byte
 	if identityOf(&st) != n.ident {
 		return nil, statusStale
 	}
+	l := f.lookFor(cancel, in.Caller) // all that the request waits for
 	a := assessment{verdict: f.followable(n.path, target), status: statusRefused}
 	if _, git := gitAddress(path.Base(target)); git && a.verdict.Reason == ReasonWrongName {
-		a = f.linkedByGit(cancel, in.Caller, n.path, target, a.verdict)
+		a = f.linkedByGit(l, n.path, target, a.verdict)
 	}
 	if a.verdict.Reason == "" && f.bind != BindName {
 		var o outcome
-		if a.verdict, o = f.linked(f.lookFor(cancel, in.Caller), n.path, target); o != finished {
+		if a.verdict, o = f.linked(l, n.path, target); o != finished {
 			a = undecided(o)
 		}
 	}

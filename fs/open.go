@@ -78,7 +78,7 @@ func (f *filesystem) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.Ope
 	a := assessment{verdict: refusedChanging(), status: statusRefused}
 	if identityOf(&st) == n.ident {
 		f.sentBack.arrived(in.Pid, n.path)
-		a = f.assess(cancel, in.Caller, n.path, n.ident, file, f.earlyFor(n))
+		a = f.assess(f.lookFor(cancel, in.Caller), n.path, n.ident, file, f.earlyFor(n))
 	} else if !f.sentBack.again(in.Pid, n.path) {
 		// The name leads to another state than its inode stands for: the kernel looks
 		// it up again and gets another inode. It does so once for an open; if that
@@ -177,14 +177,13 @@ type assessment struct {
 // assess measures a file, if any capability could fit it, and decides, on behalf
 // of a caller that waits. It is what Open and the xattr user.clawfs.why both
 // rest on.
-func (f *filesystem) assess(cancel <-chan struct{}, caller fuse.Caller, path string, id identity, file *os.File, onto func(cold bool) *early) assessment {
+func (f *filesystem) assess(l look, path string, id identity, file *os.File, onto func(cold bool) *early) assessment {
 	if detail, yes := f.quarantine.has(id); yes {
 		return assessment{verdict: refused(ReasonQuarantined, detail, "put a good copy in its place: the old one is not opened again"), status: statusRefused}
 	}
 	if v, hopeless := f.hopeless(path, id.size); hopeless {
 		return assessment{verdict: v, status: statusRefused}
 	}
-	l := f.lookFor(cancel, caller)
 	fl, err := f.measure.start(file, id, onto)
 	if err != nil {
 		return assessment{verdict: refused(ReasonUnreadable, err.Error(), ""), status: statusIO}

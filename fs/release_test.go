@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"os"
@@ -454,7 +455,7 @@ func TestReleaseRequestLimit(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer file.Close()
-	if a := f.assess(nil, fuse.Caller{}, "model.bin", identityOf(&st), file, nil); a.verdict.Reason != ReasonTooSlow || a.status != statusTooSlow {
+	if a := f.assess(f.lookFor(nil, fuse.Caller{}), "model.bin", identityOf(&st), file, nil); a.verdict.Reason != ReasonTooSlow || a.status != statusTooSlow {
 		t.Errorf("assess = %+v, %v; want %s", a.verdict, a.status, ReasonTooSlow)
 	}
 }
@@ -545,5 +546,55 @@ func TestFollow(t *testing.T) {
 		if text != want && (err == nil || !strings.Contains(text, want)) {
 			t.Errorf("follow(%q) = %q, want %q", p, text, want)
 		}
+	}
+}
+
+// The limit of a request covers all that a link waits for: what it leads to, and
+// then the files around it.
+func TestReleaseLinkLimit(t *testing.T) {
+	dir := t.TempDir()
+	small := sample(1, 5000)
+	id := gitIDOf(small)
+	if err := os.WriteFile(filepath.Join(dir, id), small, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(id, filepath.Join(dir, "config.json")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "big.bin"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(filepath.Join(dir, "big.bin"), huge); err != nil {
+		t.Fatal(err)
+	}
+	src, err := openSource(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := newDesk(t)
+	big := subject(t, "big.bin", []byte("other bytes"))
+	big.Size = huge
+	d.admit([]capstore.Subject{subject(t, "config.json", small), big})
+	f := newFilesystem(Config{View: d.view, Log: slog.New(slog.DiscardHandler), HashWorkers: 1, Bind: BindRelease}, src, noVault(t))
+	defer f.shutdown()
+	f.limit = 2 * time.Second
+	st, err := src.stat("config.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // both workers are busy for most of it
+		f.measure.submit(&task{step: func(context.Context) (bool, error) {
+			time.Sleep(f.limit * 3 / 4)
+			return false, nil
+		}, end: func(error) {}})
+	}
+	began := time.Now()
+	_, status := f.Readlink(nil, &fuse.InHeader{NodeId: f.nodes.lookup("config.json", &st).id})
+	took := time.Since(began)
+	if status != statusTooSlow || took < f.limit/2 {
+		t.Fatalf("answered %v after %v; want %v at the limit", status, took, statusTooSlow)
+	}
+	if took > f.limit*3/2 {
+		t.Errorf("the limit is %v, and the answer took %v", f.limit, took)
 	}
 }

@@ -205,7 +205,7 @@ func (f *filesystem) explain(cancel <-chan struct{}, caller fuse.Caller, n *node
 	} else if file == nil {
 		a = assessment{verdict: refusedSpecial()}
 	} else {
-		a = f.assess(cancel, caller, n.path, identityOf(&st), file, nil)
+		a = f.assess(f.lookFor(cancel, caller), n.path, identityOf(&st), file, nil)
 		file.Close()
 	}
 	switch a.verdict.Reason {
