@@ -184,6 +184,8 @@ func (f *filesystem) readUnchecked(in *fuse.ReadIn, buf []byte) (fuse.ReadResult
 	if !ok {
 		return nil, statusBadHandle
 	}
+	u.node.reads.Add(1) // before it is asked whether the handle is cut: see dropPages
+	defer u.node.reads.Add(-1)
 	if !u.live() {
 		return nil, statusIO
 	}
@@ -200,14 +202,16 @@ func (f *filesystem) readUnchecked(in *fuse.ReadIn, buf []byte) (fuse.ReadResult
 
 // sweepUnchecked takes back the handles that may not be read any more, and drops
 // what the kernel has of them, so that a mapping ends too. As in watchRevocations,
-// they are cut before the pages go, and no lock is held.
-func (f *filesystem) sweepUnchecked() {
+// they are cut before the pages go, and no lock is held. It returns false if some
+// have to be dropped later.
+func (f *filesystem) sweepUnchecked() bool {
+	all := true
 	for _, u := range f.unchecked.all() {
-		if !u.live() {
-			// An error means that the kernel has forgotten the inode, and its pages.
-			_ = f.server.InodeNotify(u.node.id, 0, 0)
+		if !u.live() && !f.dropPages(u.node) {
+			all = false
 		}
 	}
+	return all
 }
 
 // watchAuditMode ends it. Opens and reads do not wait for this: they ask the
@@ -222,7 +226,13 @@ func (f *filesystem) watchAuditMode() {
 		case <-tick.C:
 		}
 	}
-	f.sweepUnchecked()
+	for !f.sweepUnchecked() {
+		select {
+		case <-f.ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
 	f.log.Warn("audit mode has ended: from now on what the rules refuse is not served", "until", f.auditUntil, "served", f.counters.audited.Load())
 }
 

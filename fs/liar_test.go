@@ -18,6 +18,7 @@ import (
 	fusefs "github.com/hanwen/go-fuse/v2/fs"
 	"github.com/hanwen/go-fuse/v2/fuse"
 
+	"github.com/openclaw/clawfs/capstore"
 	"github.com/openclaw/clawfs/hashpipe"
 )
 
@@ -109,6 +110,10 @@ func (f *liarFile) Read(_ context.Context, _ fusefs.FileHandle, dest []byte, off
 	case "stall": // when it has been read once
 		if before >= int64(len(f.data)) && n > 0 {
 			time.Sleep(time.Hour)
+		}
+	case "sluggish": // when it has been read once
+		if before >= int64(len(f.data)) && n > 0 {
+			time.Sleep(4 * time.Second)
 		}
 	case "slow":
 		time.Sleep(time.Hour)
@@ -277,5 +282,45 @@ func inTime(t *testing.T, limit time.Duration, what string, f func()) {
 	case <-done:
 	case <-time.After(limit):
 		t.Fatalf("%s was not done within %v", what, limit)
+	}
+}
+
+// A mount that is killed ends, although pages are to be dropped for one of which
+// a READ waits for the storage.
+func TestKilledBeforePagesAreDropped(t *testing.T) {
+	const size = 3 << 20
+	good, other := sample(50, size), sample(51, size)
+	for _, what := range []string{"revoked", "end of audit mode"} {
+		dir, stop := lyingSource(t, "sluggish", size)
+		until := time.Now().Add(time.Second)
+		m := mountEmpty(t, func(s *serverSpec) {
+			if s.Source = dir; what != "revoked" {
+				s.AuditUntil = until
+			}
+		})
+		m.src = dir
+		if what == "revoked" {
+			m.grant("model.bin", good)
+		} else {
+			m.grant("model.bin", other)
+		}
+		reader := m.command("read", m.at("model.bin"))
+		if err := reader.Start(); err != nil {
+			t.Fatal(err)
+		}
+		m.await(func(s Stats) bool { return s.Handles == 1 })
+		time.Sleep(200 * time.Millisecond)
+		if what == "revoked" {
+			m.revoke(capstore.KindFile, hashpipe.SumBytes(good).Claim())
+		} else {
+			time.Sleep(time.Until(until))
+		}
+		time.Sleep(10 * revocationPoll)
+		m.gone = true
+		m.cmd.Process.Kill()
+		// Not before the storage has answered.
+		inTime(t, 20*time.Second, "a killed mount process: "+what, func() { m.cmd.Wait() })
+		inTime(t, 5*time.Second, "its reader", func() { reader.Wait() })
+		stop()
 	}
 }

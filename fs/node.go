@@ -2,6 +2,7 @@ package fs
 
 import (
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -31,6 +32,8 @@ type node struct {
 	// cache. Who has revoked the content takes it once before he drops the pages.
 	// Nothing that a READ needs waits for it.
 	pages sync.RWMutex
+
+	reads atomic.Int64 // READs that wait for the source
 
 	// mu guards what follows. It is not held while the source is read or the
 	// kernel is notified.

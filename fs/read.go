@@ -26,6 +26,8 @@ func (f *filesystem) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (
 	if !ok {
 		return nil, statusBadHandle
 	}
+	h.node.reads.Add(1) // before it is asked whether the handle is cut: see dropPages
+	defer h.node.reads.Add(-1)
 	if !h.live() {
 		return nil, statusIO
 	}

@@ -102,7 +102,7 @@ func (f *filesystem) watchRevocations() {
 	defer sweep.Stop()
 	tidy := time.NewTicker(tidyEvery)
 	defer tidy.Stop()
-	seen := f.view.Generation()
+	seen, all := f.view.Generation(), true
 	for {
 		select {
 		case <-f.ctx.Done():
@@ -116,14 +116,14 @@ func (f *filesystem) watchRevocations() {
 		case <-tick.C:
 		}
 		generation := f.view.Generation()
-		if generation == seen {
+		if generation == seen && all {
 			continue
 		}
 		seen = generation
 		for _, fl := range f.measure.sweep() {
 			f.held(fl)
 		}
-		f.sweepUnchecked()
+		all = f.sweepUnchecked()
 		for _, h := range f.files.all() {
 			h.live()
 		}
@@ -132,12 +132,26 @@ func (f *filesystem) watchRevocations() {
 			n.pages.Lock()
 			gone := f.pagesRevoked(n)
 			n.pages.Unlock()
-			if gone {
-				// An error means that the kernel has forgotten the inode, and its pages.
-				_ = f.server.InodeNotify(n.id, 0, 0)
+			if gone && !f.dropPages(n) {
+				all = false
 			}
 		}
 	}
+}
+
+// dropPages drops the kernel's pages of a node whose handles are cut. It returns
+// false, and has done nothing, while a READ from before that waits for the source:
+// the kernel would wait, unkillably, for the page of that READ. Everything else
+// that is revoked would wait too; and if the mount process were killed then, the
+// READ would never be answered, and neither the process nor the connection would
+// end. What is read now is refused at once.
+func (f *filesystem) dropPages(n *node) bool {
+	if n.reads.Load() > 0 {
+		return false
+	}
+	// An error means that the kernel has forgotten the inode, and its pages.
+	_ = f.server.InodeNotify(n.id, 0, 0)
+	return true
 }
 
 // pagesRevoked reports whether a node was bound to a content that is approved no
