@@ -21,7 +21,9 @@ import (
 // hashed first, so that the record says what enforcement would say.
 //
 // Not served even then: what was revoked, because somebody has taken it back on
-// purpose; what is no regular file; what the source cannot give; writes.
+// purpose; what is no regular file; what the source cannot give; writes. (Of a
+// file that enforcement would refuse without hashing it, nobody knows whether it
+// was revoked.)
 //
 // How checked and unchecked bytes stay apart. An unchecked handle has a type of
 // its own, a table of its own and numbers of its own (uncheckedBit). An inode is

@@ -93,8 +93,8 @@ func (f *filesystem) held(fl *flight) {
 // it notifies: the kernel waits there for pages that a READ is filling.
 //
 // The order matters: handles are cut before the pages go, so a READ that comes
-// later is refused, and one that is under way holds its pages locked until it
-// is answered, and the notification waits for them.
+// later is refused, and the pages of one that is under way go when it is answered:
+// see dropPages.
 func (f *filesystem) watchRevocations() {
 	tick := time.NewTicker(revocationPoll)
 	defer tick.Stop()
@@ -103,6 +103,7 @@ func (f *filesystem) watchRevocations() {
 	tidy := time.NewTicker(tidyEvery)
 	defer tidy.Stop()
 	seen, all := f.view.Generation(), true
+	var swept []*flight // since the last look for mappings
 	for {
 		select {
 		case <-f.ctx.Done():
@@ -112,6 +113,10 @@ func (f *filesystem) watchRevocations() {
 			continue
 		case <-tidy.C: // somebody may have ended
 			f.vault.tidy()
+			for _, fl := range swept {
+				f.held(fl)
+			}
+			swept = nil
 			continue
 		case <-tick.C:
 		}
@@ -120,9 +125,7 @@ func (f *filesystem) watchRevocations() {
 			continue
 		}
 		seen = generation
-		for _, fl := range f.measure.sweep() {
-			f.held(fl)
-		}
+		swept = append(swept, f.measure.sweep()...)
 		all = f.sweepUnchecked()
 		for _, h := range f.files.all() {
 			h.live()
