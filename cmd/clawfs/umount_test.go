@@ -88,9 +88,8 @@ func TestUmountBusy(t *testing.T) {
 	}
 }
 
-// A mount that cannot come back is said to be dead, with what it lacks, and is
-// gone from status once umount has returned.
-func TestUmountDead(t *testing.T) {
+// A directory for private files that is gone costs the tier and not the mount.
+func TestPrivateDirectoryGone(t *testing.T) {
 	r := newRig(t)
 	private := filepath.Join(filepath.Dir(r.mnt), "private")
 	if err := os.Mkdir(private, 0o700); err != nil {
@@ -100,10 +99,26 @@ func TestUmountDead(t *testing.T) {
 	if err := os.Remove(private); err != nil {
 		t.Fatal(err)
 	}
+	old := r.serverPID()
+	syscall.Kill(old, syscall.SIGKILL)
+	r.eventually("the mount is back, and status says what it lacks", func() bool {
+		m := r.status().Mounts[0]
+		return m.State == mountLive && m.PID != old && m.Report != nil && m.Report.Tier == "blocks" && strings.Contains(m.Report.TierReason, private)
+	})
+}
+
+// A mount that cannot come back is said to be dead, with what it lacks, and is
+// gone from status once umount has returned.
+func TestUmountDead(t *testing.T) {
+	r := newRig(t)
+	r.ok("mount", r.src, r.mnt)
+	if err := os.Rename(r.src, r.src+".away"); err != nil {
+		t.Fatal(err)
+	}
 	syscall.Kill(r.serverPID(), syscall.SIGKILL)
 	r.eventually("the mount is dead and status says why", func() bool {
 		m := r.status().Mounts[0]
-		return m.State == mountDead && !r.isMounted() && strings.Contains(m.LastError, "next: mkdir -p -m 0700 "+private)
+		return m.State == mountDead && !r.isMounted() && strings.Contains(m.LastError, r.src)
 	})
 	r.ok("umount", r.mnt)
 	if list := r.status().Mounts; len(list) != 0 {
