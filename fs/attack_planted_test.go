@@ -20,9 +20,9 @@ var plantedFaults = []struct {
 	// A unit is returned without its check.
 	{"blocks", "../hashpipe/checked.go", "err = c.tree.VerifyUnit(unit, data[:n])", "_ = n"},
 	// The source is written to the private file, and read again to be hashed.
-	{"sealed-copy", "private.go", "\t\t\tc.flush()\n\t\t}\n\t}\n\treturn n, err", "\t\t\tc.flush()\n\t\t}\n\t}\n\tfor range 20 {\n\t\tn, err = c.src.ReadAt(p, off)\n\t}\n\treturn n, err"},
+	{"sealed-copy", "pieces.go", "\t\t\tc.flush()\n\t\t}\n\t}\n\treturn n, err", "\t\t\tc.flush()\n\t\t}\n\t}\n\tfor range 20 {\n\t\tn, err = c.src.ReadAt(p, off)\n\t}\n\treturn n, err"},
 	// The kernel serves the source itself.
-	{"sealed-reflink", "private.go", "r, err := readOnly(w)\n\treturn draft{r: r", "r, err := readOnly(src)\n\treturn draft{r: r"},
+	{"sealed-reflink", "seal.go", "r, err := readOnly(w)\n\treturn draft{r: r", "r, err := readOnly(src)\n\treturn draft{r: r"},
 }
 
 // What these tests rest on is that they would see a wrong byte. So they are run

@@ -2,14 +2,11 @@ package fs
 
 import (
 	"container/list"
-	"crypto/rand"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -93,13 +90,6 @@ type private struct {
 	gone    bool
 	place   *list.Element
 	backing int32 // the kernel's number for the file; 0: not registered
-}
-
-// draft is a private file that is being filled. Its fields do not change.
-type draft struct {
-	w    *os.File // nil: a clone, which has its bytes already
-	r    *os.File
-	size int64
 }
 
 func newVault(c Config) (*vault, error) {
@@ -224,49 +214,6 @@ func (v *vault) usage() (files, bytes int64) {
 	return int64(v.recent.Len()), v.used
 }
 
-// create makes an unnamed file.
-func (v *vault) create() (*os.File, error) {
-	var fd int
-	err := retried(func() (err error) {
-		fd, err = unix.Openat(v.dir, ".", unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
-		return err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("making a private file (O_TMPFILE): %w", err)
-	}
-	return os.NewFile(uintptr(fd), "private file"), nil
-}
-
-// readOnly opens the same inode for reading alone.
-func readOnly(f *os.File) (*os.File, error) {
-	fd, err := reopen(int(f.Fd()), 0)
-	if err != nil {
-		return nil, fmt.Errorf("opening a private file for reading: %w", err)
-	}
-	return os.NewFile(uintptr(fd), f.Name()), nil
-}
-
-// clone makes a private file that shares the blocks of src as they are now.
-func (v *vault) clone(src *os.File, size int64) (draft, error) {
-	w, err := v.create()
-	if err != nil {
-		return draft{}, err
-	}
-	defer w.Close()
-	if err := retried(func() error { return unix.IoctlFileClone(int(w.Fd()), int(src.Fd())) }); err != nil {
-		return draft{}, fmt.Errorf("cloning into a private file (FICLONE): %w", err)
-	}
-	st, err := w.Stat()
-	if err != nil {
-		return draft{}, err
-	}
-	if st.Size() != size {
-		return draft{}, fmt.Errorf("%w: expected %d bytes, got %d", hashpipe.ErrChanged, size, st.Size())
-	}
-	r, err := readOnly(w)
-	return draft{r: r, size: size}, err
-}
-
 // spare takes room for a private file of size bytes, if it needs one and no other
 // has to go for it. ok is false if another would have to.
 func (v *vault) spare(size int64) (taken, ok bool) {
@@ -305,27 +252,6 @@ func (v *vault) room(size int64) bool {
 
 var errNoRoom = errors.New("no room")
 
-// draft begins to seal a source file of the given size, for which room may have
-// been taken. A nil draft and a nil error mean that the file is to be served
-// without.
-func (v *vault) draft(src *os.File, size int64, room bool) (*draft, error) {
-	if tier, _ := v.state(); tier == TierBlocks || size < v.from {
-		if room {
-			v.giveBack(size)
-		}
-		return nil, nil
-	}
-	if !room && !v.room(size) {
-		return nil, v.full(size)
-	}
-	d, err := v.fresh(src, size)
-	if err != nil {
-		v.giveBack(size)
-		return nil, err
-	}
-	return &d, nil
-}
-
 func (v *vault) full(size int64) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -349,157 +275,10 @@ func (v *vault) note(fl *flight) string {
 	return fl.unsealed
 }
 
-func (v *vault) fresh(src *os.File, size int64) (draft, error) {
-	if v.how == SealReflink {
-		return v.clone(src, size)
-	}
-	w, err := v.create()
-	if err != nil {
-		return draft{}, err
-	}
-	// A full disk shows here and not in the middle.
-	if err := retried(func() error { return unix.Fallocate(int(w.Fd()), 0, 0, size) }); err != nil && err != unix.EOPNOTSUPP {
-		w.Close()
-		return draft{}, fmt.Errorf("reserving %d bytes for a private file: %w", size, err)
-	}
-	r, err := readOnly(w)
-	if err != nil {
-		w.Close()
-	}
-	return draft{w: w, r: r, size: size}, err
-}
-
 func (v *vault) giveBack(size int64) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.used -= size
-}
-
-// discard gives a draft up.
-func (v *vault) discard(d *draft) {
-	if d == nil {
-		return
-	}
-	v.giveBack(d.size)
-	if d.w != nil {
-		d.w.Close()
-	}
-	d.r.Close()
-}
-
-// finish closes the descriptor that could write. What was hashed is what was
-// given to the page cache; if the disk does not take it, a later read would get
-// something else.
-func (d *draft) finish() error {
-	if d.w == nil {
-		return nil
-	}
-	err := retried(func() error { return unix.Fdatasync(int(d.w.Fd())) })
-	err = errors.Join(err, d.w.Close())
-	d.w = nil
-	if err != nil {
-		return fmt.Errorf("writing a private file: %w", err)
-	}
-	return nil
-}
-
-// seal ends a draft whose bytes, as they were written or cloned, are the proof's.
-// From here on no descriptor can write them.
-func (v *vault) seal(d *draft, p proof, claims []claim) (*private, error) {
-	err := d.finish()
-	tier := TierSealed
-	if err == nil {
-		tier, err = v.enforce(d.r, p, claims)
-	}
-	if err != nil {
-		v.discard(d)
-		return nil, err
-	}
-	out := &private{file: d.r, size: d.size, tier: tier}
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	out.place = v.recent.PushFront(out)
-	return out, nil
-}
-
-// enforce lets the kernel hold the file to what the capabilities say of it, if
-// it can. Where it can and says something else, the file is not used.
-func (v *vault) enforce(f *os.File, p proof, claims []claim) (tier string, err error) {
-	if tier, _ := v.state(); tier != TierVerity {
-		return TierSealed, nil
-	}
-	err = hashpipe.EnableVerity(f)
-	if errors.Is(err, hashpipe.ErrNoVerity) {
-		v.noVerity(err)
-		return TierSealed, nil
-	}
-	if err != nil {
-		return "", err
-	}
-	if err := v.relink(f); err != nil {
-		return "", err
-	}
-	// Pages that were read before are not checked by the kernel.
-	_ = unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED) // advice
-	enforced, err := hashpipe.MeasureVerity(f)
-	if err != nil {
-		return "", err
-	}
-	for _, c := range claims {
-		if c.digest == p.digest && !enforced.Is(c.verity) {
-			return "", fmt.Errorf("the kernel measures fs-verity sha256:%s, expected sha256:%s", enforced, c.verity)
-		}
-	}
-	return TierVerity, nil
-}
-
-// relinkPrefix begins the name that a private file has for a moment.
-const relinkPrefix = ".clawfs-private-"
-
-// relink gives a private file of ext4 a name and takes it away again. Enabling
-// fs-verity takes an unnamed inode off the list of orphans (seen with Linux 6.1
-// and 6.12): if the machine stopped while it is open, its blocks would be lost
-// until the next e2fsck. Unlinking puts it back.
-func (v *vault) relink(f *os.File) error {
-	var st unix.Statfs_t
-	if err := retried(func() error { return unix.Fstatfs(v.dir, &st) }); err != nil || st.Type != unix.EXT4_SUPER_MAGIC {
-		return err
-	}
-	name := relinkPrefix + rand.Text()
-	err := unix.Linkat(unix.AT_FDCWD, procName(int(f.Fd())), v.dir, name, unix.AT_SYMLINK_FOLLOW)
-	if err == nil {
-		err = unix.Unlinkat(v.dir, name, 0)
-	}
-	if err != nil && err != unix.ENOENT { // swept by another mount
-		return fmt.Errorf("linking and unlinking a private file as %s: %w", name, err)
-	}
-	return nil
-}
-
-// sweep removes the names that a mount process left which was killed in relink.
-func (v *vault) sweep() error {
-	fd, err := reopen(v.dir, unix.O_DIRECTORY)
-	if err != nil {
-		return err
-	}
-	dir := os.NewFile(uintptr(fd), "directory of private files")
-	defer dir.Close()
-	for {
-		names, err := dir.Readdirnames(1000)
-		for _, name := range names {
-			var st unix.Stat_t
-			if strings.HasPrefix(name, relinkPrefix) && unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil &&
-				st.Mode == unix.S_IFREG|0o600 && st.Uid == uint32(os.Geteuid()) {
-				_ = unix.Unlinkat(fd, name, 0) // another mount may have done it
-			}
-		}
-		if err == io.EOF {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-	}
 }
 
 // acquire takes a private file for a handle. It returns false if the file is
@@ -689,110 +468,4 @@ func (v *vault) end() {
 	if v.dir >= 0 {
 		unix.Close(v.dir)
 	}
-}
-
-// copyPiece is how much is written at once, in bytes. The kernel keeps what is
-// written at once in one piece, and maps it at one fault.
-const copyPiece = 2 << 20
-
-var copyBuffers = sync.Pool{New: func() any { return new([copyPiece]byte) }}
-
-// copying reads the source and writes what it read to the private file: the
-// bytes that are hashed are the bytes that are written. If the disk does not
-// take them, the source is measured all the same, and served without. It is for
-// one goroutine, which closes it.
-type copying struct {
-	src, dst *os.File
-	spoilt   *atomic.Pointer[error]
-
-	buf *[copyPiece]byte
-	at  int64 // where the bytes in buf begin
-	n   int   // how many there are
-}
-
-func (c *copying) ReadAt(p []byte, off int64) (int, error) {
-	n, err := c.src.ReadAt(p, off)
-	if c.n > 0 && off != c.at+int64(c.n) {
-		c.flush()
-	}
-	for rest := p[:n]; len(rest) > 0; {
-		if c.n == 0 {
-			c.at = off + int64(n-len(rest))
-		}
-		k := copy(c.buf[c.n:], rest)
-		rest = rest[k:]
-		if c.n += k; c.n == copyPiece || (c.at+int64(c.n))%copyPiece == 0 {
-			c.flush()
-		}
-	}
-	return n, err
-}
-
-// flush writes what is in the buffer.
-func (c *copying) flush() {
-	n := c.n
-	c.n = 0
-	if n == 0 || c.spoilt.Load() != nil {
-		return
-	}
-	if _, err := c.dst.WriteAt(c.buf[:n], c.at); err != nil {
-		err = fmt.Errorf("writing a private file: %w", err)
-		c.spoilt.Store(&err)
-		return
-	}
-	// Advice: so that little is left to do for fdatasync, which nothing interrupts.
-	_ = unix.SyncFileRange(int(c.dst.Fd()), c.at, int64(n), unix.SYNC_FILE_RANGE_WRITE)
-}
-
-func (c *copying) close() {
-	c.flush()
-	copyBuffers.Put(c.buf)
-}
-
-// populating reads a private file. A clone has no page of its source's in memory.
-// Read as usual they would come in small pieces, and each piece costs a fault
-// when it is mapped later; so they are brought in by a mapping that asks for
-// large ones, one ahead of what is read. It is never touched itself. A populating
-// is for one goroutine, which closes it.
-type populating struct {
-	*os.File
-	mapped *os.File // the same: the kernel reads ahead for each descriptor
-	size   int64
-	end    int64         // what lies up to here was brought in
-	ahead  chan struct{} // closed when what follows was, too; nil: nobody does it
-}
-
-func (p *populating) ReadAt(b []byte, off int64) (int, error) {
-	if off >= p.end || off < p.end-maxFolio {
-		p.wait()
-		if off != p.end {
-			p.populate(off)
-		}
-		p.end = off + maxFolio
-		next, ahead := p.end, make(chan struct{})
-		go func() { defer close(ahead); p.populate(next) }()
-		p.ahead = ahead
-	}
-	return p.File.ReadAt(b, off)
-}
-
-func (p *populating) wait() {
-	if p.ahead != nil {
-		<-p.ahead
-	}
-}
-
-// populate does its best: without it all the same bytes are read.
-func (p *populating) populate(off int64) {
-	n := min(maxFolio, p.size-off)
-	if n <= 0 || off%hashpipe.BlockSize != 0 {
-		return
-	}
-	m, err := unix.Mmap(int(p.mapped.Fd()), off, int(n), unix.PROT_READ, unix.MAP_SHARED)
-	if err != nil {
-		return
-	}
-	_ = unix.Madvise(m, unix.MADV_HUGEPAGE)
-	_ = unix.Madvise(m, unix.MADV_POPULATE_READ)
-	_ = unix.Munmap(m)
 }
