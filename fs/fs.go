@@ -7,12 +7,15 @@
 // it opened long before, and a storage that returns different bytes on
 // different reads. Neither can make a reader of the mount see a byte that no
 // capability names: OPEN returns only after the whole content was measured and
-// Decide allowed it, and each later READ reads its 512 KiB units again, hashes
-// them, and returns the very buffer that was hashed (tier "blocks"). A large
-// content is in the kernel's page cache before its first open returns, from
-// buffers that were checked in the same way (see fill). The source
-// is never handed to the kernel, neither by splice nor by passthrough. The one
-// exception has an end and is told: audit mode, see auditmode.go.
+// Decide allowed it. Then, in tier "blocks", each READ reads its 512 KiB units
+// again, hashes them, and returns the very buffer that was hashed; a large content
+// is in the kernel's page cache before its first open returns, from buffers that
+// were hashed (see fill). In tiers "sealed" and "verity" the kernel itself serves a
+// private file, which was measured when nothing could write it any more (see
+// vault); against storage "sealed" does not hold. The source is never handed to the
+// kernel, neither by splice nor by passthrough.
+//
+// Only audit mode serves what is not approved: see unchecked.
 //
 // One FUSE inode stands for one name and one state of the source file behind it
 // (device, inode, size, times). At its first successful OPEN it is bound to the
