@@ -222,28 +222,32 @@ func (v *vault) spare(size int64) (taken, ok bool) {
 	if v.why != "" || size < v.from {
 		return false, true
 	}
-	if v.used+size > v.budget || v.recent.Len() >= v.most {
+	if v.used+size > v.budget || v.files() >= v.most {
 		return false, false
 	}
 	v.used += size
 	return true, true
 }
 
+// files counts the descriptors: what is mapped and was let go has one, too.
+// Callers hold v.mu.
+func (v *vault) files() int { return v.recent.Len() + len(v.mapped) }
+
 // room makes room for size bytes and takes it, or reports that there is none.
 func (v *vault) room(size int64) bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if v.used+size > v.budget {
+	if v.used+size > v.budget || v.files() >= v.most {
 		v.reap()
 	}
-	for e := v.recent.Back(); e != nil && (v.used+size > v.budget || v.recent.Len() >= v.most); {
+	for e := v.recent.Back(); e != nil && (v.used+size > v.budget || v.files() >= v.most); {
 		p, before := e.Value.(*private), e.Prev()
 		if p.users == 0 && !p.inUse() {
 			v.drop(p)
 		}
 		e = before
 	}
-	if v.used+size > v.budget || v.recent.Len() >= v.most {
+	if v.used+size > v.budget || v.files() >= v.most {
 		return false
 	}
 	v.used += size
@@ -258,7 +262,7 @@ func (v *vault) full(size int64) error {
 	if v.used+size > v.budget {
 		return fmt.Errorf("%w for %d bytes among the private files: %d of %d are taken; next: mount with a larger --private-bytes", errNoRoom, size, v.used, v.budget)
 	}
-	return fmt.Errorf("%w for another private file: there are %d, a quarter of the descriptors that the mount process may have", errNoRoom, v.recent.Len())
+	return fmt.Errorf("%w for another private file: there are %d, a quarter of the descriptors that the mount process may have", errNoRoom, v.files())
 }
 
 // note says why a granted file that is served in tier blocks is not in a better
@@ -363,7 +367,7 @@ func (v *vault) vacant(size int64) bool {
 // fits reports whether there is room for a private file if those go that nobody
 // has asked for. Callers hold v.mu.
 func (v *vault) fits(size int64) bool {
-	used, files := v.used, v.recent.Len()
+	used, files := v.used, v.files()
 	for e := v.recent.Back(); e != nil && e.Value.(*private).unasked; e = e.Prev() {
 		used -= e.Value.(*private).size
 		files--

@@ -345,3 +345,31 @@ func TestPrivateDirectoryGone(t *testing.T) {
 		t.Errorf("%s does not say why: %s", xattrWhy, r.Text)
 	}
 }
+
+// What is mapped and was let go keeps its descriptor, and counts among those that
+// there may be.
+func TestMappedFilesCount(t *testing.T) {
+	p := filepath.Join(t.TempDir(), "private")
+	if err := os.WriteFile(p, []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ours, err := os.Open(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	reader, err := os.Open(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := noVault(t)
+	v.most, v.budget, v.used, v.why = 1, 1<<30, 1, ""
+	v.mapped = []*private{{file: ours, size: 1, gone: true}}
+	if _, ok := v.spare(sealFrom); ok || v.room(1) || v.vacant(1) {
+		t.Error("there is room beside a file that somebody reads")
+	}
+	reader.Close()
+	if !v.room(1) || len(v.mapped) != 0 {
+		t.Errorf("no room after the last reader; %d files are left", len(v.mapped))
+	}
+	v.end()
+}

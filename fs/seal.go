@@ -13,7 +13,8 @@ import (
 	"github.com/openclaw/clawfs/hashpipe"
 )
 
-// draft is a private file that is being filled. Its fields do not change.
+// draft is a private file that is being filled. Its fields do not change before
+// finish, which no reader or writer outlives.
 type draft struct {
 	w    *os.File // nil: a clone, which has its bytes already
 	r    *os.File
@@ -173,6 +174,10 @@ func (v *vault) enforce(f *os.File, p proof, claims []claim) (tier string, err e
 	enforced, err := hashpipe.MeasureVerity(f)
 	if err != nil {
 		return "", err
+	}
+	// The claims are those of a moment ago, and may not name the content yet.
+	if !enforced.Is(p.tree.Claim()) {
+		return "", fmt.Errorf("the kernel measures fs-verity sha256:%s, expected sha256:%s as measured here", enforced, p.tree.Claim())
 	}
 	for _, c := range claims {
 		if c.digest == p.digest && !enforced.Is(c.verity) {
