@@ -108,6 +108,9 @@ func Reproduce(ctx context.Context, c Config, l verifier.Ledger, loc capstore.Lo
 	if err := sameClass(HostPlatform(), hostFeatures(), st.Predicate.Platform); err != nil {
 		return nil, err
 	}
+	if err := dispatchable(st, hostFeatures()); err != nil {
+		return nil, err
+	}
 	if err := allowed(c, st); err != nil {
 		return nil, err
 	}
