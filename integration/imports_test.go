@@ -30,17 +30,18 @@ var allowed = map[string][]string{
 	"rebuild/sandbox":       {"hashpipe"},
 	"rebuild/oci":           {"hashpipe", "hashpipe/cas"},
 	"rebuild/compare":       {"hashpipe"},
-	"rebuild/internal/mint": {"hashpipe", "verifier", "verifier/dsse", "capstore", "rebuild/sandbox"},
+	"rebuild/record":        {"hashpipe", "verifier", "verifier/dsse", "capstore"},
+	"rebuild/internal/mint": {"hashpipe", "verifier", "verifier/dsse", "capstore", "rebuild/sandbox", "rebuild/record"},
 	"rebuild": {
 		"hashpipe", "hashpipe/cas", "verifier", "verifier/dsse", "verifier/tree", "capstore",
-		"rebuild/sandbox", "rebuild/oci", "rebuild/compare", "rebuild/internal/mint",
+		"rebuild/sandbox", "rebuild/oci", "rebuild/compare", "rebuild/record", "rebuild/internal/mint",
 	},
 
 	"fs": {"hashpipe", "hashpipe/cas", "verifier/dsse", "capstore"},
 
 	"cmd/clawfs": {
 		"hashpipe", "hashpipe/cas", "verifier", "verifier/dsse", "verifier/tree", "capstore",
-		"rebuild", "rebuild/sandbox", "rebuild/oci", "rebuild/compare", "fs",
+		"rebuild", "rebuild/sandbox", "rebuild/oci", "rebuild/compare", "rebuild/record", "fs",
 		"cmd/clawfs/internal/config", "cmd/clawfs/internal/control",
 	},
 	"cmd/clawfs/internal/config":  {"hashpipe", "verifier", "verifier/dsse", "capstore"},
