@@ -143,9 +143,13 @@ func (c JobConfig) earn(ctx context.Context, job jobFile, envelope []byte, work 
 	if att.Digest() != job.SBA {
 		return nil, fmt.Errorf("%s holds attestation %s, the job is for %s", SBAFile, att.Digest(), job.SBA)
 	}
+	bases, err := readBases(c.Policy, att.Ledger().Statement(), job.Bases, time.Now())
+	if err != nil {
+		return nil, err
+	}
 	rep, err := Reproduce(ctx, Config{
 		Runtime: c.Runtime, Dir: work, Limits: SandboxLimits(c.Policy.Builds.Limits),
-		AllowedEnv: c.Policy.Builds.Env, Log: log.builds, Observer: log.event,
+		Bases: bases, AllowedEnv: c.Policy.Builds.Env, Log: log.builds, Observer: log.event,
 	}, att.Ledger(), job.Locations)
 	if err != nil {
 		return nil, err

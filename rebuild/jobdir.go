@@ -37,6 +37,9 @@ type jobFile struct {
 	Attempt      int                `json:"attempt"`
 	Locations    capstore.Locations `json:"locations"`
 	RevokedMints []dsse.KeyID       `json:"revokedMints,omitzero"`
+	// Bases are the capabilities of the models that the ledger starts from, by
+	// the models' own names.
+	Bases map[string][]byte `json:"bases,omitzero"`
 }
 
 func readJob(dir string) (jobFile, []byte, error) {

@@ -45,6 +45,8 @@ type Config struct {
 	// by nobody else. Reproduce makes one directory in it.
 	Dir    string
 	Limits sandbox.Limits
+	// Bases are the capabilities of the models that the ledger starts from.
+	Bases Bases
 	// AllowedEnv are the environment names that a ledger may set; none if nil.
 	AllowedEnv []string
 	// Log gets what the builds print, escaped. nil drops it.
@@ -106,6 +108,9 @@ func Reproduce(ctx context.Context, c Config, l verifier.Ledger, loc capstore.Lo
 	}
 	st := l.Statement()
 	if err := sameClass(HostPlatform(), hostFeatures(), st.Predicate.Platform); err != nil {
+		return nil, err
+	}
+	if err := c.Bases.check(st); err != nil {
 		return nil, err
 	}
 	if err := dispatchable(st, hostFeatures()); err != nil {

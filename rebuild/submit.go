@@ -106,6 +106,14 @@ func checkHints(loc capstore.Locations, st verifier.Statement) error {
 			return err
 		}
 	}
+	for name, hint := range loc.Inputs {
+		if !st.HasInput(name) {
+			return fmt.Errorf("a location for input %.100q, which the ledger does not name", name)
+		}
+		if err := check("input "+name, hint); err != nil {
+			return err
+		}
+	}
 	return errors.Join(check("source", loc.Source), check("image", loc.Image), check("lockfile", loc.Lockfile))
 }
 

@@ -52,10 +52,7 @@ the job goes on. Without --wait, 0 means that the job is queued.`,
 	f := c.Flags()
 	f.BoolVar(&wait, "wait", false, "wait for the verdict, with progress on standard error")
 	f.DurationVar(&timeout, "timeout", 0, "with --wait: how long to wait (default for ever)")
-	f.StringVar(&where.source, "source", "", "git repository or bundle to fetch the commit from (default the ledger's URI)")
-	f.StringArrayVar(&where.datasets, "dataset", nil, "`NAME=DIR` where a dataset is (repeat; default the ledger's URI)")
-	f.StringVar(&where.image, "image", "", "OCI image layout `DIR` that holds the environment (default the ledger's URI)")
-	f.StringVar(&where.lockfile, "lockfile", "", "the lockfile (default the ledger's URI)")
+	where.registerPlaces(c)
 	return c
 }
 
