@@ -198,10 +198,15 @@ func (q *Queue) work(ctx context.Context, job capstore.Job) error {
 	if now.State.HasEnded() {
 		return nil // cancelled between next and here
 	}
-	if f := q.revoked(job.SBA, q.publisherOf(job.SBA)); f != nil {
+	st := q.queued(job.SBA)
+	if f := q.revoked(job.SBA, st.Predicate.Publisher.KeyID); f != nil {
 		return q.end(job, Result{Verdict: f.Verdict, Reason: f.Detail})
 	}
-	spawnErr := q.prepare(job)
+	bases, err := LiveBases(q.store.View(), st, time.Now())
+	if f := (*Failure)(nil); errors.As(err, &f) {
+		return q.end(job, Result{Verdict: f.Verdict, Reason: f.Detail})
+	}
+	spawnErr := q.prepare(job, bases)
 	if spawnErr == nil {
 		spawnErr = q.spawn(ctx, q.JobDir(job.ID))
 	}

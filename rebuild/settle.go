@@ -92,7 +92,7 @@ func (q *Queue) removeWork(id string) {
 }
 
 // prepare writes what the worker reads.
-func (q *Queue) prepare(job capstore.Job) error {
+func (q *Queue) prepare(job capstore.Job, bases Bases) error {
 	dir := q.JobDir(job.ID)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
@@ -104,7 +104,7 @@ func (q *Queue) prepare(job capstore.Job) error {
 	if err := writeWhole(filepath.Join(dir, SBAFile), envelope); err != nil {
 		return err
 	}
-	f := jobFile{ID: job.ID, SBA: job.SBA, Attempt: job.Attempts, Locations: job.Locations}
+	f := jobFile{ID: job.ID, SBA: job.SBA, Attempt: job.Attempts, Locations: job.Locations, Bases: bases.envelopes()}
 	for _, r := range q.store.View().Revocations() {
 		if r.Kind() == capstore.KindMint {
 			f.RevokedMints = append(f.RevokedMints, dsse.KeyID(r.Target()))
@@ -239,22 +239,23 @@ func (q *Queue) revoked(sba hashpipe.Digest, publisher dsse.KeyID) *Failure {
 	})
 }
 
-// publisherOf reads the publisher's key id in the envelope of a queued job; it
-// was verified when it was submitted, and is again before anything is minted.
-func (q *Queue) publisherOf(sba hashpipe.Digest) dsse.KeyID {
+// queued reads the ledger of a queued job. It was verified when it was
+// submitted, and is again before anything is minted; the zero Statement stands
+// for one that cannot be read.
+func (q *Queue) queued(sba hashpipe.Digest) verifier.Statement {
 	text, err := readBounded(q.sbaFile(sba))
 	if err != nil {
-		return ""
+		return verifier.Statement{}
 	}
 	e, err := dsse.Parse(text)
 	if err != nil {
-		return ""
+		return verifier.Statement{}
 	}
 	l, err := verifier.ParseLedger(e.UnverifiedPayload())
 	if err != nil {
-		return ""
+		return verifier.Statement{}
 	}
-	return l.Statement().Predicate.Publisher.KeyID
+	return l.Statement()
 }
 
 // takenBack says whether a capability is revoked before it is admitted. What
@@ -277,6 +278,11 @@ func (q *Queue) takenBack(sba hashpipe.Digest, envelope []byte) *Failure {
 	}
 	for _, s := range st.Subject {
 		targets[capstore.KindFile] = append(targets[capstore.KindFile], s.Digest.SHA256.String())
+	}
+	for _, claim := range st.Predicate.Bases {
+		if _, live := q.store.View().Live(claim, time.Now()); !live {
+			return fail(capstore.PolicyRefused, "the model of claim %s, which this build started from, was taken back or expired meanwhile", claim)
+		}
 	}
 	return q.findRevocation(targets)
 }
