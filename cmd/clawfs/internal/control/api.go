@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"time"
 
 	"github.com/go-json-experiment/json"
@@ -88,7 +89,20 @@ type Capability struct {
 	NotBefore time.Time       `json:"notBefore"`
 	NotAfter  time.Time       `json:"notAfter"`
 	Files     []File          `json:"files"`
+	Bases     []Base          `json:"bases,omitempty"`
 	Revoked   *Revocation     `json:"revoked,omitempty"`
+}
+
+// Base is a model that a capability's files were built from.
+type Base struct {
+	Claim hashpipe.Digest `json:"claim"`
+	Lost  *Revocation     `json:"lost,omitempty"` // what took it back, or one of its own bases
+}
+
+// Lost reports whether something that the files were built from was taken back.
+// They open all the same until they are revoked themselves.
+func (c Capability) Lost() bool {
+	return slices.ContainsFunc(c.Bases, func(b Base) bool { return b.Lost != nil })
 }
 
 // File is one output that a capability opens.
