@@ -66,7 +66,7 @@ func NewQueue(store *capstore.Store, dir string, spawn Spawn) (*Queue, error) {
 	if store == nil || spawn == nil || !filepath.IsAbs(dir) {
 		return nil, errors.New("queue: a store, a spawn function and an absolute directory are required")
 	}
-	for _, d := range []string{dir, filepath.Join(dir, sbaDir)} {
+	for _, d := range []string{dir, filepath.Join(dir, sbaDir), filepath.Join(dir, recordDir)} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return nil, fmt.Errorf("queue: %w", err)
 		}

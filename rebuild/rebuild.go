@@ -26,6 +26,7 @@ import (
 
 	"github.com/openclaw/clawfs/capstore"
 	"github.com/openclaw/clawfs/rebuild/oci"
+	"github.com/openclaw/clawfs/rebuild/record"
 	"github.com/openclaw/clawfs/rebuild/sandbox"
 	"github.com/openclaw/clawfs/verifier"
 )
@@ -68,6 +69,8 @@ type Failure struct {
 	Verdict   capstore.Verdict
 	Detail    string // one sentence: expected, found, what to do
 	Diagnosis string // lines for a person: differing outputs, or the end of the log
+
+	builds []record.Build // that ran to their end, of a build that failed
 }
 
 func (f *Failure) Error() string { return string(f.Verdict) + ": " + f.Detail }
@@ -125,6 +128,13 @@ func Reproduce(ctx context.Context, c Config, l verifier.Ledger, loc capstore.Lo
 	}
 	r := &Reproduction{dir: dir}
 	if err := r.run(ctx, c, l, st, loc); err != nil {
+		if f := (*Failure)(nil); errors.As(err, &f) {
+			for _, b := range []sandbox.Result{r.first, r.second} {
+				if b.Run != "" {
+					f.builds = append(f.builds, evidence(b))
+				}
+			}
+		}
 		err = errors.Join(err, r.Close())
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)

@@ -216,10 +216,14 @@ func (q *Queue) end(job capstore.Job, r Result) error {
 	if err != nil || now.State.HasEnded() {
 		return err
 	}
+	if err := q.keepRecord(job, r); err != nil {
+		return err
+	}
 	now.Verdict, now.Reason, now.Diagnosis, now.FinishedAt = r.Verdict, r.Reason, r.Diagnosis, time.Now().UTC()
 	_, err = q.store.FinishJob(now, r.Capability)
 	if err != nil && r.Verdict.Granted() && !isStoreTrouble(err) {
 		now.Verdict, now.Reason = capstore.PolicyRefused, escape(fmt.Sprintf("the store does not take the capability: %v", err))
+		os.Remove(q.recordFile(job.ID)) // it says that the job minted
 		_, err = q.store.FinishJob(now, nil)
 	}
 	if err == nil {

@@ -31,6 +31,7 @@ func (d *daemon) handler() http.Handler {
 	})
 	reply(mux, "GET /v1/capabilities", func(*http.Request) (any, error) { return d.capabilities(time.Now()), nil })
 	reply(mux, "GET /v1/revocations", func(*http.Request) (any, error) { return d.revocations(), nil })
+	reply(mux, "GET /v1/jobs/{id}/record", d.jobRecord)
 	reply(mux, "POST /v1/revocations", func(r *http.Request) (any, error) { return d.revoke(r) })
 	mux.HandleFunc("GET /v1/view", d.streamView)
 	reply(mux, "GET /v1/mounts", func(*http.Request) (any, error) { return d.mounts.list(), nil })
@@ -119,6 +120,24 @@ func jobAnswer(id string, job capstore.Job, err error) (capstore.Job, error) {
 		return job, answerError(http.StatusConflict, codeError, err)
 	}
 	return job, err
+}
+
+// jobRecord answers with what the worker signed about a job.
+func (d *daemon) jobRecord(r *http.Request) (any, error) {
+	job, err := d.job(r)
+	if err != nil {
+		return nil, err
+	}
+	envelope, err := d.queue.Record(job.ID)
+	switch {
+	case errors.Is(err, os.ErrNotExist) && !job.State.HasEnded():
+		return nil, answerError(http.StatusConflict, codePending, fmt.Errorf("job %s has not ended yet", job.ID))
+	case errors.Is(err, os.ErrNotExist):
+		return nil, answerError(http.StatusNotFound, codeRefused, fmt.Errorf("job %s has no signed record: it was cancelled, its attestation was not believed, or the worker could not sign", job.ID))
+	case err != nil:
+		return nil, err
+	}
+	return control.Envelope{Envelope: envelope}, nil
 }
 
 // followEvery is how often a followed file is looked at for more.

@@ -18,6 +18,7 @@ var verbs = []func(*app) *cobra.Command{
 	newMountCommand,
 	newMountProcessCommand,
 	newPublisherCommand,
+	newRecordCommand,
 	newRevokeCommand,
 	newStatusCommand,
 	newUmountCommand,

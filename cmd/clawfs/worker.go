@@ -62,6 +62,7 @@ func (a *app) runWorker(ctx context.Context, dir string) error {
 	}
 	result, err := rebuild.RunJob(ctx, rebuild.JobConfig{
 		Dir: dir, Policy: policy.Policy, Runtime: runtime, MintKey: s.MintKey(),
+		Program:  "clawfs " + readVersion().Version,
 		Validity: time.Duration(settings.Capability.Lifetime),
 	})
 	if err != nil {

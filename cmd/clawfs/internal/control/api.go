@@ -25,6 +25,7 @@ import (
 //	GET    /v1/jobs/{id}           capstore.Job
 //	POST   /v1/jobs/{id}/cancel    capstore.Job
 //	GET    /v1/jobs/{id}/log       text; ?follow=1 until the job has ended
+//	GET    /v1/jobs/{id}/record    Envelope
 //	GET    /v1/jobs/{id}/events    lines of the worker's progress; ?follow=1
 //	GET    /v1/capabilities        []Capability
 //	GET    /v1/revocations         []Revocation
@@ -222,6 +223,13 @@ func (c *Client) JobLog(ctx context.Context, id string, follow bool, w io.Writer
 		return fmt.Errorf("reading the log of job %s: %w", id, err)
 	}
 	return nil
+}
+
+// JobRecord returns what the worker signed about a job that has ended.
+func (c *Client) JobRecord(ctx context.Context, id string) (envelope []byte, err error) {
+	var e Envelope
+	err = c.do(ctx, http.MethodGet, "/v1/jobs/"+url.PathEscape(id)+"/record", nil, &e)
+	return e.Envelope, err
 }
 
 // JobEvents hands each line of the worker's progress to each until the job has
