@@ -28,7 +28,7 @@ var allowed = map[string][]string{
 	"capstore": {"hashpipe", "verifier/dsse"},
 
 	"rebuild/sandbox":       {"hashpipe"},
-	"rebuild/oci":           {"hashpipe", "hashpipe/cas"},
+	"rebuild/oci":           {"hashpipe", "hashpipe/cas", "verifier/tree"},
 	"rebuild/compare":       {"hashpipe"},
 	"rebuild/record":        {"hashpipe", "verifier", "verifier/dsse", "capstore"},
 	"rebuild/internal/mint": {"hashpipe", "verifier", "verifier/dsse", "capstore", "rebuild/sandbox", "rebuild/record"},
@@ -60,6 +60,8 @@ var only = map[string][]string{
 	"flag":                                   {"cmd/clawfs"},
 	"github.com/opencontainers/runtime-spec": {"rebuild/sandbox"},
 	"golang.org/x/crypto/":                   {"verifier/dsse"},
+	"oras.land/":                             {"rebuild/oci"},
+	"github.com/google/":                     {}, // a registry in tests
 	"crypto/ed25519":                         {"verifier/dsse"},
 	"crypto/ecdsa":                           {"verifier/dsse"},
 	"encoding/json":                          {}, // last duplicate wins, case variants match: never
