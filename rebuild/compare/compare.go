@@ -35,7 +35,7 @@ const (
 	// metadata, that are named.
 	maxNamed = 5
 	// maxInflate bounds in bytes what is inflated of each file.
-	maxInflate = 1 << 30
+	maxInflate = 256 << 20
 )
 
 // Difference is what Files found. The zero value is two equal empty files.

@@ -20,7 +20,7 @@ type protoReader struct {
 }
 
 // maxFields bounds the fields that are looked at in one file.
-const maxFields = 4 * maxParts
+const maxFields = 16 * maxParts
 
 func (p *protoReader) byteAt(at int64) (byte, error) {
 	if at < p.from || at >= p.from+p.held {

@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"slices"
 	"strings"
 )
@@ -66,22 +65,25 @@ func (c *comparison) describeParts(la, lb layout) error {
 	d.Part = la.noun
 	// What the parts differ in tells more than what lies at equal offsets.
 	d.regions = d.regions[:min(len(d.regions), maxRegions/8)]
-	names := slices.Collect(maps.Keys(la.parts))
-	for name := range lb.parts {
+	type at struct {
+		name   string
+		offset int64
+	}
+	names := make([]at, 0, max(len(la.parts), len(lb.parts)))
+	for name, p := range la.parts {
+		names = append(names, at{name, p.offset})
+	}
+	for name, p := range lb.parts {
 		if _, ok := la.parts[name]; !ok {
-			names = append(names, name)
+			names = append(names, at{name, p.offset})
 		}
 	}
-	place := func(name string) int64 { // in the order of the first file, for streaming
-		if p, ok := la.parts[name]; ok {
-			return p.offset
-		}
-		return lb.parts[name].offset
-	}
-	slices.SortFunc(names, func(x, y string) int { return cmp.Or(cmp.Compare(place(x), place(y)), cmp.Compare(x, y)) })
+	// In the order of the first file, for streaming.
+	slices.SortFunc(names, func(x, y at) int { return cmp.Or(cmp.Compare(x.offset, y.offset), cmp.Compare(x.name, y.name)) })
 	d.Parts = len(names)
 	var onlyA, onlyB, reshaped, times, recompressed int
-	for _, name := range names {
+	for _, n := range names {
+		name := n.name
 		pa, inA := la.parts[name]
 		pb, inB := lb.parts[name]
 		tensor := cmp.Or(pa.tensor, pb.tensor)

@@ -7,6 +7,10 @@ import (
 	"io"
 )
 
+// maxSums bounds in bytes the files whose lines are looked up in any order:
+// the hash of a line costs as much as reading 100 bytes.
+const maxSums = 64 << 20
+
 // describeText compares by lines: what is left between the common first and
 // the common last lines. It streams; the length of lines and of files does not
 // matter.
@@ -51,7 +55,9 @@ func (c *comparison) describeText() error {
 		if last == f.from && f.from < f.size {
 			all[i].tail++ // a line begins where the suffix does
 		}
-		if sums[i], err = c.lineSums(f.r, startA, f.size, seeds); err != nil {
+		if max(d.SizeA, d.SizeB) > maxSums {
+			sums[i][0] = uint64(i) // nobody looked
+		} else if sums[i], err = c.lineSums(f.r, startA, f.size, seeds); err != nil {
 			return err
 		}
 	}
