@@ -47,7 +47,9 @@ func fetch(ctx context.Context, dir string, st verifier.Statement, loc capstore.
 			if exhausted(err) {
 				return inputs{}, fmt.Errorf("fetching inputs: %w", err)
 			}
-			return inputs{}, fail(capstore.FetchFailed, "%v", err)
+			f = fail(capstore.FetchFailed, "%v", err)
+			f.Temporary = temporary(err)
+			return inputs{}, f
 		}
 	}
 	return in, nil

@@ -59,6 +59,7 @@ type Result struct {
 	Diagnosis  string           `json:"diagnosis,omitzero"`
 	Capability []byte           `json:"capability,omitzero"` // the envelope, of MINTED only
 	Record     []byte           `json:"record,omitzero"`     // the envelope of package record
+	Retry      bool             `json:"retry,omitzero"`      // of FETCH_FAILED: later it may be otherwise
 	StartedAt  time.Time        `json:"startedAt"`
 	FinishedAt time.Time        `json:"finishedAt"`
 }
@@ -121,6 +122,7 @@ func (c JobConfig) run(ctx context.Context, job jobFile, envelope []byte) (Resul
 	switch {
 	case errors.As(err, &f):
 		r.Verdict, r.Reason, r.Diagnosis = f.Verdict, f.Detail, f.Diagnosis
+		r.Retry = f.Temporary && f.Verdict == capstore.FetchFailed
 	case err != nil:
 		return Result{}, log.trouble(err)
 	default:

@@ -69,6 +69,8 @@ type Failure struct {
 	Verdict   capstore.Verdict
 	Detail    string // one sentence: expected, found, what to do
 	Diagnosis string // lines for a person: differing outputs, or the end of the log
+	// Temporary says of FETCH_FAILED that a later try may find the input.
+	Temporary bool
 
 	builds []record.Build // that ran to their end, of a build that failed
 }
