@@ -197,7 +197,7 @@ func TestKilled(t *testing.T) {
 				t.Fatal(err)
 			}
 			envelope, att := p.attest(t, p.statement("1.0.0", "train"))
-			job, err := q.Submit(envelope, att, capstore.Locations{})
+			job, err := q.Submit(envelope, att, capstore.Locations{}, 0)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -302,7 +302,7 @@ func TestWorkerKilled(t *testing.T) {
 		_, err := s.runtime.Sweep(ctx)
 		return err
 	}
-	job, err := q.Submit(s.envelope, s.att, s.loc)
+	job, err := q.Submit(s.envelope, s.att, s.loc, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
