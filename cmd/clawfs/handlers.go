@@ -23,6 +23,7 @@ func (d *daemon) handler() http.Handler {
 	reply(mux, "POST /v1/jobs", func(r *http.Request) (any, error) { return d.submit(r) })
 	reply(mux, "GET /v1/jobs/{id}", func(r *http.Request) (any, error) { return d.job(r) })
 	reply(mux, "POST /v1/jobs/{id}/cancel", func(r *http.Request) (any, error) { return d.cancelJob(r) })
+	reply(mux, "POST /v1/jobs/{id}/priority", func(r *http.Request) (any, error) { return d.prioritizeJob(r) })
 	mux.HandleFunc("GET /v1/jobs/{id}/log", func(w http.ResponseWriter, r *http.Request) {
 		d.copyJobFile(w, r, rebuild.LogFile, "text/plain; charset=utf-8")
 	})
@@ -81,7 +82,10 @@ func (d *daemon) submit(r *http.Request) (capstore.Job, error) {
 	if err != nil {
 		return capstore.Job{}, answerError(http.StatusForbidden, exitCode(refusal("attestation", err)), err)
 	}
-	job, err := d.queue.Submit(in.SBA, att, in.Locations)
+	if err := capstore.CheckPriority(in.Priority); err != nil {
+		return capstore.Job{}, answerError(http.StatusBadRequest, codeUsage, err)
+	}
+	job, err := d.queue.Submit(in.SBA, att, in.Locations, in.Priority)
 	var refused *rebuild.Failure
 	if errors.As(err, &refused) {
 		return capstore.Job{}, answerError(http.StatusForbidden, codeRefused, err)
@@ -110,6 +114,21 @@ func (d *daemon) cancelJob(r *http.Request) (capstore.Job, error) {
 		d.log.Info("job cancelled", "job", job.ID)
 	}
 	return job, err
+}
+
+func (d *daemon) prioritizeJob(r *http.Request) (capstore.Job, error) {
+	var in control.Priority
+	if err := control.ReadBody(r, &in); err != nil {
+		return capstore.Job{}, err
+	}
+	if err := capstore.CheckPriority(in.Priority); err != nil {
+		return capstore.Job{}, answerError(http.StatusBadRequest, codeUsage, err)
+	}
+	job, err := d.queue.SetPriority(r.PathValue("id"), in.Priority)
+	if errors.Is(err, rebuild.ErrRunning) {
+		return job, answerError(http.StatusConflict, codeError, err)
+	}
+	return jobAnswer(r.PathValue("id"), job, err)
 }
 
 func jobAnswer(id string, job capstore.Job, err error) (capstore.Job, error) {

@@ -24,6 +24,7 @@ import (
 //	POST   /v1/jobs                Submission -> capstore.Job
 //	GET    /v1/jobs/{id}           capstore.Job
 //	POST   /v1/jobs/{id}/cancel    capstore.Job
+//	POST   /v1/jobs/{id}/priority  Priority -> capstore.Job
 //	GET    /v1/jobs/{id}/log       text; ?follow=1 until the job has ended
 //	GET    /v1/jobs/{id}/record    Envelope
 //	GET    /v1/jobs/{id}/events    lines of the worker's progress; ?follow=1
@@ -39,6 +40,12 @@ import (
 type Submission struct {
 	SBA       []byte             `json:"sba"` // the envelope as it was published
 	Locations capstore.Locations `json:"locations"`
+	Priority  int                `json:"priority,omitzero"`
+}
+
+// Priority asks for another place of a pending job.
+type Priority struct {
+	Priority int `json:"priority"`
 }
 
 // Envelope carries a signed record.
@@ -209,6 +216,11 @@ func (c *Client) Job(ctx context.Context, id string) (j capstore.Job, err error)
 
 func (c *Client) Cancel(ctx context.Context, id string) (j capstore.Job, err error) {
 	return j, c.do(ctx, http.MethodPost, "/v1/jobs/"+url.PathEscape(id)+"/cancel", nil, &j)
+}
+
+// SetPriority changes the priority of a job that has not started.
+func (c *Client) SetPriority(ctx context.Context, id string, priority int) (j capstore.Job, err error) {
+	return j, c.do(ctx, http.MethodPost, "/v1/jobs/"+url.PathEscape(id)+"/priority", Priority{priority}, &j)
 }
 
 // JobLog copies the text of a job's log to w, until the job has ended if
