@@ -154,7 +154,7 @@ func TestFetchRetryKilled(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := b.queue.prepare(job); err != nil {
+	if err := b.queue.prepare(job, nil); err != nil {
 		t.Fatal(err)
 	}
 	dir := b.queue.JobDir(job.ID)
