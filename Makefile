@@ -57,7 +57,7 @@ UNIT    := ./...
 #   openssh-server libwrap0   sshd: the source of a ledger over ssh
 SERVER_DEBS := docker-registry openssh-server libwrap0
 
-.PHONY: deps clients client-deps servers build install demo demo-torch test test-arm64 test-verity race lint fuzz bench repro ci clean tools
+.PHONY: deps clients client-deps servers build install demo demo-torch demo-xgboost demo-quantize demo-all test test-arm64 test-verity race lint fuzz bench repro ci clean tools
 
 # $(call install,PACKAGES) installs those that are missing.
 define install
@@ -124,6 +124,14 @@ demo: build ## the main job on real input
 
 demo-torch: build
 	examples/torch/demo.sh
+
+demo-xgboost: build client-deps
+	examples/xgboost/demo.sh
+
+demo-quantize: build clients
+	examples/quantize/demo.sh
+
+demo-all: demo demo-quantize demo-xgboost demo-torch
 
 test: build clients servers ## the whole suite
 	$(GO) test -count=1 -timeout 15m $(UNIT)
