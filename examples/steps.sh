@@ -36,7 +36,7 @@ show() {
 		word=${word//$clawfs/clawfs}
 		word=${word//$repo\//}
 		case $word in
-		*[!A-Za-z0-9_./=:@,%+-]*|'') word="'$word'" ;;
+		*[!A-Za-z0-9_./=:@,%+-]*|'') word="'${word//\'/\'\\\'\'}'" ;;
 		esac
 		out+="$word "
 	done
