@@ -32,16 +32,17 @@ var allowed = map[string][]string{
 	"rebuild/compare":       {"hashpipe"},
 	"rebuild/record":        {"hashpipe", "verifier", "verifier/dsse", "capstore"},
 	"rebuild/internal/mint": {"hashpipe", "verifier", "verifier/dsse", "capstore", "rebuild/sandbox", "rebuild/record"},
+	"rebuild/fetch":         {"hashpipe", "verifier/tree"},
 	"rebuild": {
 		"hashpipe", "hashpipe/cas", "verifier", "verifier/dsse", "verifier/tree", "capstore",
-		"rebuild/sandbox", "rebuild/oci", "rebuild/compare", "rebuild/record", "rebuild/internal/mint",
+		"rebuild/sandbox", "rebuild/oci", "rebuild/fetch", "rebuild/lock", "rebuild/compare", "rebuild/record", "rebuild/internal/mint",
 	},
 
 	"fs": {"hashpipe", "hashpipe/cas", "verifier/dsse", "capstore"},
 
 	"cmd/clawfs": {
 		"hashpipe", "hashpipe/cas", "verifier", "verifier/dsse", "verifier/tree", "capstore",
-		"rebuild", "rebuild/sandbox", "rebuild/oci", "rebuild/compare", "rebuild/record", "fs",
+		"rebuild", "rebuild/sandbox", "rebuild/oci", "rebuild/fetch", "rebuild/lock", "rebuild/compare", "rebuild/record", "fs",
 		"cmd/clawfs/internal/config", "cmd/clawfs/internal/control",
 	},
 	"cmd/clawfs/internal/config":  {"hashpipe", "verifier", "verifier/dsse", "capstore"},
