@@ -277,7 +277,7 @@ func (r *repeated) Read(p []byte) (int, error) {
 // more than any memory holds; its repository has a few kilobytes.
 func TestReadListBounded(t *testing.T) {
 	line := "100644 blob aaaa 3\t" + strings.Repeat("d/", 2000) + "f\x00"
-	if _, err := readList(&repeated{text: line}); err == nil || !strings.Contains(err.Error(), "paths of more than") {
+	if _, _, err := readList(&repeated{text: line}); err == nil || !strings.Contains(err.Error(), "paths of more than") {
 		t.Errorf("readList without end = %v", err)
 	}
 }
@@ -291,7 +291,7 @@ func TestReadListRefuses(t *testing.T) {
 		{"100644 blob aaaa 5368709120\ta\x00", "belongs into a dataset"},
 		{"100644 blob aaaa 3\ta", "unexpected EOF"},
 	} {
-		if _, err := readList(strings.NewReader(c.list)); err == nil || !strings.Contains(err.Error(), c.want) {
+		if _, _, err := readList(strings.NewReader(c.list)); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("readList(%q) = %v, want %q", c.list, err, c.want)
 		}
 	}
