@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"path"
 	"strings"
 	"time"
 
@@ -139,15 +140,19 @@ func notCopied(ctx context.Context, in inputs, l verifier.Ledger, outputs []sand
 	for i, o := range outputs {
 		wanted[i] = o.Measurement()
 	}
-	for _, place := range []struct{ dir, name string }{{in.dir, "/in/"}, {in.rootfs, "/"}} {
-		copies, err := oci.Copies(ctx, place.dir, wanted)
+	where := []sandbox.Input{{Name: "", Path: in.rootfs}}
+	for _, m := range in.mounts {
+		where = append(where, sandbox.Input{Name: "in/" + m.Name, Path: m.Path})
+	}
+	for _, place := range where {
+		copies, err := oci.Copies(ctx, place.Path, wanted)
 		if err != nil {
 			return fmt.Errorf("looking for outputs among the inputs: %w", err)
 		}
 		for _, c := range copies {
 			for _, o := range outputs {
 				if c.Sum.Is(o.Measurement().Sum().Claim()) {
-					return fail(capstore.CopiedInput, "output %q has the very bytes of the input %s%s: a build that only copies has reproduced nothing", o.Name(), place.name, c.Path)
+					return fail(capstore.CopiedInput, "output %q has the very bytes of the input %s: a build that only copies has reproduced nothing", o.Name(), path.Join("/", place.Name, c.Path))
 				}
 			}
 		}

@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/openclaw/clawfs/rebuild/fetch"
 	"github.com/openclaw/clawfs/verifier"
 	"github.com/openclaw/clawfs/verifier/tree"
 )
@@ -116,7 +117,7 @@ func CheckOut(ctx context.Context, s Source, scratch, dest string, seen func(byt
 	if err := place(ctx, s, wanted, dest); err != nil {
 		return tree.Root{}, fmt.Errorf("completing the files of commit %s: %w", s.Commit, err)
 	}
-	return root, freeze(dest)
+	return root, fetch.Freeze(dest)
 }
 
 // remote is a location in the form that git gets.

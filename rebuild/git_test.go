@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/openclaw/clawfs/rebuild/fetch"
 	"github.com/openclaw/clawfs/verifier"
 	"github.com/openclaw/clawfs/verifier/tree"
 )
@@ -97,8 +98,8 @@ func TestCheckOut(t *testing.T) {
 				t.Errorf("%s: train.sh = %q, %v, want %q", location, got, err, want)
 			}
 			info, err := os.Lstat(filepath.Join(dest, "train.sh"))
-			if err != nil || info.Mode().Perm() != 0o555 || info.ModTime().Unix() != inputTime {
-				t.Errorf("%s: train.sh is %v at %v, want -r-xr-xr-x at %d", location, info.Mode(), info.ModTime(), inputTime)
+			if err != nil || info.Mode().Perm() != 0o555 || info.ModTime().Unix() != fetch.InputTime {
+				t.Errorf("%s: train.sh is %v at %v, want -r-xr-xr-x at %d", location, info.Mode(), info.ModTime(), fetch.InputTime)
 			}
 			if target, err := os.Readlink(filepath.Join(dest, "latest")); err != nil || target != "lib/a.txt" {
 				t.Errorf("%s: latest -> %q, %v", location, target, err)

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/openclaw/clawfs/hashpipe"
+	"github.com/openclaw/clawfs/rebuild/fetch"
 	"github.com/openclaw/clawfs/verifier"
 	"github.com/openclaw/clawfs/verifier/tree"
 )
@@ -104,7 +105,7 @@ func TestCheckOutCompletes(t *testing.T) {
 		} {
 			text, err := os.ReadFile(filepath.Join(dest, name))
 			info, err2 := os.Stat(filepath.Join(dest, name))
-			if errors.Join(err, err2) != nil || string(text) != want.text || info.Mode() != want.mode || info.ModTime().Unix() != inputTime {
+			if errors.Join(err, err2) != nil || string(text) != want.text || info.Mode() != want.mode || info.ModTime().Unix() != fetch.InputTime {
 				t.Errorf("%s: %s = %q, %v, want %q, %v", format, name, text, info, want.text, want.mode)
 			}
 		}

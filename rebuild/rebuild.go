@@ -25,6 +25,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/openclaw/clawfs/capstore"
+	"github.com/openclaw/clawfs/rebuild/fetch"
 	"github.com/openclaw/clawfs/rebuild/oci"
 	"github.com/openclaw/clawfs/rebuild/record"
 	"github.com/openclaw/clawfs/rebuild/sandbox"
@@ -46,6 +47,10 @@ type Config struct {
 	// by nobody else. Reproduce makes one directory in it.
 	Dir    string
 	Limits sandbox.Limits
+	// Cache holds what was fetched. nil makes one below Dir for this rebuild.
+	Cache *fetch.Cache
+	// Hosts is what the operator gives for reaching others.
+	Hosts Hosts
 	// Bases are the capabilities of the models that the ledger starts from.
 	Bases Bases
 	// AllowedEnv are the environment names that a ledger may set; none if nil.
@@ -85,6 +90,7 @@ func fail(v capstore.Verdict, format string, args ...any) *Failure {
 type Reproduction struct {
 	first, second sandbox.Result
 	dir           string
+	in            inputs
 }
 
 // Outputs returns the first build's outputs, in the ledger's order.
@@ -98,7 +104,7 @@ func (r *Reproduction) Close() error {
 	if r == nil || r.dir == "" {
 		return nil
 	}
-	if err := removeTree(r.dir); err != nil {
+	if err := errors.Join(r.in.close(), removeTree(r.dir)); err != nil {
 		return fmt.Errorf("removing the files of a rebuild: %w", err)
 	}
 	return nil
@@ -148,10 +154,21 @@ func Reproduce(ctx context.Context, c Config, l verifier.Ledger, loc capstore.Lo
 
 func (r *Reproduction) run(ctx context.Context, c Config, l verifier.Ledger, st verifier.Statement, loc capstore.Locations) error {
 	p := &progress{observe: c.Observer}
-	in, err := fetch(ctx, r.dir, st, loc, p)
+	if c.Cache == nil {
+		own, err := fetch.Open(filepath.Join(r.dir, "cache"), ownCache, fetch.Options{LocalRoots: []string{"/"}})
+		if err != nil {
+			return err
+		}
+		defer own.Close()
+		c.Cache = own
+	}
+	g := &gatherer{cache: c.Cache, hosts: c.Hosts, bases: c.Bases, dir: r.dir, st: st, loc: loc, p: p}
+	err := g.gather(ctx)
+	r.in = g.in
 	if err != nil {
 		return err
 	}
+	in := g.in
 	spec := recipe(c, l, st, in)
 	var log io.Writer
 	if c.Log != nil {
@@ -188,6 +205,9 @@ func (r *Reproduction) run(ctx context.Context, c Config, l verifier.Ledger, st 
 	}
 	return notCopied(ctx, in, l, r.first.Outputs)
 }
+
+// ownCache bounds in bytes the inputs of a rebuild without a shared cache.
+const ownCache = 1 << 50
 
 // apart is the least time between the starts of the two builds, so that a date
 // in an output shows: zip members carry it in steps of two seconds. A variable

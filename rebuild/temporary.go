@@ -3,6 +3,8 @@ package rebuild
 import (
 	"errors"
 	"strings"
+
+	"github.com/openclaw/clawfs/rebuild/oci"
 )
 
 // gitTrouble are the words in which git and its helpers say (in LC_ALL=C) that
@@ -19,6 +21,9 @@ var gitTrouble = []string{
 func temporary(err error) bool {
 	var t interface{ Temporary() bool }
 	if errors.As(err, &t) && t.Temporary() {
+		return true
+	}
+	if errors.Is(err, oci.ErrUnreachable) {
 		return true
 	}
 	text := err.Error()

@@ -266,7 +266,7 @@ func TestFile(t *testing.T) {
 	from := place(t, content)
 	l := mustFile(t, c, content, from)
 	info, err := os.Lstat(l.Path())
-	if err != nil || info.Mode() != 0o444 || info.ModTime().Unix() != inputTime {
+	if err != nil || info.Mode() != 0o444 || info.ModTime().Unix() != InputTime {
 		t.Errorf("the file is %v of %v, %v", info.Mode(), info.ModTime(), err)
 	}
 	closeLease(t, l)
@@ -382,7 +382,7 @@ func TestBrokenEntries(t *testing.T) {
 		"flipped bit": func(p string) error {
 			bad := bytes.Clone(content)
 			bad[4999] ^= 1
-			return errors.Join(os.WriteFile(p, bad, 0), os.Chtimes(p, time.Unix(inputTime, 0), time.Unix(inputTime, 0)))
+			return errors.Join(os.WriteFile(p, bad, 0), os.Chtimes(p, time.Unix(InputTime, 0), time.Unix(InputTime, 0)))
 		},
 		"cut":       func(p string) error { return os.Truncate(p, 4999) },
 		"gone":      func(p string) error { return os.Remove(p) },
@@ -468,7 +468,7 @@ func TestTreeIsCopiedAndMeasuredAgain(t *testing.T) {
 	}
 	filepath.WalkDir(l.Path(), func(p string, e fs.DirEntry, err error) error {
 		info, err := e.Info()
-		if err != nil || info.Mode().Perm()&0o222 != 0 || info.ModTime().Unix() != inputTime || e.Name() == "empty" {
+		if err != nil || info.Mode().Perm()&0o222 != 0 || info.ModTime().Unix() != InputTime || e.Name() == "empty" {
 			t.Errorf("%s is %v of %v, %v", p, info.Mode(), info.ModTime(), err)
 		}
 		return nil

@@ -38,7 +38,7 @@ func (e *Unavailable) Temporary() bool {
 
 func (e *Unavailable) Error() string {
 	if len(e.Failures) == 0 {
-		return e.What + ": no place is known where it could be; name one"
+		return e.What + ": no place is known where it could be"
 	}
 	return e.What + ": no place gave it: " + sentences(e.Failures)
 }

@@ -10,9 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// inputTime is the modification time, in Unix seconds, of everything a build
+// InputTime is the modification time, in Unix seconds, of everything a build
 // sees below /in: 1980-01-02, which a zip member can hold in every time zone.
-const inputTime = 315619200
+const InputTime = 315619200
 
 // Freeze makes the file or directory at path, and everything below, read-only
 // with one modification time: 0444, and 0555 for directories and for files that
@@ -66,7 +66,7 @@ func frozenMode(info fs.FileInfo) fs.FileMode {
 }
 
 func stamp(name string) error {
-	times := []unix.Timespec{{Sec: inputTime}, {Sec: inputTime}}
+	times := []unix.Timespec{{Sec: InputTime}, {Sec: InputTime}}
 	if err := unix.UtimesNanoAt(unix.AT_FDCWD, name, times, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return &fs.PathError{Op: "utimensat", Path: name, Err: err}
 	}
@@ -86,7 +86,7 @@ func frozen(path string) error {
 		}
 		// A whole mode, so that a set-id or sticky bit is seen too.
 		mode := info.Mode() &^ fs.ModeType
-		if t := info.ModTime(); t.Unix() != inputTime || t.Nanosecond() != 0 || mode != frozenMode(info) {
+		if t := info.ModTime(); t.Unix() != InputTime || t.Nanosecond() != 0 || mode != frozenMode(info) {
 			return fmt.Errorf("%s was changed: mode %v, time %v", name, info.Mode(), t.UTC())
 		}
 		return nil
