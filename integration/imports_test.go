@@ -33,6 +33,7 @@ var allowed = map[string][]string{
 	"rebuild/record":        {"hashpipe", "verifier", "verifier/dsse", "capstore"},
 	"rebuild/internal/mint": {"hashpipe", "verifier", "verifier/dsse", "capstore", "rebuild/sandbox", "rebuild/record"},
 	"rebuild/fetch":         {"hashpipe", "verifier/tree"},
+	"rebuild/lock":          {"hashpipe"},
 	"rebuild": {
 		"hashpipe", "hashpipe/cas", "verifier", "verifier/dsse", "verifier/tree", "capstore",
 		"rebuild/sandbox", "rebuild/oci", "rebuild/fetch", "rebuild/lock", "rebuild/compare", "rebuild/record", "rebuild/internal/mint",
