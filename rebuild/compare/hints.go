@@ -125,33 +125,45 @@ func unbounded(b Build) bool {
 // threads looks for a thread count above one in the stages.
 func threads(b Build) string {
 	for _, s := range b.Stages {
-		words := strings.Fields(strings.Join(s.Argv, " "))
-		fasttext, counted := false, false
-		for i, w := range words {
-			fasttext = fasttext || path.Base(w) == "fasttext"
-			option, value, found := strings.Cut(strings.Trim(w, `'";`), "=")
-			if !isThreadOption(option) {
-				continue
-			}
-			if !found && i+1 < len(words) {
-				value = strings.Trim(words[i+1], `'";`)
-			}
-			counted = true
-			if n, err := strconv.Atoi(value); err == nil && n > 1 {
-				return fmt.Sprintf("stage %q runs on several threads (%s %d), which add their results in the order in which they finish: use one thread", s.Name, option, n)
-			}
-		}
-		if fasttext && !counted {
-			return fmt.Sprintf("stage %q leaves fasttext its default of 12 threads: use -thread 1", s.Name)
-		}
-		for _, name := range []string{"OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"} {
-			value := cmp.Or(s.Env[name], b.Env[name])
-			if n, err := strconv.Atoi(value); err == nil && n > 1 {
-				return fmt.Sprintf("stage %q runs with %s=%d: sums of floats depend on how work is split, use 1", s.Name, name, n)
-			}
+		if what, fix := Threads(s, b.Env); what != "" {
+			return fmt.Sprintf("stage %q %s: %s", s.Name, what, fix)
 		}
 	}
 	return ""
+}
+
+// Threads says in what a stage runs on several threads, as far as its command
+// line and environment tell (env is the build's, the stage's own outranks it),
+// and what to do about it. Both are empty for a stage that does not.
+func Threads(s Stage, env map[string]string) (what, fix string) {
+	words := strings.Fields(strings.Join(s.Argv, " "))
+	trains, counted := false, false
+	for i, w := range words {
+		if i > 0 && path.Base(words[i-1]) == "fasttext" {
+			trains = trains || slices.Contains([]string{"supervised", "skipgram", "cbow"}, w)
+		}
+		option, value, found := strings.Cut(strings.Trim(w, `'";`), "=")
+		if !isThreadOption(option) {
+			continue
+		}
+		if !found && i+1 < len(words) {
+			value = strings.Trim(words[i+1], `'";`)
+		}
+		counted = true
+		if n, err := strconv.Atoi(value); err == nil && n > 1 {
+			return fmt.Sprintf("runs on several threads (%s %d), which add their results in the order in which they finish", shorten(option), n), "use one thread"
+		}
+	}
+	if trains && !counted {
+		return "leaves fasttext its default of 12 threads", "use -thread 1"
+	}
+	for _, name := range []string{"OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"} {
+		value := cmp.Or(s.Env[name], env[name])
+		if n, err := strconv.Atoi(value); err == nil && n > 1 {
+			return fmt.Sprintf("runs with %s=%d: sums of floats depend on how work is split", name, n), "use 1"
+		}
+	}
+	return "", ""
 }
 
 func isThreadOption(option string) bool {
