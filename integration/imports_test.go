@@ -44,7 +44,7 @@ var allowed = map[string][]string{
 
 	"cmd/clawfs": {
 		"hashpipe", "hashpipe/cas", "verifier", "verifier/dsse", "verifier/tree", "capstore",
-		"rebuild", "rebuild/sandbox", "rebuild/oci", "rebuild/fetch", "rebuild/lock", "rebuild/compare", "rebuild/record", "fs",
+		"rebuild", "rebuild/sandbox", "rebuild/oci", "rebuild/fetch", "rebuild/lock", "rebuild/lint", "rebuild/compare", "rebuild/record", "fs",
 		"cmd/clawfs/internal/config", "cmd/clawfs/internal/control",
 	},
 	"cmd/clawfs/internal/config":  {"hashpipe", "verifier", "verifier/dsse", "capstore"},

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math"
+	"math/bits"
 	"strconv"
 )
 
@@ -17,6 +18,24 @@ type Floats struct {
 	Tensor string  // where that is
 	Index  int64   // and the index of the value in the tensor, from 0
 	A, B   float64 // and the two values
+
+	lengths [65]int64 // differing pairs by the bits that their distance needs
+}
+
+// Half is a bound in units of the last place, a power of two: at least half of
+// the differing values are less than that apart. Near zero a small step is
+// many units, so one value may lie far above it.
+func (f Floats) Half() uint64 {
+	var sum int64
+	for n, count := range f.lengths {
+		if sum += count; count > 0 && 2*sum >= f.Values-f.NaNs {
+			if n == 64 {
+				return math.MaxUint64
+			}
+			return 1 << n
+		}
+	}
+	return 0
 }
 
 // floatType is an IEEE 754 format, or bfloat16.
@@ -68,6 +87,7 @@ func (f *Floats) add(a, b []byte, at, end int64, tensor string) {
 			f.Signs++
 		}
 		distance := uint64(max(ox, oy)) - uint64(min(ox, oy))
+		f.lengths[bits.Len64(distance)]++
 		if distance > f.Max {
 			f.Max, f.Tensor, f.Index = distance, tensor, (at+int64(i))/int64(t.width)
 			f.A, f.B = t.value(x), t.value(y)
@@ -133,6 +153,9 @@ func (f Floats) String() string {
 	switch {
 	case f.Max > 0:
 		s += fmt.Sprintf(", by up to %d ULP (%s[%d]: %s and %s)", f.Max, shorten(f.Tensor), f.Index, f.print(f.A), f.print(f.B))
+		if f.Values-f.NaNs > 1 {
+			s += fmt.Sprintf(", half of them by less than %d", f.Half())
+		}
 	case f.Values > f.NaNs:
 		s += " in the sign of zero"
 	}

@@ -66,6 +66,7 @@ func TestFloatsInWords(t *testing.T) {
 		{le(0), le(minus), "1 F32 value differs in the sign of zero"},
 		{le(one, one), le(one, nan), "1 F32 value differs, 1 with a NaN"},
 		{le(one, nan), le(one+4, one), "2 F32 values differ, by up to 4 ULP (w[0]: 1 and 1.0000005), 1 with a NaN"},
+		{le(one, one, one, nan), le(one+1, one+2, one+1000, one), "4 F32 values differ, by up to 1000 ULP (w[2]: 1 and 1.0001192), half of them by less than 4, 1 with a NaN"},
 		{le(one, one, one), le(one, one, one|minus), "1 F32 value differs, by up to 2130706432 ULP (w[2]: 1 and -1)"},
 	} {
 		f := Floats{DType: "F32"}
