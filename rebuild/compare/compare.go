@@ -166,6 +166,10 @@ func (c *comparison) describe() error {
 		if err == nil {
 			err = l.check(f.size)
 		}
+		if errors.Is(err, errNotONNX) {
+			d.Format = Bytes
+			return nil
+		}
 		if err != nil {
 			d.Notes = append(d.Notes, fmt.Sprintf("the %s build's %s header is unreadable: %s", f.which, d.Format, shorten(err.Error())))
 			return nil

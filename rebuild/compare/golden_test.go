@@ -65,6 +65,24 @@ func TestONNXGraph(t *testing.T) {
 	if d := files(t, a, a[:len(a)-3], "model.onnx"); d.Part != "" || !strings.Contains(d.String(), "second build's ONNX header is unreadable") {
 		t.Errorf("a model without its end: %q", d)
 	}
+	// Another protobuf that begins alike, and a graph without tensors.
+	saved := func(last byte) []byte { return append([]byte{8, 1}, proto(2, []byte{0x0a, 1, last})...) }
+	if d := files(t, saved(1), saved(2), "saved_model.pb"); d.Format != Bytes || d.Part != "" {
+		t.Errorf("a protobuf without graph: %q, %q", d.Format, d)
+	}
+	empty := func(name string) []byte { return append([]byte{8, 8}, proto(modelGraph, proto(2, []byte(name)))...) }
+	if d := files(t, empty("a"), empty("b"), "m.onnx"); d.Format != ONNX || d.Part != "" || d.HeaderOnly {
+		t.Errorf("a graph without tensors: %q, %q", d.Format, d)
+	}
+	// Values in a packed field are values too; those of another file are not here.
+	typed := func(v byte) []byte {
+		t := append([]byte{tensorType << 3, 1}, proto(tensorName, []byte("w"))...)
+		outside := append([]byte{tensorType << 3, 1, tensorLocation << 3, 1}, proto(tensorName, []byte("far"))...)
+		return append([]byte{8, 8}, proto(modelGraph, append(proto(graphInitializer, append(t, proto(tensorFloats, []byte{v, 0, 0x80, 0x3f})...)), proto(graphInitializer, outside)...))...)
+	}
+	if d := files(t, typed(1), typed(3), "m.onnx"); d.Parts != 1 || !strings.Contains(d.String(), "1 F32 value differs, by up to 2 ULP (w[0]") {
+		t.Errorf("packed floats: %q", d)
+	}
 	for _, name := range []string{"m.onnx.data", "m.onnx_data", "m.onnx.data.3", "m.onnx_data_1"} {
 		if d := files(t, []byte{1, 0}, []byte{2, 0}, name); d.Format != ONNXData {
 			t.Errorf("Format of %s = %q, want %q", name, d.Format, ONNXData)

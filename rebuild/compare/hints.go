@@ -63,6 +63,7 @@ func (d Difference) Hints(b Build) []string {
 		computed := slices.ContainsFunc(d.Floats, func(f Floats) bool { return f.Values > 0 })
 		add(computed && len(b.Stages) > 0 && otherMachine(b) && len(unpinned(b)) > 0, "numeric libraries choose their code by the processor: pin "+strings.Join(unpinned(b), ", "))
 	}
+	add(len(hints) == 0 && d.drawn(), "all bytes differ where any do, as in what is drawn at random or is a digest of that (a key, a nonce, os.urandom): derive it from the content or from a fixed seed")
 	add((python(b) || d.Format == Pickle || f.reorderedLines) && !set(b, "PYTHONHASHSEED"), "PYTHONHASHSEED is not set: the order of Python sets changes with each run")
 	return hints
 }
@@ -74,6 +75,26 @@ func (d Difference) numeric() bool {
 		return true
 	}
 	return len(d.Floats) > 0
+}
+
+// drawn reports whether the difference looks like random bytes: few stretches of
+// some length, or the whole file, and hardly an equal byte in them. A tail that
+// only one file has tells nothing.
+func (d Difference) drawn() bool {
+	if d.Format != Bytes && d.Format != Text && d.Format != Pickle || d.SizeA != d.SizeB || d.found != (finding{}) {
+		return false
+	}
+	if d.Differing >= 16 && d.Differing*10 >= 9*d.SizeA {
+		return true
+	}
+	var total int64
+	for _, r := range d.regions {
+		if r.n < 8 || r.n > maxRegion/2 {
+			return false
+		}
+		total += r.n
+	}
+	return len(d.regions) <= 4 && total > 0 && d.Differing*10 >= 8*total
 }
 
 // python reports whether a stage runs Python, or may run it from a script.

@@ -119,25 +119,31 @@ const (
 	graphInitializer = 5
 	tensorDims       = 1
 	tensorType       = 2
+	tensorFloats     = 4 // values of F32, packed
 	tensorName       = 8
 	tensorRaw        = 9
+	tensorDoubles    = 10 // values of F64, packed
 	tensorLocation   = 14 // 1: the values lie in another file
 )
 
 // onnxFloats are ONNX's data types that are plain floats.
 var onnxFloats = map[uint64]string{1: "F32", 10: "F16", 11: "F64", 16: "BF16"}
 
-// parseONNX finds the initializers of an ONNX model. Their parts are the raw
-// values; a tensor that keeps its values in typed fields or in another file has
-// none here, and differs with the graph.
+// errNotONNX is of a protobuf that only begins like one.
+var errNotONNX = errors.New("no graph")
+
+// parseONNX finds the initializers of an ONNX model. Their parts are the
+// values; a tensor that keeps them in another file has none here and counts as
+// graph, as do the rarer forms (integers in typed fields).
 func parseONNX(r io.ReaderAt, size int64) (layout, error) {
 	p := &protoReader{r: r, size: size, fields: maxFields}
 	l := layout{noun: "tensor", parts: map[string]part{}}
-	names := 0 // bytes
+	names, graphs := 0, 0 // bytes of names
 	err := p.each(0, size, func(model field) error {
 		if model.number != modelGraph || model.wire != 2 {
 			return nil
 		}
+		graphs++
 		return p.each(model.at, model.end, func(graph field) error {
 			if graph.number != graphInitializer || graph.wire != 2 {
 				return nil
@@ -157,8 +163,10 @@ func parseONNX(r io.ReaderAt, size int64) (layout, error) {
 					kind = x.value
 				case tensorName:
 					name, err = p.text(x)
-				case tensorRaw:
-					t.offset, t.size = x.at, x.end-x.at
+				case tensorRaw, tensorFloats, tensorDoubles:
+					if x.wire == 2 {
+						t.offset, t.size = x.at, x.end-x.at
+					}
 				}
 				return err
 			})
@@ -168,6 +176,9 @@ func parseONNX(r io.ReaderAt, size int64) (layout, error) {
 			if names += len(name) + len(shape); names > maxHeader || len(l.order) == maxParts {
 				return fmt.Errorf("more than %d tensors, or %d bytes of names", maxParts, maxHeader)
 			}
+			if t.size == 0 {
+				return nil
+			}
 			t.shape = fmt.Sprintf("%d %x", kind, shape)
 			t.floats = floatRange{dtype: onnxFloats[kind], end: t.size}
 			l.order = append(l.order, name)
@@ -175,6 +186,9 @@ func parseONNX(r io.ReaderAt, size int64) (layout, error) {
 			return nil
 		})
 	})
+	if err == nil && graphs == 0 {
+		err = errNotONNX
+	}
 	return l, err
 }
 

@@ -125,11 +125,14 @@ func (c *comparison) describeParts(la, lb layout) error {
 			d.Named = append(d.Named, shorten(name))
 		}
 	}
-	d.HeaderOnly = d.DifferingParts == 0
+	d.HeaderOnly = d.DifferingParts == 0 && d.Parts > 0
+	if d.Parts == 0 {
+		d.Part = "" // a header without parts is all there is
+	}
 	d.found.zipTimes = times > 0
 	d.found.recompressed = recompressed > 0
 	if onlyA+onlyB > 0 {
-		d.Notes = append(d.Notes, fmt.Sprintf("%s only the first build has, %s only the second", count(onlyA, d.Part), count(onlyB, d.Part)))
+		d.Notes = append(d.Notes, fmt.Sprintf("%s only the first build has, %s only the second", count(onlyA, la.noun), count(onlyB, la.noun)))
 	}
 	if reshaped > 0 {
 		d.Notes = append(d.Notes, fmt.Sprintf("%s with another size, type or shape", count(reshaped, d.Part)))
