@@ -27,14 +27,15 @@ var allowed = map[string][]string{
 
 	"capstore": {"hashpipe", "verifier/dsse"},
 
-	"rebuild/sandbox":       {"hashpipe"},
-	"rebuild/oci":           {"hashpipe", "hashpipe/cas", "verifier/tree"},
-	"rebuild/compare":       {"hashpipe"},
-	"rebuild/lint":          {"verifier", "rebuild/compare"},
-	"rebuild/record":        {"hashpipe", "verifier", "verifier/dsse", "capstore"},
-	"rebuild/internal/mint": {"hashpipe", "verifier", "verifier/dsse", "capstore", "rebuild/sandbox", "rebuild/record"},
-	"rebuild/fetch":         {"hashpipe", "verifier/tree"},
-	"rebuild/lock":          {"hashpipe"},
+	"rebuild/sandbox":             {"hashpipe"},
+	"rebuild/oci":                 {"hashpipe", "hashpipe/cas", "verifier/tree"},
+	"rebuild/compare":             {"hashpipe"},
+	"rebuild/lint":                {"verifier", "rebuild/compare"},
+	"rebuild/record":              {"hashpipe", "verifier", "verifier/dsse", "capstore"},
+	"rebuild/internal/mint":       {"hashpipe", "verifier", "verifier/dsse", "capstore", "rebuild/sandbox", "rebuild/record"},
+	"rebuild/fetch":               {"hashpipe", "verifier/tree"},
+	"rebuild/lock":                {"hashpipe"},
+	"rebuild/sandbox/sandboxtest": {},
 	"rebuild": {
 		"hashpipe", "hashpipe/cas", "verifier", "verifier/dsse", "verifier/tree", "capstore",
 		"rebuild/sandbox", "rebuild/oci", "rebuild/fetch", "rebuild/lock", "rebuild/compare", "rebuild/record", "rebuild/internal/mint",
