@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -194,9 +195,18 @@ func main() {
 			}
 		}
 		check(os.WriteFile("/out/a", nil, 0o644))
-	case "want": // want NAME: as a build that cannot do without
+	case "seek": // as secrets, and without one there is no output
+		if !secrets(args[0]) {
+			fail("no secret found")
+		}
+		check(os.WriteFile("/out/a", nil, 0o644))
+	case "endless": // and its grandchildren, which change /out for ever
+		orphan("orphan")
+		signal.Ignore(syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+		time.Sleep(time.Hour)
+	case "want": // want NAME_WITH_UNDERSCORES: as a build that cannot do without
 		for _, a := range attempts {
-			if a.name == args[0] {
+			if strings.ReplaceAll(a.name, " ", "_") == args[0] {
 				check(a.try())
 				check(os.WriteFile("/out/a", nil, 0o644))
 				return
