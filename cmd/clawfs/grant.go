@@ -127,6 +127,10 @@ func (a *app) showVerdict(ctx context.Context, c *control.Client, job capstore.J
 	return exit(code, err)
 }
 
+// rowPatience is how long a wait follows the events of a job without asking for
+// its row.
+const rowPatience = 5 * time.Second
+
 // daemonPatience is how long a wait outlives a daemon that is being restarted.
 const daemonPatience = 20 * time.Second
 
@@ -142,8 +146,15 @@ func (a *app) await(ctx context.Context, c *control.Client, job capstore.Job, ti
 	defer bar.done()
 	var seen time.Time // events come again from the start after a reconnect
 	heard := time.Now()
+	var told time.Time // of what the job waits for
 	for !job.State.HasEnded() {
-		c.JobEvents(ctx, job.ID, func(line []byte) error {
+		if !job.NotBefore.IsZero() && !job.NotBefore.Equal(told) {
+			told = job.NotBefore
+			a.notef("%s\n", printable(waiting(job)))
+		}
+		// A job that waits has no events, so its row is looked at in between.
+		events, stop := context.WithTimeout(ctx, rowPatience)
+		c.JobEvents(events, job.ID, func(line []byte) error {
 			var e rebuild.Event
 			if json.Unmarshal(line, &e) == nil && e.Time.After(seen) {
 				seen = e.Time
@@ -151,6 +162,7 @@ func (a *app) await(ctx context.Context, c *control.Client, job capstore.Job, ti
 			}
 			return nil
 		})
+		stop()
 		now, err := c.Job(ctx, job.ID)
 		var gone *control.UnreachableError
 		switch {

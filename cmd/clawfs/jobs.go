@@ -139,7 +139,7 @@ const maxNote = 100
 func note(j capstore.Job) string {
 	text := strings.Join(strings.Fields(j.Reason), " ")
 	if !j.NotBefore.IsZero() {
-		text = "waiting until " + stamp(j.NotBefore) + ": " + text
+		text = waiting(j)
 	}
 	if short := []rune(text); len(short) > maxNote {
 		text = string(short[:maxNote-1]) + "…"
@@ -147,10 +147,17 @@ func note(j capstore.Job) string {
 	return text
 }
 
-// took is how long a job has been running, or ran.
+// waiting says of a job with a time before which it does not run until when it
+// waits, and why.
+func waiting(j capstore.Job) string {
+	return "waiting until " + stamp(j.NotBefore) + ": " + strings.Join(strings.Fields(j.Reason), " ")
+}
+
+// took is how long a job has been running, or ran. One that is to run again
+// does neither.
 func took(j capstore.Job) string {
 	switch {
-	case j.StartedAt.IsZero():
+	case j.StartedAt.IsZero(), j.State == capstore.JobPending:
 		return "-"
 	case j.FinishedAt.IsZero():
 		return time.Since(j.StartedAt).Round(time.Second).String()

@@ -86,6 +86,7 @@ func TestFetchWaits(t *testing.T) {
 	if out := r.ok("job", id); !regexp.MustCompile(`waiting +until 20`).MatchString(out) || !strings.Contains(out, "FETCH_FAILED at try 1 of 5") {
 		t.Errorf("job printed\n%s", out)
 	}
+	r.refused(codePending, []string{"grant", sba, "--wait", "--timeout", "2s"}, "waiting until 20", "FETCH_FAILED at try 1 of 5")
 	r.stopDaemon(9)
 	r.startDaemon()
 	if job := r.jobs()[0]; job.State != capstore.JobPending || job.Waits != capstore.WaitFetch || job.Attempts != 1 {
