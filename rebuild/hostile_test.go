@@ -23,7 +23,6 @@ import (
 	"github.com/openclaw/clawfs/rebuild/oci"
 	"github.com/openclaw/clawfs/rebuild/sandbox"
 	"github.com/openclaw/clawfs/rebuild/sandbox/sandboxtest"
-	"github.com/openclaw/clawfs/verifier"
 )
 
 // image replaces the environment by one with entries and variables of its own.

@@ -78,7 +78,7 @@ func testRuntime() (*sandbox.Runtime, error) {
 
 // kill is one round: who was hit, when, and what became of the job.
 type kill struct {
-	victim string // daemon, worker, runtime
+	victim string // daemon, worker, runtime, or both: worker and daemon
 	hit    string // what the process was doing: its command line, or empty
 	phase  string // of the job at that moment
 	job    string
@@ -181,7 +181,7 @@ func (l *lane) torment(seed, n int) {
 	begin := time.Now()
 	l.until("the first job ends", func() bool { return l.ended(l.jobs[0]) })
 	long := time.Since(begin)
-	victims := []string{"daemon", "worker", "runtime"}
+	victims := []string{"daemon", "worker", "runtime", "both"}
 	var kills []kill
 	for _, job := range l.jobs[1:] {
 		if len(kills) == n {
@@ -238,9 +238,14 @@ func (l *lane) strike(k *kill, job capstore.Job) bool {
 			continue
 		}
 		k.hit, k.phase = target.what(), phaseOf(dir, false)
-		if target.kill() {
-			return true
+		if !target.kill() {
+			continue
 		}
+		if k.victim == "both" {
+			l.kill()
+			l.start()
+		}
+		return true
 	}
 	return false
 }
@@ -250,7 +255,7 @@ func (l *lane) strike(k *kill, job capstore.Job) bool {
 func (l *lane) target(victim string) *process {
 	for _, worker := range children(l.pid) {
 		l.note(worker.pid)
-		if victim == "worker" {
+		if victim != "runtime" {
 			return worker
 		}
 		var found []*process

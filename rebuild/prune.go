@@ -45,7 +45,7 @@ func (q *Queue) Prune(keep time.Duration) error {
 	}
 	var errs []error
 	for i, job := range old { // in the order of their submission
-		if now.Sub(job.FinishedAt) < max(keep, day) && len(old)-i <= maxEnded {
+		if now.Sub(job.FinishedAt) < keep && len(old)-i <= maxEnded {
 			continue
 		}
 		if err := q.store.RemoveJob(job.ID); err != nil && !errors.Is(err, capstore.ErrLive) {

@@ -27,7 +27,7 @@ const (
 	lockPoll = 200 * time.Millisecond
 	// sweepTime bounds one call of Sweep after a worker has ended.
 	sweepTime = 30 * time.Second
-	// fullDelay passes before a result is offered again to a full disk.
+	// fullDelay passes before a full disk is asked again for room for a row.
 	fullDelay = 5 * time.Second
 	// roomPoll is how often a machine without room for one more is asked again.
 	roomPoll = 2 * time.Second
@@ -79,7 +79,7 @@ type Queue struct {
 	// Prune); zero means 90 days. Set it before Run.
 	Keep time.Duration
 
-	retryDelay time.Duration
+	retryDelay, fullDelay time.Duration
 
 	store *capstore.Store
 	dir   string
@@ -103,7 +103,7 @@ func NewQueue(store *capstore.Store, dir string, spawn Spawn) (*Queue, error) {
 		}
 	}
 	return &Queue{
-		store: store, dir: dir, spawn: spawn, FetchRetry: fetchRetry, retryDelay: retryDelay,
+		store: store, dir: dir, spawn: spawn, FetchRetry: fetchRetry, retryDelay: retryDelay, fullDelay: fullDelay,
 		wake: make(chan struct{}, 1), running: make(map[string]context.CancelFunc),
 	}, nil
 }
@@ -206,13 +206,16 @@ func (q *Queue) work(ctx context.Context, job capstore.Job) error {
 	if now.State.HasEnded() {
 		return nil // cancelled between next and here
 	}
+	refuse := func(f *Failure) error {
+		return q.patiently(ctx, func() error { return q.end(job, Result{Verdict: f.Verdict, Reason: f.Detail}) })
+	}
 	st := q.queued(job.SBA)
 	if f := q.revoked(job.SBA, st.Predicate.Publisher.KeyID); f != nil {
-		return q.end(job, Result{Verdict: f.Verdict, Reason: f.Detail})
+		return refuse(f)
 	}
 	bases, err := LiveBases(q.store.View(), st, time.Now())
 	if f := (*Failure)(nil); errors.As(err, &f) {
-		return q.end(job, Result{Verdict: f.Verdict, Reason: f.Detail})
+		return refuse(f)
 	}
 	spawnErr := q.prepare(job, bases)
 	if spawnErr == nil {

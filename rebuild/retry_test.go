@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/openclaw/clawfs/capstore"
 	"github.com/openclaw/clawfs/verifier"
 )
@@ -80,6 +82,74 @@ func TestFetchRetry(t *testing.T) {
 	if left, _ := os.ReadDir(filepath.Join(b.dir, "jobs", sbaDir)); len(left) != 0 {
 		t.Errorf("%d envelopes left after all jobs ended", len(left))
 	}
+}
+
+// TestFullDisk: while there is no room for a row the queue waits, and then goes
+// on where it was. Each job meets a full disk when its worker has ended.
+func TestFullDisk(t *testing.T) {
+	b := &bench{parties: newParties(t), t: t, dir: t.TempDir()}
+	if err := unix.Mount("tmpfs", b.dir, "tmpfs", 0, "size=256m"); err != nil {
+		t.Fatalf("mounting needs root: %v", err)
+	}
+	t.Cleanup(func() { unix.Unmount(b.dir, unix.MNT_DETACH) })
+	filler := filepath.Join(b.dir, "filler")
+	full := make(chan struct{})
+	fill := func() error {
+		var st unix.Statfs_t
+		if err := unix.Statfs(b.dir, &st); err != nil {
+			return err
+		}
+		f, err := os.Create(filler)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		full <- struct{}{}
+		return unix.Fallocate(int(f.Fd()), 0, 0, int64(st.Bavail)*st.Bsize-(16<<20))
+	}
+	b.open(func(ctx context.Context, b *bench, dir string, job jobFile, l verifier.Ledger) error {
+		if err := answerOf[l.Statement().Predicate.Version](ctx, b, dir, job, l); err != nil {
+			return errors.Join(err, fill())
+		}
+		return fill()
+	})
+	b.queue.fullDelay, b.queue.retryDelay = 20*time.Millisecond, time.Millisecond
+	b.queue.FetchRetry = []time.Duration{time.Millisecond}
+	want := map[string]capstore.Verdict{"mints": capstore.Minted, "dies": capstore.BuildFailed, "fetches": capstore.FetchFailed}
+	ids := make(map[string]string)
+	for version := range want {
+		ids[version] = b.submit(version).ID
+	}
+	b.run()
+	stop := make(chan struct{})
+	defer close(stop)
+	go func() {
+		for {
+			select {
+			case <-full:
+				time.Sleep(100 * time.Millisecond)
+				os.Remove(filler)
+			case <-stop:
+				return
+			}
+		}
+	}()
+	for version, verdict := range want {
+		if job := b.wait(ids[version]); job.Verdict != verdict {
+			t.Errorf("%s: %s %q, want %s", version, job.Verdict, job.Reason, verdict)
+		}
+	}
+}
+
+// answerOf are workers of TestFullDisk by the version of their ledgers.
+var answerOf = map[string]worker{
+	"mints": mints,
+	"dies": func(context.Context, *bench, string, jobFile, verifier.Ledger) error {
+		return errors.New("signal: killed")
+	},
+	"fetches": func(_ context.Context, _ *bench, dir string, job jobFile, _ verifier.Ledger) error {
+		return unreachable(dir, job)
+	},
 }
 
 // TestFetchRetryRestart: a job that waits is not started before its time by a

@@ -175,7 +175,7 @@ func (q *Queue) settle(ctx context.Context, job capstore.Job, spawnErr error) er
 		spawnErr = errors.Join(spawnErr, q.Sweep(ctx))
 		cancel()
 	}
-	return q.retry(ctx, job, spawnErr)
+	return q.patiently(ctx, func() error { return q.retry(ctx, job, spawnErr) })
 }
 
 // retry puts a job without an answer back, or ends it.
@@ -231,18 +231,27 @@ func (q *Queue) offer(ctx context.Context, job capstore.Job, r Result) error {
 			r = Result{Verdict: f.Verdict, Reason: f.Detail}
 		}
 	}
-	for {
-		back, err := q.putBack(job, r)
-		if err == nil && !back {
-			err = q.end(job, r)
+	return q.patiently(ctx, func() error {
+		if back, err := q.putBack(job, r); back || err != nil {
+			return err
 		}
+		return q.end(job, r)
+	})
+}
+
+// patiently repeats a write while the disk is full. It gives up when ctx ends:
+// then the row stays "running", the answer on the disk, and the next Run
+// settles it.
+func (q *Queue) patiently(ctx context.Context, write func() error) error {
+	for {
+		err := write()
 		if !isFull(err) {
 			return err
 		}
 		select {
-		case <-time.After(fullDelay):
+		case <-time.After(q.fullDelay):
 		case <-ctx.Done():
-			return nil // the answer is on disk, and the next Run finds it
+			return nil
 		}
 	}
 }

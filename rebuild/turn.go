@@ -247,7 +247,7 @@ func (q *Queue) next(now time.Time) (capstore.Job, time.Duration, error) {
 // unclaimed waits for room on a full disk; any other error is the store's end.
 func (q *Queue) unclaimed(err error) (capstore.Job, time.Duration, error) {
 	if isFull(err) {
-		return capstore.Job{}, fullDelay, nil
+		return capstore.Job{}, q.fullDelay, nil
 	}
 	return capstore.Job{}, 0, err
 }

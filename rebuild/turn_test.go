@@ -257,6 +257,15 @@ func TestBuildBudget(t *testing.T) {
 	if err != nil || job.ID != other.ID {
 		t.Fatalf("next = %+v, %v, want the job of the other publisher", job, err)
 	}
+	marked := 0
+	for _, id := range ids {
+		if row, err := b.store.Job(id); err == nil && row.Waits != "" {
+			marked++
+		}
+	}
+	if marked != maxMarks {
+		t.Errorf("%d rows were marked at once, want %d", marked, maxMarks)
+	}
 	for range 3 {
 		if job, wait, err = b.queue.next(now); err != nil || job.ID != "" {
 			t.Fatalf("next = %+v, %v: a job over its publisher's budget starts", job, err)
