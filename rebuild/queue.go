@@ -206,16 +206,13 @@ func (q *Queue) work(ctx context.Context, job capstore.Job) error {
 	if now.State.HasEnded() {
 		return nil // cancelled between next and here
 	}
-	refuse := func(f *Failure) error {
-		return q.patiently(ctx, func() error { return q.end(job, Result{Verdict: f.Verdict, Reason: f.Detail}) })
-	}
 	st := q.queued(job.SBA)
 	if f := q.revoked(job.SBA, st.Predicate.Publisher.KeyID); f != nil {
-		return refuse(f)
+		return q.offer(ctx, job, Result{Verdict: f.Verdict, Reason: f.Detail})
 	}
 	bases, err := LiveBases(q.store.View(), st, time.Now())
 	if f := (*Failure)(nil); errors.As(err, &f) {
-		return refuse(f)
+		return q.offer(ctx, job, Result{Verdict: f.Verdict, Reason: f.Detail})
 	}
 	spawnErr := q.prepare(job, bases)
 	if spawnErr == nil {
