@@ -213,11 +213,12 @@ func (p *pull) assemble(ctx context.Context, parts []part, dest string, lim Limi
 	}
 	defer root.Close()
 	left := lim
+	placed := map[hashpipe.Digest]bool{}
 	for i, part := range parts {
 		if part.unpack {
 			err = p.unpackPart(ctx, part, root, &left)
 		} else {
-			err = p.placePart(ctx, part, root, &left)
+			err = p.placePart(ctx, part, root, placed, &left)
 		}
 		if err != nil {
 			return fmt.Errorf("layer %d of %d: %w", i+1, len(parts), err)
@@ -229,8 +230,9 @@ func (p *pull) assemble(ctx context.Context, parts []part, dest string, lim Limi
 	return nil
 }
 
-// placePart copies a blob to its path and measures what it copies.
-func (p *pull) placePart(ctx context.Context, part part, root *os.Root, left *Limits) error {
+// placePart gives a blob its path: by a link where nothing else has the blob,
+// for a data set may be as large as the disk, and else by a copy.
+func (p *pull) placePart(ctx context.Context, part part, root *os.Root, placed map[hashpipe.Digest]bool, left *Limits) error {
 	f, size, err := openBlob(p.layout, part.blob)
 	if err != nil {
 		return err
@@ -242,11 +244,38 @@ func (p *pull) placePart(ctx context.Context, part part, root *os.Root, left *Li
 	if left.Bytes -= size; left.Bytes < 0 {
 		return fmt.Errorf("%w: bytes", errBudget)
 	}
+	if !placed[part.blob] {
+		placed[part.blob] = true
+		if err := linkNew(root, part.path, filepath.Join(p.blobs(), part.blob.String())); !errors.Is(err, errors.ErrUnsupported) {
+			return err
+		}
+	}
 	sum, err := writeNew(ctx, root, part.path, io.LimitReader(f, size))
 	if err == nil && !sum.Is(part.blob) {
 		err = fmt.Errorf("%s: hashes to %v, wanted %v", part.path, sum, part.blob)
 	}
 	return err
+}
+
+// linkNew links a file that is outside of root to a name that did not exist. A
+// file system without links is errors.ErrUnsupported.
+func linkNew(root *os.Root, name, from string) error {
+	if err := root.MkdirAll(path.Dir(name), 0o755); err != nil {
+		return err
+	}
+	dir, err := root.Open(path.Dir(name))
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	err = unix.Linkat(unix.AT_FDCWD, from, int(dir.Fd()), path.Base(name), 0)
+	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EXDEV) || errors.Is(err, unix.EMLINK) {
+		return errors.ErrUnsupported
+	}
+	if err != nil {
+		return &os.PathError{Op: "link", Path: name, Err: err}
+	}
+	return nil
 }
 
 // writeNew makes a file that did not exist and the directories above it.

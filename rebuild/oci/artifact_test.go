@@ -15,6 +15,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 	specs "github.com/opencontainers/image-spec/specs-go"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 	"oras.land/oras-go/v2"
 	orasfile "oras.land/oras-go/v2/content/file"
 	"oras.land/oras-go/v2/registry/remote"
@@ -27,7 +28,7 @@ import (
 func corpus(t testing.TB) (dir string, root tree.Root) {
 	t.Helper()
 	dir = filepath.Join(t.TempDir(), "corpus")
-	for name, text := range map[string]string{"train.txt": "a\n", "deep/er/test.txt": "b\n", "empty": "", "ü ö": "c\n"} {
+	for name, text := range map[string]string{"train.txt": "a\n", "deep/er/test.txt": "b\n", "deep/same.txt": "a\n", "empty": "", "ü ö": "c\n"} {
 		name = filepath.Join(dir, name)
 		if err := errors.Join(os.MkdirAll(filepath.Dir(name), 0o755), os.WriteFile(name, []byte(text), 0o644)); err != nil {
 			t.Fatal(err)
@@ -83,7 +84,7 @@ func TestPullArtifact(t *testing.T) {
 	for name, host := range map[string]string{"in process": inProcess(t), "distribution": distribution(t, "")} {
 		t.Run(name, func(t *testing.T) {
 			byFile := map[string]string{}
-			for _, f := range []string{"train.txt", "deep/er/test.txt", "empty", "ü ö"} {
+			for _, f := range []string{"train.txt", "deep/er/test.txt", "deep/same.txt", "empty", "ü ö"} {
 				byFile[f] = filepath.Join(dir, f)
 			}
 			files := orasPush(t, host+"/acme/corpus:files", byFile)
@@ -100,6 +101,12 @@ func TestPullArtifact(t *testing.T) {
 				got, err := tree.Walk(t.Context(), dest, tree.Data, nil)
 				if err != nil || got != want {
 					t.Errorf("PullArtifact %s: root %v, %v, want %v\n%s", at, got, err, want, list(t, dest))
+				}
+				for f := range byFile {
+					var st unix.Stat_t
+					if err := unix.Lstat(filepath.Join(dest, f), &st); err != nil || st.Nlink != 1 || st.Mode != unix.S_IFREG|0o644 {
+						t.Errorf("PullArtifact %s: %s has %d links and mode %o, %v", at, f, st.Nlink, st.Mode, err)
+					}
 				}
 				if strings.HasSuffix(at, string(files.Digest)) && d != mustParse(t, files.Digest) {
 					t.Errorf("PullArtifact %s: manifest %v", at, d)
@@ -153,7 +160,7 @@ func zipped(t testing.TB, c Compression, text []byte) []byte {
 
 // One archive without a title is the data set, from a layout and from an archive.
 func TestPullArtifactOfOneArchive(t *testing.T) {
-	plain := archive(t, dir("./"), file("./train.txt", "a\n"), dir("deep"), file("deep/er/test.txt", "b\n"), file("empty", ""), file("ü ö", "c\n"))
+	plain := archive(t, dir("./"), file("./train.txt", "a\n"), dir("deep"), file("deep/er/test.txt", "b\n"), file("deep/same.txt", "a\n"), file("empty", ""), file("ü ö", "c\n"))
 	_, want := corpus(t)
 	for _, tt := range []struct {
 		mediaType string

@@ -112,6 +112,11 @@ func pullImage(ctx context.Context, from string, want hashpipe.Digest, layout st
 	if err != nil {
 		return err
 	}
+	for i, desc := range m.Layers {
+		if !isLayer(desc.MediaType) {
+			return fmt.Errorf("layer %d of %d: %w", i+1, len(m.Layers), noLayer(desc.MediaType))
+		}
+	}
 	if err := p.layers(ctx, m.Layers); err != nil {
 		return err
 	}

@@ -196,6 +196,7 @@ func TestPullLocalRefuses(t *testing.T) {
 	}
 	wide := index(t, layout, many...)
 	lying := store(t, layout, v1.MediaTypeImageIndex, []byte(`{"schemaVersion":2,"manifests":[{"mediaType":"`+v1.MediaTypeImageIndex+`","digest":"`+string(arm.Digest)+`","size":7}]}`))
+	foreign, foreignD := forge{desc: func(d *v1.Descriptor) { d.MediaType = "application/octet-stream" }}.image(t)
 	compressed := filepath.Join(t.TempDir(), "a.tar.gz")
 	fifo := filepath.Join(t.TempDir(), "fifo")
 	if err := errors.Join(os.WriteFile(compressed, []byte("\x1f\x8b\x08\x00"), 0o644), unix.Mkfifo(fifo, 0o600)); err != nil {
@@ -243,6 +244,7 @@ func TestPullLocalRefuses(t *testing.T) {
 		{"compressed archive", compressed, d, nil, "gunzip -k " + compressed, nil},
 		{"truncated archive", ruined, d, nil, "unexpected EOF", nil},
 		{"layer in the manifest's place", layout, hashpipe.SumBytes([]byte("x")).Claim(), nil, "is not there", ErrOtherBytes},
+		{"layer of no archive", foreign, foreignD, nil, "layer 1 of 1: media type", nil},
 		{"manifest of no image", layout, mustParse(t, store(t, layout, "", bytes.Replace(text, []byte("rootfs"), nil, 1)[1:]).Digest), nil, "manifest", nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -386,4 +388,24 @@ func armImage(t testing.TB, layout string) v1.Descriptor {
 		t.Fatal(err)
 	}
 	return describe(t, layout, d, "arm64")
+}
+
+// A full disk is neither the place's fault nor its lie.
+func TestPullOntoFullDisk(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Fatal("mounting needs root: run the tests with sudo")
+	}
+	layout, d := twoLayers(t)
+	dest := t.TempDir()
+	if err := unix.Mount("tmpfs", dest, "tmpfs", 0, "size=1m"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Unmount(dest, unix.MNT_DETACH) })
+	for _, from := range []string{layout, liar(t, layout, nil)} {
+		err := Pull(t.Context(), from, d, dest, options())
+		if !errors.Is(err, unix.ENOSPC) {
+			t.Errorf("Pull onto a full disk: %v, want %v", err, unix.ENOSPC)
+		}
+		checkKind(t, err, nil)
+	}
 }

@@ -252,7 +252,8 @@ func (d *watchdog) reach(err error) error {
 	}
 	var operation *net.OpError
 	var network net.Error
-	if errors.As(err, &operation) || errors.As(err, &network) && network.Timeout() || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+	if errors.As(err, &operation) || errors.As(err, &network) && network.Timeout() || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
+		strings.Contains(err.Error(), "http2: ") { // its errors have no exported type
 		return fmt.Errorf("%w: %w", ErrUnreachable, err)
 	}
 	return err

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"net/http"
 	"net/http/httptest"
 	"os"
 	"os/exec"
@@ -241,4 +242,70 @@ func TestRegistryCredentials(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A registry that hands out tokens, as the large ones do, and keeps its blobs
+// elsewhere: the token is asked for this repository and for reading, with the
+// credentials, and neither of them reaches the other place.
+func TestRegistryTokens(t *testing.T) {
+	layout, d := twoLayers(t)
+	var scopes, leaked []string
+	blobs := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if a := r.Header.Get("Authorization"); a != "" {
+			leaked = append(leaked, a)
+		}
+		serveBlob(w, r, layout)
+	}))
+	defer blobs.Close()
+	var host string
+	status := http.StatusOK
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/token" {
+			user, password, _ := r.BasicAuth()
+			if status != http.StatusOK || user != "worker" || password != "letmein" {
+				http.Error(w, "{}", max(status, http.StatusUnauthorized))
+				return
+			}
+			scopes = append(scopes, r.URL.Query()["scope"]...)
+			io.WriteString(w, `{"token":"abc","expires_in":300}`)
+			return
+		}
+		if r.Header.Get("Authorization") != "Bearer abc" {
+			w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="http://%s/token",service="acme",scope="repository:acme/base:pull,push"`, host))
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		if strings.Contains(r.URL.Path, "/blobs/") {
+			http.Redirect(w, r, blobs.URL+r.URL.Path+"?signature=1", http.StatusTemporaryRedirect)
+			return
+		}
+		serveBlob(w, r, layout)
+	}))
+	defer srv.Close()
+	host = strings.TrimPrefix(srv.URL, "http://")
+	o := options()
+	o.DockerConfig = filepath.Join(t.TempDir(), "config.json")
+	if err := os.WriteFile(o.DockerConfig, []byte(`{"auths":{"`+host+`":{"auth":"d29ya2VyOmxldG1laW4="}}}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	dest := t.TempDir()
+	if err := Pull(t.Context(), "oci://"+host+"/acme/base", d, dest, o); err != nil {
+		t.Fatal(err)
+	}
+	checkPulled(t, dest, d)
+	if len(leaked) != 0 {
+		t.Errorf("the other place got %q", leaked)
+	}
+	if len(scopes) != 1 || !strings.HasPrefix(scopes[0], "repository:acme/base:") {
+		t.Errorf("tokens were asked for %q, want one for the repository", scopes)
+	}
+	o.DockerConfig = ""
+	err := Pull(t.Context(), "oci://"+host+"/acme/base", d, t.TempDir(), o)
+	if err == nil || strings.Contains(err.Error(), "abc") {
+		t.Errorf("Pull without credentials: %v", err)
+	}
+	checkKind(t, err, nil)
+	status = http.StatusServiceUnavailable
+	err = Pull(t.Context(), "oci://"+host+"/acme/base", d, t.TempDir(), o)
+	checkKind(t, err, ErrUnreachable)
 }

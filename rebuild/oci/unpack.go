@@ -131,7 +131,20 @@ func decompress(mediaType string, r io.Reader) (io.Reader, func(), error) {
 		}
 		return z, z.Close, nil
 	}
-	return nil, nil, fmt.Errorf("media type %q is not a layer that clawfs reads (tar, tar+gzip, tar+zstd)", clip(mediaType))
+	return nil, nil, noLayer(mediaType)
+}
+
+// isLayer says whether decompress knows a media type.
+func isLayer(mediaType string) bool {
+	switch mediaType {
+	case v1.MediaTypeImageLayer, v1.MediaTypeImageLayerGzip, dockerLayerGzip, v1.MediaTypeImageLayerZstd:
+		return true
+	}
+	return false
+}
+
+func noLayer(mediaType string) error {
+	return fmt.Errorf("media type %q is not a layer that clawfs reads (tar, tar+gzip, tar+zstd)", clip(mediaType))
 }
 
 // applyTar unpacks a tar stream and measures it to its end.
