@@ -152,7 +152,7 @@ func TestCheckOutRefuses(t *testing.T) {
 		{"newline in a path", repo + "\n[core]", commit, "without control characters"},
 		{"device", "/dev/null", commit, "neither a repository nor a bundle"},
 		{"nobody listens", "https://127.0.0.1:1/x", commit, "fetching commit"},
-		{"submodule", submodule, inSubmodule, "is a submodule"},
+		{"submodule", submodule, inSubmodule, `add to its dependencies "submodule:vendor"`},
 		{"symlink out of the root", escaping, inEscaping, "a"},
 		{"absolute symlink", absolute, inAbsolute, "a"},
 		{"forged object", forged, inForged, "commit " + string(inForged)},

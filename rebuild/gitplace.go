@@ -91,15 +91,19 @@ type missing struct {
 	pointers   map[string]pointer
 }
 
+// checkSubmodules compares gitlinks with what the ledger names, both ways.
 func (m missing) checkSubmodules(s Source) error {
+	var unnamed []string
 	for _, p := range slices.Sorted(maps.Keys(m.submodules)) {
 		got, ok := s.Submodules[p]
 		if !ok {
-			return fmt.Errorf("%.200q is a submodule, of commit %s, that the ledger does not name: add the dependency %.200q with the digest gitCommit %s", p, m.submodules[p], "submodule:"+p, m.submodules[p])
-		}
-		if string(got.Commit) != m.submodules[p] {
+			unnamed = append(unnamed, fmt.Sprintf("%.200q with the digest gitCommit %s", "submodule:"+p, m.submodules[p]))
+		} else if string(got.Commit) != m.submodules[p] {
 			return fmt.Errorf("%.200q is a submodule of commit %s, the ledger says %s for %.200q", p, m.submodules[p], got.Commit, "submodule:"+p)
 		}
+	}
+	if len(unnamed) > 0 {
+		return fmt.Errorf("the commit has submodules that the ledger does not name: add to its dependencies %s", enumerate(unnamed))
 	}
 	for _, p := range slices.Sorted(maps.Keys(s.Submodules)) {
 		if _, ok := m.submodules[p]; !ok {
@@ -109,19 +113,23 @@ func (m missing) checkSubmodules(s Source) error {
 	return nil
 }
 
+// checkLFS compares pointers with what the ledger names, both ways.
 func (m missing) checkLFS(s Source) error {
+	var unnamed []string
 	for _, p := range slices.Sorted(maps.Keys(m.pointers)) {
 		want := m.pointers[p]
-		if want.oid.IsZero() {
-			return fmt.Errorf("%.200q is an LFS pointer to something that is not named by the SHA-256 of its bytes; put the file into the commit or into a dataset", p)
-		}
 		got, ok := s.LFS[p]
-		if !ok {
-			return fmt.Errorf("%.200q is an LFS pointer that the ledger does not name: add the dependency %.200q with the digest sha256 %v (%d bytes)", p, "lfs:"+p, want.oid, want.size)
-		}
-		if got.Digest != want.oid || got.Size != want.size {
+		switch {
+		case want.oid.IsZero():
+			return fmt.Errorf("%.200q is an LFS pointer to something that is not named by the SHA-256 of its bytes; put the file into the commit or into a dataset", p)
+		case !ok:
+			unnamed = append(unnamed, fmt.Sprintf("%.200q with the digest sha256 %v (%d bytes)", "lfs:"+p, want.oid, want.size))
+		case got.Digest != want.oid || got.Size != want.size:
 			return fmt.Errorf("%.200q is an LFS pointer to %v of %d bytes, the ledger says %v of %d bytes for %.200q", p, want.oid, want.size, got.Digest, got.Size, "lfs:"+p)
 		}
+	}
+	if len(unnamed) > 0 {
+		return fmt.Errorf("the commit has LFS pointers that the ledger does not name: add to its dependencies %s", enumerate(unnamed))
 	}
 	for _, p := range slices.Sorted(maps.Keys(s.LFS)) {
 		if _, ok := m.pointers[p]; !ok {
@@ -129,6 +137,15 @@ func (m missing) checkLFS(s Source) error {
 		}
 	}
 	return nil
+}
+
+// enumerate lists the first of many things.
+func enumerate(names []string) string {
+	const most = 8
+	if len(names) > most {
+		names = append(slices.Clone(names[:most]), fmt.Sprintf("and %d more", len(names)-most))
+	}
+	return strings.Join(names, ", ")
 }
 
 // place puts submodules and LFS objects into a tree whose own files were

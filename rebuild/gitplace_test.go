@@ -122,6 +122,11 @@ func TestCheckOutRefusesParts(t *testing.T) {
 	pointers := func(text string) (string, verifier.GitCommit) {
 		return repository(t, "sha1", map[string]string{"w.bin": text})
 	}
+	ten := map[string]string{}
+	for i := range 10 {
+		ten[fmt.Sprint(i)] = pointerTo(weights)
+	}
+	many, inMany := repository(t, "sha1", ten)
 	oldRepo, inOld := pointers(strings.Replace(pointerTo(weights), "git-lfs.github.com", "hawser.github.com", 1))
 	extended, inExtended := pointers(strings.Replace(pointerTo(weights), "\noid", "\next-0-crypt sha256:"+digest("x").String()+"\noid", 1))
 	md5, inMD5 := pointers("version https://git-lfs.github.com/spec/v1\noid md5:d41d8cd98f00b204e9800998ecf8427e\nsize 0\n")
@@ -156,8 +161,8 @@ func TestCheckOutRefusesParts(t *testing.T) {
 		lfs        files
 		want       string
 	}{
-		{"submodule not listed", repo, commit, nil, files{"w.bin": right}, `"vendor/lib" is a submodule, of commit ` + string(inLib) + `, that the ledger does not name: add the dependency "submodule:vendor/lib"`},
-		{"submodule listed at another path", repo, commit, parts{"vendor": good}, files{"w.bin": right}, `add the dependency "submodule:vendor/lib"`},
+		{"submodule not listed", repo, commit, nil, files{"w.bin": right}, `does not name: add to its dependencies "submodule:vendor/lib" with the digest gitCommit ` + string(inLib)},
+		{"submodule listed at another path", repo, commit, parts{"vendor": good}, files{"w.bin": right}, `add to its dependencies "submodule:vendor/lib"`},
 		{"another commit", repo, commit, parts{"vendor/lib": {Commit: commit, Dir: good.Dir, Root: good.Root}}, files{"w.bin": right}, "the ledger says " + string(commit)},
 		{"a submodule too many", repo, commit, parts{"vendor/lib": good, "vendor/b": good}, files{"w.bin": right}, `names "submodule:vendor/b", and the commit has no submodule`},
 		{"submodule where a file is", repo, commit, parts{"vendor/lib": good, "train.sh": good}, files{"w.bin": right}, `names "submodule:train.sh"`},
@@ -171,7 +176,9 @@ func TestCheckOutRefusesParts(t *testing.T) {
 		{"FIFO in it", repo, commit, parts{"vendor/lib": changed(func(d string) error { return syscall.Mkfifo(d+"/p", 0o600) })}, files{"w.bin": right}, "named pipe"},
 		{"link out of it", repo, commit, parts{"vendor/lib": changed(func(d string) error { return os.Symlink("../../../etc/passwd", d+"/l") })}, files{"w.bin": right}, "outside the tree"},
 
-		{"pointer not listed", repo, commit, parts{"vendor/lib": good}, nil, fmt.Sprintf(`"w.bin" is an LFS pointer that the ledger does not name: add the dependency "lfs:w.bin" with the digest sha256 %s`, digest(weights))},
+		{"pointer not listed", repo, commit, parts{"vendor/lib": good}, nil, fmt.Sprintf(`does not name: add to its dependencies "lfs:w.bin" with the digest sha256 %s (%d bytes)`, digest(weights), len(weights))},
+		{"many pointers not listed", many, inMany, nil, files{"1": right}, `"lfs:2" with the digest`},
+		{"many pointers not listed, the rest", many, inMany, nil, nil, ", and 2 more"},
 		{"pointer of before not listed", oldRepo, inOld, nil, nil, `"lfs:w.bin"`},
 		{"untidy pointer not listed", loose, inLoose, nil, nil, `"lfs:w.bin"`},
 		{"pointer through a program", extended, inExtended, nil, files{"w.bin": right}, "not named by the SHA-256"},
