@@ -39,7 +39,7 @@ func TestMain(m *testing.M) {
 }
 
 // child runs in another process: "file" leases one file and says so; "loop"
-// makes and evicts entries of all kinds until it is killed.
+// makes and evicts entries of all kinds until it is killed, or so many times.
 func child(mode string, args []string) error {
 	ctx := context.Background()
 	dir, uri, from := args[0], args[1], args[2]
@@ -69,7 +69,7 @@ func child(mode string, args []string) error {
 		return err
 	}
 	fmt.Println("ready")
-	for i := 0; ; i++ {
+	for i := 0; len(args) < 5 || fmt.Sprint(i) != args[4]; i++ {
 		a, err := c.File(ctx, want, 1<<30, []Place{{URI: uri, Trusted: true}}, nil)
 		if err != nil {
 			return err
@@ -82,10 +82,20 @@ func child(mode string, args []string) error {
 		if err != nil {
 			return err
 		}
+		if sum, err := os.ReadFile(a.Path()); err != nil || digest(sum) != want {
+			return fmt.Errorf("a leased file: %d bytes, %v", len(sum), err)
+		}
+		if got, err := tree.Walk(ctx, b.Path(), tree.Data, nil); err != nil || got != root {
+			return fmt.Errorf("a leased tree: %v, %v", got, err)
+		}
+		if err := checkNumbers(ctx, m.Path()); err != nil {
+			return err
+		}
 		if err := errors.Join(a.Close(), b.Close(), m.Close()); err != nil {
 			return err
 		}
 	}
+	return nil
 }
 
 const numbers = 40
@@ -466,7 +476,7 @@ func TestTreeIsCopiedAndMeasuredAgain(t *testing.T) {
 	if seen != 2*root.Bytes || len(j.of(Hit)) != 1 {
 		t.Errorf("%d bytes seen, want %d twice:\n%v", seen, root.Bytes, j)
 	}
-	filepath.WalkDir(l.Path(), func(p string, e fs.DirEntry, err error) error {
+	filepath.WalkDir(l.Path(), func(p string, e fs.DirEntry, _ error) error {
 		info, err := e.Info()
 		if err != nil || info.Mode().Perm()&0o222 != 0 || info.ModTime().Unix() != InputTime || e.Name() == "empty" {
 			t.Errorf("%s is %v of %v, %v", p, info.Mode(), info.ModTime(), err)
@@ -600,6 +610,7 @@ func TestMake(t *testing.T) {
 	if l, err = c.Make(t.Context(), "numbers", fill, checkNumbers); err != nil || filled.Load() != 2 {
 		t.Fatalf("a broken one: %v, filled %d times", err, filled.Load())
 	}
+	closeLease(t, l)
 	bad := errors.New("no such commit")
 	if _, err := c.Make(t.Context(), "x", func(context.Context, string) error { return bad }, checkNumbers); !errors.Is(err, bad) {
 		t.Errorf("a failing fill: %v", err)
@@ -781,6 +792,35 @@ func TestTwoProcessesFetchOnce(t *testing.T) {
 	}
 	if u, err := c.Usage(); err != nil || u.Entries != 0 {
 		t.Errorf("Usage without users = %+v, %v", u, err)
+	}
+}
+
+// TestManyProcesses: several processes make, lease and evict the same entries
+// all the time, and each always has what it leased.
+func TestManyProcesses(t *testing.T) {
+	content := randomBytes(1, 100_000)
+	from := t.TempDir()
+	write(t, from, map[string]string{"a/b": "1", "c": "2"})
+	dir := filepath.Join(t.TempDir(), "cache")
+	var all []*exec.Cmd
+	for range 3 {
+		cmd := childCommand("loop", dir, place(t, content).URI, from, digest(content).String(), "15")
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, cmd)
+	}
+	for _, cmd := range all {
+		if err := cmd.Wait(); err != nil {
+			t.Error(err)
+		}
+	}
+	c, _ := testCache(t, dir, 1, Options{})
+	if u, err := c.Usage(); err != nil || u.Bytes != 0 {
+		t.Errorf("Usage afterwards = %+v, %v", u, err)
+	}
+	if left := append(names(t, dir, "tmp"), names(t, dir, "locks")...); len(left) != 0 {
+		t.Errorf("left %q", left)
 	}
 }
 

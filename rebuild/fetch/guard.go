@@ -96,7 +96,7 @@ func (r route) allowed(host string) bool {
 	}
 	for _, h := range r.c.opts.Hosts {
 		h = strings.ToLower(h)
-		if end, ok := strings.CutPrefix(h, "*"); ok && strings.HasSuffix(host, end) && host != end[1:] || h == host {
+		if end, ok := strings.CutPrefix(h, "*"); ok && strings.HasSuffix(host, end) && len(host) > len(end) || h == host {
 			return true
 		}
 	}

@@ -108,7 +108,7 @@ func (d *download) again() error {
 func (d *download) load() (state, int64) {
 	var st state
 	b, err := os.ReadFile(d.path + ".json")
-	if err != nil || json.Unmarshal(b, &st, json.RejectUnknownMembers(true)) != nil || st.URI != d.url.String() || st.Validator == "" {
+	if err != nil || json.Unmarshal(b, &st, json.RejectUnknownMembers(true)) != nil || st.URI != d.url.String() || !printable(st.Validator) {
 		return state{Total: -1}, 0
 	}
 	info, err := os.Lstat(d.path)
@@ -116,6 +116,11 @@ func (d *download) load() (state, int64) {
 		return state{Total: -1}, 0
 	}
 	return st, info.Size()
+}
+
+// printable says whether a header can hold s, which is not empty.
+func printable(s string) bool {
+	return s != "" && !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r > '~' })
 }
 
 // begin makes an empty file with its state.

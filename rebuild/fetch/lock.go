@@ -99,7 +99,7 @@ func (k *lock) close() { k.f.Close() }
 
 // Waiting for a lock looks again after the first of these, and then ever later
 // up to the second.
-const firstLook, lastLook = 2 * time.Millisecond, 200 * time.Millisecond
+const firstLook, lastLook = 2 * time.Millisecond, 50 * time.Millisecond
 
 // wait takes an exclusive lock on a file that is never removed.
 func (c *Cache) wait(ctx context.Context, path string) (*lock, error) {

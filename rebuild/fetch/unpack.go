@@ -240,9 +240,12 @@ func unzipOne(ctx context.Context, e *zip.File, w *writer, seen func(int64)) err
 	return w.file(ctx, name, int64(e.UncompressedSize64), content, seen)
 }
 
-// writer makes the files of one tree, and no more than left says.
+// writer makes the files of one tree, and no more than left says. All that is
+// in the tree it made itself, no links among it, so the kernel resolves a whole
+// path at once; component by component, long paths would take a day.
 type writer struct {
-	root *os.Root
+	path string
+	root *os.File
 	most Size
 	left Size
 	dirs map[string]bool
@@ -253,11 +256,11 @@ func newWriter(dest string, most Size) (*writer, error) {
 	if err := os.Mkdir(dest, 0o700); err != nil {
 		return nil, &local{err}
 	}
-	root, err := os.OpenRoot(dest)
+	root, err := os.OpenFile(dest, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return nil, &local{err}
 	}
-	return &writer{root: root, most: most, left: most, dirs: map[string]bool{".": true}}, nil
+	return &writer{path: dest, root: root, most: most, left: most, dirs: map[string]bool{".": true}}, nil
 }
 
 func (w *writer) close() { w.root.Close() }
@@ -271,17 +274,25 @@ func (w *writer) create(name string, size int64) (*os.File, error) {
 	if err := tree.CheckPath(name); err != nil {
 		return nil, &wrong{"a path of a tree", err.Error()}
 	}
+	// The file will be at a shorter path, as an entry.
+	if len(w.path)+1+len(name) >= unix.PathMax {
+		return nil, w.blame(name, unix.ENAMETOOLONG)
+	}
 	if w.left.Files--; w.left.Files < 0 || size > w.left.Bytes {
 		return nil, w.tooMuch()
 	}
 	if err := w.mkdir(path.Dir(name)); err != nil {
 		return nil, w.blame(name, err)
 	}
-	f, err := w.root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	fd, err := unix.Openat2(int(w.root.Fd()), name, &unix.OpenHow{
+		Flags:   unix.O_WRONLY | unix.O_CREAT | unix.O_EXCL | unix.O_CLOEXEC,
+		Mode:    0o600,
+		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS,
+	})
 	if err != nil {
-		return nil, w.blame(name, err)
+		return nil, w.blame(name, &fs.PathError{Op: "create", Path: name, Err: err})
 	}
-	return f, nil
+	return os.NewFile(uintptr(fd), name), nil
 }
 
 // mkdir makes a directory and those above it. One long path needs two thousand
@@ -293,11 +304,11 @@ func (w *writer) mkdir(dir string) error {
 	if err := w.mkdir(path.Dir(dir)); err != nil {
 		return err
 	}
-	if int64(len(w.dirs)) > 4*w.most.Files+4096 {
-		return &wrong{fmt.Sprintf("at most %d directories", 4*w.most.Files+4096), "more"}
+	if int64(len(w.dirs)) > 4*w.most.Files+1024 {
+		return &wrong{fmt.Sprintf("at most %d directories", 4*w.most.Files+1024), "more"}
 	}
-	if err := w.root.Mkdir(dir, 0o700); err != nil {
-		return err
+	if err := unix.Mkdirat(int(w.root.Fd()), dir, 0o700); err != nil {
+		return &fs.PathError{Op: "mkdir", Path: dir, Err: err}
 	}
 	w.dirs[dir] = true
 	return nil
