@@ -39,6 +39,11 @@ DEBS := ca-certificates git make gcc libc6-dev libseccomp-dev pkg-config fuse3 f
 CLIENT_DEBS := python3-torch python3-numpy python3-xgboost python3-h5py python3-onnx rsync \
                $(if $(shell command -v npm),,nodejs npm)
 
+# A Slurm cluster for the tests of rebuild/engine/slurm. What starts daemons is
+# unpacked and not installed; the rest is libraries.
+SLURM_UNPACKED := slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge libmunge2 liblua5.1-0
+SLURM_DEBS     := libhwloc15 libjson-c5 libyaml-0-2 libdbus-1-3 libnuma1 liblz4-1 libreadline8 libpam0g libgcrypt20 libbz2-1.0 zlib1g util-linux
+
 # What make test-verity needs beside them.
 #   qemu-system-x86       a machine for a kernel that has fs-verity
 #   btrfs-progs           its disks, beside those of e2fsprogs
@@ -51,7 +56,7 @@ BENCH_DEBS := bindfs gocryptfs
 GOBUILD := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=auto
 UNIT    := ./...
 
-.PHONY: deps clients client-deps build install demo demo-torch test test-arm64 test-verity race lint fuzz bench repro ci clean tools
+.PHONY: deps clients client-deps slurm slurm-deps build install demo demo-torch test test-arm64 test-verity race lint fuzz bench repro ci clean tools
 
 # $(call install,PACKAGES) installs those that are missing.
 define install
@@ -85,6 +90,16 @@ build/clients/node_modules/.package-lock.json: $(CLIENTS)/package.json $(CLIENTS
 	cd build/clients && npm ci --ignore-scripts --omit=optional --no-audit --no-fund
 	@touch $@
 
+slurm: build/slurm/usr/sbin/munged ## a Slurm cluster, for the tests of builds that run on one
+
+slurm-deps: deps
+	$(call install,$(SLURM_DEBS))
+
+build/slurm/usr/sbin/munged: | slurm-deps
+	@rm -rf build/slurm.new && mkdir -p build/slurm.new
+	cd build/slurm.new && { apt-get download -q $(SLURM_UNPACKED) || { apt-get update -q; apt-get download -q $(SLURM_UNPACKED); }; } && for d in *.deb; do dpkg-deb -x $$d .; done
+	rm -rf build/slurm && mv build/slurm.new build/slurm
+
 tools: bin/runc
 
 bin/runc: tools/go.mod tools/go.sum
@@ -111,7 +126,7 @@ demo: build ## the main job on real input
 demo-torch: build
 	examples/torch/demo.sh
 
-test: build clients ## the whole suite
+test: build clients slurm ## the whole suite
 	$(GO) test -count=1 -timeout 15m $(UNIT)
 	@$(MAKE) test-arm64
 
@@ -126,7 +141,7 @@ test-verity: deps
 	$(call install,$(VERITY_DEBS))
 	integration/verity/run.sh
 
-race: build clients
+race: build clients slurm
 	CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 30m $(UNIT)
 
 lint: deps

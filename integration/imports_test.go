@@ -27,10 +27,12 @@ var allowed = map[string][]string{
 
 	"capstore": {"hashpipe", "verifier/dsse"},
 
-	"rebuild/sandbox":       {"hashpipe"},
-	"rebuild/oci":           {"hashpipe", "hashpipe/cas"},
-	"rebuild/compare":       {"hashpipe"},
-	"rebuild/internal/mint": {"hashpipe", "verifier", "verifier/dsse", "capstore", "rebuild/sandbox"},
+	"rebuild/sandbox":                {"hashpipe"},
+	"rebuild/engine/slurm":           {"rebuild/sandbox"},
+	"rebuild/engine/slurm/slurmtest": {},
+	"rebuild/oci":                    {"hashpipe", "hashpipe/cas"},
+	"rebuild/compare":                {"hashpipe"},
+	"rebuild/internal/mint":          {"hashpipe", "verifier", "verifier/dsse", "capstore", "rebuild/sandbox"},
 	"rebuild": {
 		"hashpipe", "hashpipe/cas", "verifier", "verifier/dsse", "verifier/tree", "capstore",
 		"rebuild/sandbox", "rebuild/oci", "rebuild/compare", "rebuild/internal/mint",
@@ -40,7 +42,7 @@ var allowed = map[string][]string{
 
 	"cmd/clawfs": {
 		"hashpipe", "hashpipe/cas", "verifier", "verifier/dsse", "verifier/tree", "capstore",
-		"rebuild", "rebuild/sandbox", "rebuild/oci", "rebuild/compare", "fs",
+		"rebuild", "rebuild/sandbox", "rebuild/engine/slurm", "rebuild/oci", "rebuild/compare", "fs",
 		"cmd/clawfs/internal/config", "cmd/clawfs/internal/control",
 	},
 	"cmd/clawfs/internal/config":  {"hashpipe", "verifier", "verifier/dsse", "capstore"},
