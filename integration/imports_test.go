@@ -166,6 +166,26 @@ func TestOneFileImportsSHA256SIMD(t *testing.T) {
 	}
 }
 
+// What a Launcher's machine answers is taken for a run of the recipe. Outputs
+// would come from anywhere if anybody could bring a Launcher along: the engines
+// are packages below rebuild/engine, and one file of the command picks one.
+func TestOneFileMakesRemotes(t *testing.T) {
+	out, err := exec.Command("git", "-C", "..", "grep", "-lE", `\bsandbox\.(Remote|Launcher|Exit|Job)\b`, "--", "*.go").Output()
+	if err != nil {
+		t.Fatalf("git grep: %v", err)
+	}
+	var users []string
+	for f := range strings.Lines(string(out)) {
+		f = strings.TrimSpace(f)
+		if !strings.HasSuffix(f, "_test.go") && !strings.HasPrefix(f, "rebuild/engine/") {
+			users = append(users, f)
+		}
+	}
+	if want := []string{"cmd/clawfs/executor.go"}; !slices.Equal(users, want) {
+		t.Errorf("files outside rebuild/engine that know Remote or a Launcher = %v, want %v", users, want)
+	}
+}
+
 // Nothing below cmd/clawfs reads the environment.
 func TestEnvironmentIsReadByTheCommandOnly(t *testing.T) {
 	out, err := exec.Command("git", "-C", "..", "grep", "-nE", `os\.(Getenv|LookupEnv|Environ|ExpandEnv)\b`, "--", "*.go").Output()

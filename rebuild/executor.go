@@ -7,10 +7,9 @@ import (
 	"github.com/openclaw/clawfs/verifier"
 )
 
-// Executor is where builds run: on this machine (sandbox.Runtime) or on one
-// that an engine chooses (sandbox.Remote). A *sandbox.Failure of Run is the
-// build's own fault; every other error is no answer, whether a machine was
-// lost or a job preempted.
+// Executor is where builds run: on this machine, as sandbox.Runtime, or on one
+// that an engine chooses. A *sandbox.Failure of Run is the build's own fault;
+// every other error is no answer, whether a machine was lost or a job preempted.
 type Executor interface {
 	Run(context.Context, sandbox.Spec) (sandbox.Result, error)
 	// Sweep removes what dead workers left and returns the names of it.
