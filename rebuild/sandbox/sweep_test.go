@@ -149,11 +149,13 @@ func TestWorkerKilled(t *testing.T) {
 		if swept, err := r.Sweep(t.Context()); err != nil || slices.Contains(swept, mine[0]) {
 			t.Errorf("Sweep = %q, %v: took a living worker's run", swept, err)
 		}
+		release := noSweeps(t)
 		worker.Process.Kill()
 		worker.Wait()
 		if got := host(t); !strings.Contains(got, "cgroup") || !strings.Contains(got, mine[0]) {
 			t.Errorf("the container died with its worker; the host has\n%s", got)
 		}
+		release()
 		// A run that goes on meanwhile is not swept either.
 		ctx, cancel := context.WithCancel(t.Context())
 		started, ended := make(chan bool), make(chan error)
@@ -200,8 +202,22 @@ func exclusive(t *testing.T, pid int) []string {
 	return runs
 }
 
+// noSweeps holds the lock of StateDir until release: the tests of other
+// packages sweep the same directory at the same time, and would take away what
+// a test laid there to be swept.
+func noSweeps(t *testing.T) (release func()) {
+	t.Helper()
+	all, err := lockStateDir(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { all.Close() }) // a second Close does nothing
+	return func() { all.Close() }
+}
+
 func TestSweepRemains(t *testing.T) {
 	r, _ := spec(t)
+	defer noSweeps(t)()
 	// A worker that died between making its directory and locking it.
 	dir := filepath.Join(StateDir, "0123456789abcdef0123456789abcdef")
 	if err := os.Mkdir(dir, 0o711); err != nil {
@@ -225,8 +241,8 @@ func TestSweepRemains(t *testing.T) {
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- sleeper.Wait() }()
-	if swept, err := r.Sweep(t.Context()); err != nil || !slices.Contains(swept, filepath.Base(dir)) {
-		t.Errorf("Sweep = %q, %v", swept, err)
+	if swept, err := r.sweep(); err != nil || !slices.Contains(swept, filepath.Base(dir)) {
+		t.Errorf("sweep = %q, %v", swept, err)
 	}
 	select {
 	case err := <-ended:
