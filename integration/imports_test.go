@@ -27,10 +27,11 @@ var allowed = map[string][]string{
 
 	"capstore": {"hashpipe", "verifier/dsse"},
 
-	"rebuild/sandbox":       {"hashpipe"},
-	"rebuild/oci":           {"hashpipe", "hashpipe/cas"},
-	"rebuild/compare":       {"hashpipe"},
-	"rebuild/internal/mint": {"hashpipe", "verifier", "verifier/dsse", "capstore", "rebuild/sandbox"},
+	"rebuild/sandbox":             {"hashpipe"},
+	"rebuild/sandbox/sandboxtest": {},
+	"rebuild/oci":                 {"hashpipe", "hashpipe/cas"},
+	"rebuild/compare":             {"hashpipe"},
+	"rebuild/internal/mint":       {"hashpipe", "verifier", "verifier/dsse", "capstore", "rebuild/sandbox"},
 	"rebuild": {
 		"hashpipe", "hashpipe/cas", "verifier", "verifier/dsse", "verifier/tree", "capstore",
 		"rebuild/sandbox", "rebuild/oci", "rebuild/compare", "rebuild/internal/mint",

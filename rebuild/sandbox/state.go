@@ -74,7 +74,7 @@ func lockStateDir(ctx context.Context) (*os.File, error) {
 		select {
 		case <-ctx.Done():
 			return nil, fmt.Errorf("waiting for %s: %w", StateDir, context.Cause(ctx))
-		case <-time.After(20 * time.Millisecond):
+		case <-time.After(2 * time.Millisecond):
 		}
 	}
 }
