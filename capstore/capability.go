@@ -130,6 +130,10 @@ func (c Capability) Subject(name string) (Subject, bool) {
 	return Subject{}, false
 }
 
+// Bases are the claims of the models that the build started from, sorted; a
+// copy. Revoking one of them does not revoke c: see View.LostBases.
+func (c Capability) Bases() []hashpipe.Digest { return slices.Clone(c.predicate().Bases) }
+
 // NotBefore is the first instant at which c is valid.
 func (c Capability) NotBefore() time.Time { return c.predicate().NotBefore }
 

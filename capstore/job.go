@@ -77,6 +77,9 @@ type Locations struct {
 	Datasets map[string]string `json:"datasets,omitzero"`
 	Image    string            `json:"image,omitzero"`
 	Lockfile string            `json:"lockfile,omitzero"`
+	// Inputs are places of all other inputs, by the dependency's name in the
+	// ledger, such as "model:base".
+	Inputs map[string]string `json:"inputs,omitzero"`
 }
 
 // Job is one request to rebuild an attestation, and its answer. A job grants
@@ -107,6 +110,7 @@ func (j Job) printable() Job {
 	j.Diagnosis = clip(j.Diagnosis, maxDiagnosis)
 	j.Log = clip(j.Log, maxLog)
 	j.Locations.Datasets = maps.Clone(j.Locations.Datasets)
+	j.Locations.Inputs = maps.Clone(j.Locations.Inputs)
 	return j
 }
 

@@ -24,6 +24,7 @@ const (
 	maxName      = 4095 // bytes of one output name, as in clawfs-tree/v1
 	maxComponent = 255  // bytes of one component of it
 	maxDelegate  = 64
+	maxBases     = 256
 )
 
 // Statement is the payload of a capability: an in-toto Statement v1 whose
@@ -57,12 +58,14 @@ type Predicate struct {
 	Publisher Publisher       `json:"publisher"`
 	Minter    Minter          `json:"minter"`
 	Platform  Platform        `json:"platform"`
-	Outputs   []OutputEntry   `json:"outputs"` // one for each subject, in the same order
-	NotBefore time.Time       `json:"notBefore"`
-	NotAfter  time.Time       `json:"notAfter"` // first instant at which it is no longer valid
-	Restrict  *Restrict       `json:"restrict,omitzero"`
-	Delegate  []dsse.KeyID    `json:"delegate,omitzero"`
-	Level     string          `json:"level"`
+	// Bases are the claims of the models that the build started from, sorted.
+	Bases     []hashpipe.Digest `json:"bases,omitzero"`
+	Outputs   []OutputEntry     `json:"outputs"` // one for each subject, in the same order
+	NotBefore time.Time         `json:"notBefore"`
+	NotAfter  time.Time         `json:"notAfter"` // first instant at which it is no longer valid
+	Restrict  *Restrict         `json:"restrict,omitzero"`
+	Delegate  []dsse.KeyID      `json:"delegate,omitzero"`
+	Level     string            `json:"level"`
 }
 
 // Reference names a statement by the SHA-256 of its payload.
@@ -87,6 +90,7 @@ type Platform struct {
 	OS          string   `json:"os"`
 	Arch        string   `json:"arch"`
 	CPUFeatures []string `json:"cpuFeatures,omitzero"`
+	CPUDispatch string   `json:"cpuDispatch,omitzero"` // "exact": no other features for dispatch
 	Accelerator string   `json:"accelerator"`
 }
 
@@ -203,6 +207,9 @@ func (st Statement) check() error {
 	if !p.NotBefore.Before(p.NotAfter) {
 		return fmt.Errorf("notBefore %s is not before notAfter %s", p.NotBefore.Format(time.RFC3339), p.NotAfter.Format(time.RFC3339))
 	}
+	if err := checkBases(p.Bases); err != nil {
+		return err
+	}
 	if err := checkDelegate(p.Delegate); err != nil {
 		return err
 	}
@@ -263,12 +270,33 @@ func (p Platform) check() error {
 	if len(p.CPUFeatures) > 256 {
 		return fmt.Errorf("platform.cpuFeatures has %d entries: at most 256", len(p.CPUFeatures))
 	}
+	if p.CPUDispatch != "" && (p.CPUDispatch != "exact" || len(p.CPUFeatures) == 0) {
+		return fmt.Errorf("platform.cpuDispatch is %q: want \"exact\" beside cpuFeatures, or nothing", p.CPUDispatch)
+	}
 	for i, f := range p.CPUFeatures {
 		if err := checkText("platform.cpuFeatures", f, 64); err != nil {
 			return err
 		}
 		if slices.Contains(p.CPUFeatures[:i], f) {
 			return fmt.Errorf("platform.cpuFeatures has %q twice", f)
+		}
+	}
+	return nil
+}
+
+func checkBases(claims []hashpipe.Digest) error {
+	if claims != nil && len(claims) == 0 {
+		return fmt.Errorf("bases is empty: leave it out")
+	}
+	if len(claims) > maxBases {
+		return fmt.Errorf("bases has %d entries: at most %d", len(claims), maxBases)
+	}
+	for i, c := range claims {
+		if c.IsZero() {
+			return fmt.Errorf("bases: entry %d is empty", i)
+		}
+		if i > 0 && claims[i-1].String() >= c.String() {
+			return fmt.Errorf("bases: %s follows %s: claims are unique and sorted", c, claims[i-1])
 		}
 	}
 	return nil

@@ -26,7 +26,8 @@ type View struct {
 	byID     map[hashpipe.Digest]Capability
 	byDigest map[hashpipe.Digest][]Capability
 	byName   map[string][]Capability // last component of a subject's name
-	revoked  map[target]Revocation   // the earliest of each target
+	byClaim  map[hashpipe.Digest][]Capability
+	revoked  map[target]Revocation // the earliest of each target
 	revByID  map[hashpipe.Digest]Revocation
 }
 
@@ -69,6 +70,7 @@ func NewView(t Trust) (*View, error) {
 		byID:     make(map[hashpipe.Digest]Capability),
 		byDigest: make(map[hashpipe.Digest][]Capability),
 		byName:   make(map[string][]Capability),
+		byClaim:  make(map[hashpipe.Digest][]Capability),
 		revoked:  make(map[target]Revocation),
 		revByID:  make(map[hashpipe.Digest]Revocation),
 	}, nil
@@ -125,6 +127,7 @@ func (v *View) addCapability(c Capability) (_ Capability, added bool) {
 		return have, false
 	}
 	v.byID[c.ID()] = c
+	v.byClaim[c.Claim()] = append(v.byClaim[c.Claim()], c)
 	for _, s := range c.rec.subjects {
 		v.byDigest[s.Digest] = appendOnce(v.byDigest[s.Digest], c)
 		base := path.Base(s.Name)

@@ -28,6 +28,7 @@ var allowed = map[string][]string{
 	"capstore": {"hashpipe", "verifier/dsse"},
 
 	"rebuild/sandbox":                {"hashpipe"},
+	"rebuild/sandbox/sandboxtest":    {},
 	"rebuild/engine/slurm":           {"rebuild/sandbox"},
 	"rebuild/engine/slurm/slurmtest": {},
 	"rebuild/oci":                    {"hashpipe", "hashpipe/cas"},

@@ -40,24 +40,24 @@ func platformOf(h sandbox.Host) verifier.Platform {
 
 // sameClass says whether bytes built here may be expected to be the
 // ledger's: the same system and processor family, every feature that the
-// ledger names, and no accelerator. A machine that tells no features has none. More features than named are no
-// difference: the ledger's author names those that matter.
+// ledger names, and no accelerator. A machine that tells no features has none.
+// More features than named are a difference only if the ledger says so: its
+// author knows which matter.
 func sameClass(host verifier.Platform, has []string, want verifier.Platform) error {
 	switch {
 	case want.OS != host.OS || want.Arch != host.Arch:
 		return fail(capstore.NotComparable, "the ledger's bytes are promised on %s/%s, this machine is %s/%s", want.OS, want.Arch, host.OS, host.Arch)
 	case want.Accelerator != host.Accelerator:
-		return fail(capstore.NotComparable, "the ledger's bytes are promised with accelerator %q, a build here has %q", want.Accelerator, host.Accelerator)
-	}
-	var missing []string
-	for _, f := range want.CPUFeatures {
-		if !slices.Contains(has, f) {
-			missing = append(missing, f)
+		machine := "no accelerator"
+		if have := Accelerators(); len(have) > 0 {
+			machine = strings.Join(have, "; ") + ", which a build does not get"
 		}
+		return fail(capstore.NotComparable, "the ledger's bytes are promised with accelerator %q, a build here has %q (this machine has %s)", want.Accelerator, host.Accelerator, machine)
 	}
+	missing := lacking(has, want.CPUFeatures)
 	if len(missing) > 0 {
 		return fail(capstore.NotComparable, "the ledger's bytes are promised on processors with %s, this one lacks %s",
 			strings.Join(want.CPUFeatures, ", "), strings.Join(missing, ", "))
 	}
-	return nil
+	return exactDispatch(has, want)
 }

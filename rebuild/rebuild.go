@@ -104,7 +104,7 @@ func Reproduce(ctx context.Context, c Config, l verifier.Ledger, loc capstore.Lo
 	}
 	st := l.Statement()
 	if here, ok := c.Executor.(hosted); ok {
-		if err := onHost(here.Host(), st.Predicate.Platform); err != nil {
+		if err := onHost(here.Host(), st); err != nil {
 			return nil, err
 		}
 	}
@@ -159,7 +159,7 @@ func (r *Reproduction) run(ctx context.Context, c Config, l verifier.Ledger, st 
 		if err != nil {
 			return buildFailure(i+1, err)
 		}
-		if err := onHost(result.Host, st.Predicate.Platform); err != nil {
+		if err := onHost(result.Host, st); err != nil {
 			return onNode(result.Host, err)
 		}
 		ran = append(ran, result.Host.Name)

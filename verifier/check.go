@@ -16,6 +16,7 @@ import (
 const (
 	maxStages       = 256
 	maxOutputs      = 1000 // what one capability can name
+	maxArtifacts    = 1000 // of one stage
 	maxDependencies = 256
 	maxArgs         = 4096
 	maxEnv          = 256
@@ -117,6 +118,13 @@ func (p Platform) check() error {
 	if len(p.CPUFeatures) > maxEnv {
 		return fmt.Errorf("cpuFeatures: expected at most %d, got %d", maxEnv, len(p.CPUFeatures))
 	}
+	switch {
+	case p.CPUDispatch == "":
+	case p.CPUDispatch != ExactDispatch:
+		return fmt.Errorf("cpuDispatch: expected %q or nothing, got %q", ExactDispatch, clip(p.CPUDispatch))
+	case len(p.CPUFeatures) == 0:
+		return fmt.Errorf("cpuDispatch %q says that cpuFeatures are all that matter, and there are none", p.CPUDispatch)
+	}
 	seen := make(names)
 	for _, f := range p.CPUFeatures {
 		if !wordPattern.MatchString(f) {
@@ -171,7 +179,53 @@ func (g Stage) check() error {
 	if g.TimeoutSeconds < 0 || g.TimeoutSeconds > maxTimeout {
 		return fmt.Errorf("timeoutSeconds: expected at most %d, got %d", maxTimeout, g.TimeoutSeconds)
 	}
+	if err := g.Limits.check(); err != nil {
+		return fmt.Errorf("limits: %w", err)
+	}
+	if err := checkArtifacts(g.Artifacts); err != nil {
+		return fmt.Errorf("artifacts: %w", err)
+	}
 	return checkEnv(g.Env)
+}
+
+func (l *StageLimits) check() error {
+	if l == nil {
+		return nil
+	}
+	if *l == (StageLimits{}) {
+		return errors.New("expected at least one limit; leave it out for the policy's")
+	}
+	for _, f := range []struct {
+		name      string
+		got, most int64
+	}{
+		{"memoryBytes", l.MemoryBytes, maxInteger}, {"processes", l.Processes, maxProcesses},
+		{"cpuSeconds", l.CPUSeconds, maxTimeout}, {"outputBytes", l.OutputBytes, maxInteger},
+	} {
+		if f.got < 0 || f.got > f.most {
+			return fmt.Errorf("%s: expected 1 to %d, got %d", f.name, f.most, f.got)
+		}
+	}
+	return nil
+}
+
+func checkArtifacts(paths []string) error {
+	if paths == nil {
+		return nil
+	}
+	if err := count("the list", len(paths), maxArtifacts); err != nil {
+		return err
+	}
+	seen := make(names)
+	for _, p := range paths {
+		if err := tree.CheckPath(p); err != nil {
+			return err
+		}
+		if err := seen.add("path", p); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // checkOutputs also refuses a file that would have to be a directory as well.
@@ -205,89 +259,6 @@ func checkOutputs(outputs []Output) error {
 				}
 			}
 		}
-	}
-	return nil
-}
-
-func checkDependencies(deps []Dependency) error {
-	if err := count("resolvedDependencies", len(deps), maxDependencies); err != nil {
-		return err
-	}
-	seen := make(names)
-	for _, d := range deps {
-		if err := seen.add("resolvedDependencies", d.Name); err != nil {
-			return err
-		}
-		if err := d.check(); err != nil {
-			return fmt.Errorf("dependency %q: %w", clip(d.Name), err)
-		}
-	}
-	for _, name := range []string{SourceName, EnvironmentName} {
-		if !seen[name] {
-			return fmt.Errorf("resolvedDependencies: %q is missing", name)
-		}
-	}
-	return nil
-}
-
-// check demands for each kind of dependency exactly the digests that the
-// worker compares: one that nobody would compare is an error.
-func (d Dependency) check() error {
-	if err := checkURI(d.URI); err != nil {
-		return err
-	}
-	dataset, isDataset := strings.CutPrefix(d.Name, DatasetPrefix)
-	if d.Name != EnvironmentName && d.MediaType != "" {
-		return errors.New("mediaType belongs to the environment only")
-	}
-	if d.Annotations != nil {
-		if d.Name != SourceName && !isDataset {
-			return errors.New("annotations belong to trees only")
-		}
-		if a := *d.Annotations; a.Files < 1 || a.Files > maxInteger || a.Bytes < 1 || a.Bytes > maxInteger {
-			return fmt.Errorf("annotations: expected at least one file and one byte, got files %d, bytes %d", a.Files, a.Bytes)
-		}
-	}
-	switch {
-	case d.Name == SourceName:
-		if err := d.Digest.GitCommit.check(); err != nil {
-			return err
-		}
-		if d.Digest.GitCommit.IsSHA1() && d.Digest.ClawfsTree1.IsZero() {
-			return errors.New("a SHA-1 commit needs the digest clawfsTree1 beside it")
-		}
-		if d.Annotations != nil && d.Digest.ClawfsTree1.IsZero() {
-			return errors.New("annotations without the digest clawfsTree1")
-		}
-		if !d.Digest.SHA256.IsZero() {
-			return errors.New("expected the digests gitCommit and clawfsTree1, got sha256 too")
-		}
-	case d.Name == EnvironmentName:
-		if d.MediaType != ImageMediaType {
-			return fmt.Errorf("mediaType: expected %q, got %q", ImageMediaType, clip(d.MediaType))
-		}
-		return d.Digest.onlySHA256()
-	case d.Name == LockfileName:
-		return d.Digest.onlySHA256()
-	case isDataset:
-		if !safeNamePattern.MatchString(dataset) {
-			return errors.New("expected dataset: and a name of letters, digits and ._- (at most 64)")
-		}
-		if d.Digest.ClawfsTree1.IsZero() || d.Digest != (DigestSet{ClawfsTree1: d.Digest.ClawfsTree1}) {
-			return errors.New("expected the digest clawfsTree1 alone")
-		}
-		if d.Annotations == nil {
-			return errors.New("annotations (files, bytes) are missing")
-		}
-	default:
-		return fmt.Errorf("expected %s, %s, %s or %s<name>", SourceName, EnvironmentName, LockfileName, DatasetPrefix)
-	}
-	return nil
-}
-
-func (s DigestSet) onlySHA256() error {
-	if s.SHA256.IsZero() || s != (DigestSet{SHA256: s.SHA256}) {
-		return errors.New("expected the digest sha256 alone")
 	}
 	return nil
 }

@@ -107,6 +107,10 @@ func TestLedgerTextRefused(t *testing.T) {
 		{"files with a sign", `"files":"1000"`, `"files":"+1000"`, "files"},
 		{"files in hex", `"files":"1000"`, `"files":"0x10"`, "files"},
 		{"bytes missing", `,"bytes":"2890"`, ``, "at least one file and one byte"},
+		{"empty annotations", `{"files":"1000","bytes":"2890"}`, `{}`, "leave the object out"},
+		{"empty mirrors", `{"files":"1000"`, `{"mirrors":[],"files":"1000"`, "mirrors is missing or empty"},
+		{"empty limits", `{"name":"train",`, `{"name":"train","limits":{},`, "at least one limit"},
+		{"empty artifacts", `{"name":"train",`, `{"name":"train","artifacts":[],`, "missing or empty"},
 		{"time with an offset", `11:00:00Z`, `11:00:00+00:00`, "issuedAt"},
 		{"time in lower case", `11:00:00Z`, `11:00:00z`, "issuedAt"},
 		{"time with a fraction", `11:00:00Z`, `11:00:00.5Z`, "issuedAt"},
@@ -156,6 +160,10 @@ func TestLedgerRefused(t *testing.T) {
 	}
 	dep := func(s st, i int) *verifier.Dependency {
 		return &s.Predicate.BuildDefinition.ResolvedDependencies[i]
+	}
+	add := func(s st, name string, d verifier.DigestSet, a *verifier.Annotations) {
+		deps := &s.Predicate.BuildDefinition.ResolvedDependencies
+		*deps = append(*deps, verifier.Dependency{Name: name, Digest: d, Annotations: a})
 	}
 	const source, environment, lockfile, dataset = 0, 1, 2, 3
 	sum := digest(t, image)
@@ -254,36 +262,79 @@ func TestLedgerRefused(t *testing.T) {
 		}, `"source" is missing`},
 		{"no environment", func(s st) { dep(s, environment).Name = "dataset:image" }, "mediaType belongs"},
 		{"a dependency twice", func(s st) { *dep(s, lockfile) = *dep(s, dataset) }, "twice"},
-		{"an unknown dependency", func(s st) { dep(s, lockfile).Name = "weights" }, "expected source, environment, lockfile or dataset:<name>"},
+		{"an unknown dependency", func(s st) { dep(s, lockfile).Name = "weights" }, "expected source, environment, lockfile, or a name after dataset:"},
 		{"another commit", func(s st) { dep(s, source).Digest.GitCommit = verifier.GitCommit(commit[:39] + "5") }, "expected the subject's gitCommit"},
 		{"a commit in upper case", func(s st) { dep(s, source).Digest.GitCommit = "4B825DC642CB6EB9A060E54BF8D69288FBEE4904" }, "lower-case hex"},
 		{"a commit cut short", func(s st) { dep(s, source).Digest.GitCommit = verifier.GitCommit(commit[:7]) }, "lower-case hex"},
 		{"a commit of zeros", func(s st) { dep(s, source).Digest.GitCommit = verifier.GitCommit(strings.Repeat("0", 40)) }, "lower-case hex"},
 		{"a SHA-1 commit without the tree", func(s st) { dep(s, source).Digest.ClawfsTree1 = hashpipe.Digest{} }, "needs the digest clawfsTree1"},
-		{"a source with a sha256", func(s st) { dep(s, source).Digest.SHA256 = sum }, "got sha256 too"},
+		{"a source with a sha256", func(s st) { dep(s, source).Digest.SHA256 = sum }, "gitCommit and clawfsTree1 and no other"},
 		{"a source without a commit", func(s st) { dep(s, source).Digest.GitCommit = "" }, "gitCommit"},
 		{"a source's size without its tree", func(s st) {
 			s.Subject[0].Digest.GitCommit = sha256Commit
 			dep(s, source).Digest = verifier.DigestSet{GitCommit: sha256Commit}
 			dep(s, source).Annotations = &verifier.Annotations{Files: 1, Bytes: 1}
-		}, "annotations without"},
+		}, "without the digest clawfsTree1"},
 		{"an environment without a digest", func(s st) { dep(s, environment).Digest = verifier.DigestSet{} }, "sha256 alone"},
 		{"an environment with a tree", func(s st) { dep(s, environment).Digest.ClawfsTree1 = sum }, "sha256 alone"},
 		{"an environment that is an index", func(s st) { dep(s, environment).MediaType = "application/vnd.oci.image.index.v1+json" }, "mediaType: expected"},
 		{"an environment without a media type", func(s st) { dep(s, environment).MediaType = "" }, "mediaType: expected"},
-		{"an environment with a size", func(s st) { dep(s, environment).Annotations = &verifier.Annotations{Files: 1, Bytes: 1} }, "annotations belong"},
+		{"an environment with a size", func(s st) { dep(s, environment).Annotations = &verifier.Annotations{Files: 1, Bytes: 1} }, "belong to trees only"},
 		{"a lockfile with a commit", func(s st) { dep(s, lockfile).Digest.GitCommit = commit }, "sha256 alone"},
 		{"a lockfile without a digest", func(s st) { dep(s, lockfile).Digest = verifier.DigestSet{} }, "sha256 alone"},
 		{"a lockfile with a media type", func(s st) { dep(s, lockfile).MediaType = "text/plain" }, "mediaType belongs"},
 		{"a dataset by file digest", func(s st) { dep(s, dataset).Digest = verifier.DigestSet{SHA256: sum} }, "clawfsTree1 alone"},
 		{"a dataset with two digests", func(s st) { dep(s, dataset).Digest.SHA256 = sum }, "clawfsTree1 alone"},
-		{"a dataset without its size", func(s st) { dep(s, dataset).Annotations = nil }, "annotations (files, bytes) are missing"},
+		{"a dataset without its size", func(s st) { dep(s, dataset).Annotations = nil }, "annotations: expected at least one file and one byte"},
 		{"a dataset without files", func(s st) { dep(s, dataset).Annotations.Files = 0 }, "at least one file"},
 		{"a dataset of negative bytes", func(s st) { dep(s, dataset).Annotations.Bytes = -5 }, "one byte"},
 		{"a dataset of 2^53 bytes", func(s st) { dep(s, dataset).Annotations.Bytes = 1 << 53 }, "one byte"},
-		{"a dataset without a name", func(s st) { dep(s, dataset).Name = "dataset:" }, "dataset: and a name"},
-		{"a dataset named ..", func(s st) { dep(s, dataset).Name = "dataset:.." }, "dataset: and a name"},
-		{"a dataset that is a path", func(s st) { dep(s, dataset).Name = "dataset:a/b" }, "dataset: and a name"},
+		{"a dataset without a name", func(s st) { dep(s, dataset).Name = "dataset:" }, "expected a name of letters"},
+		{"a dataset named ..", func(s st) { dep(s, dataset).Name = "dataset:.." }, "expected a name of letters"},
+		{"a dataset that is a path", func(s st) { dep(s, dataset).Name = "dataset:a/b" }, "expected a name of letters"},
+
+		{"a source with a name", func(s st) { add(s, "source:x", verifier.DigestSet{GitCommit: commit, ClawfsTree1: sum}, nil) }, "expected source, environment"},
+		{"a dataset kind alone", func(s st) { add(s, "dataset", verifier.DigestSet{ClawfsTree1: sum}, nil) }, "expected source, environment"},
+		{"a model by a hash", func(s st) { add(s, "model:base", verifier.DigestSet{SHA256: sum}, nil) }, "never by a hash"},
+		{"a model by claim and hash", func(s st) { add(s, "model:base", verifier.DigestSet{ClawfsClaim1: sum, SHA256: sum}, nil) }, "never by a hash"},
+		{"a model with a size", func(s st) {
+			add(s, "model:base", verifier.DigestSet{ClawfsClaim1: sum}, &verifier.Annotations{Files: 1, Bytes: 1})
+		}, "belong to trees only"},
+		{"a model that is a path", func(s st) { add(s, "model:../base", verifier.DigestSet{ClawfsClaim1: sum}, nil) }, "expected a name of letters"},
+		{"a dataset by claim", func(s st) { dep(s, dataset).Digest = verifier.DigestSet{ClawfsClaim1: sum} }, "clawfsTree1 alone"},
+		{"an environment by claim too", func(s st) { dep(s, environment).Digest.ClawfsClaim1 = sum }, "sha256 alone"},
+		{"a submodule that climbs", func(s st) {
+			add(s, "submodule:../x", verifier.DigestSet{GitCommit: commit, ClawfsTree1: sum}, nil)
+		}, "submodule:../x"},
+		{"a submodule without its tree", func(s st) { add(s, "submodule:vendor/x", verifier.DigestSet{GitCommit: commit}, nil) }, "needs the digest clawfsTree1"},
+		{"a large file that is absolute", func(s st) {
+			add(s, "lfs:/etc/passwd", verifier.DigestSet{SHA256: sum}, &verifier.Annotations{Bytes: 1})
+		}, "lfs:/etc/passwd"},
+		{"a large file without its size", func(s st) { add(s, "lfs:w.bin", verifier.DigestSet{SHA256: sum}, nil) }, "bytes of at least 1"},
+		{"a large file of several files", func(s st) {
+			add(s, "lfs:w.bin", verifier.DigestSet{SHA256: sum}, &verifier.Annotations{Files: 2, Bytes: 1})
+		}, "and no files"},
+		{"an empty mirror", func(s st) { dep(s, dataset).Annotations.Mirrors = []string{""} }, "one is empty"},
+		{"a mirror twice", func(s st) { dep(s, dataset).Annotations.Mirrors = []string{"x:y", "x:y"} }, "twice"},
+		{"a mirror with an escape", func(s st) { dep(s, dataset).Annotations.Mirrors = []string{"https://x\x1b[2J"} }, "printable ASCII"},
+		{"17 mirrors", func(s st) {
+			for i := range 17 {
+				dep(s, dataset).Annotations.Mirrors = append(dep(s, dataset).Annotations.Mirrors, fmt.Sprint("x:", i))
+			}
+		}, "at most 16"},
+		{"an unknown lock format", func(s st) { dep(s, lockfile).Annotations = &verifier.Annotations{Format: "poetry", Extras: "refused"} }, "format: expected one of"},
+		{"a lock format without a word on extras", func(s st) { dep(s, lockfile).Annotations = &verifier.Annotations{Format: "dpkg"} }, "extras: expected"},
+		{"extras without a format", func(s st) { dep(s, lockfile).Annotations = &verifier.Annotations{Extras: "allowed"} }, "format: expected one of"},
+		{"a dataset with a lock format", func(s st) { dep(s, dataset).Annotations.Format = "dpkg" }, "lockfile only"},
+
+		{"a stage with a negative limit", func(s st) { params(s).Stages[0].Limits = &verifier.StageLimits{MemoryBytes: -1} }, "memoryBytes"},
+		{"a stage with endless CPU time", func(s st) { params(s).Stages[0].Limits = &verifier.StageLimits{CPUSeconds: 1 << 40} }, "cpuSeconds"},
+		{"an artifact that climbs", func(s st) { params(s).Stages[0].Artifacts = []string{"../x"} }, "artifacts"},
+		{"an artifact twice", func(s st) { params(s).Stages[0].Artifacts = []string{"x", "x"} }, "twice"},
+		{"dispatch of another word", func(s st) { s.Predicate.Platform.CPUDispatch = "any" }, "cpuDispatch"},
+		{"exact dispatch of nothing", func(s st) {
+			s.Predicate.Platform.CPUDispatch, s.Predicate.Platform.CPUFeatures = verifier.ExactDispatch, nil
+		}, "there are none"},
 	}
 	for _, tt := range tests {
 		s := statement(t, ledgerKey(t))
@@ -306,7 +357,18 @@ func TestLedgerAccepts(t *testing.T) {
 	for name, change := range map[string]func(s st){
 		"no lockfile, no dataset": func(s st) { *deps(s) = (*deps(s))[:2] },
 		"no features":             func(s st) { s.Predicate.Platform.CPUFeatures = nil },
-		"no environment set":      func(s st) { s.Predicate.BuildDefinition.ExternalParameters.Env = nil },
+		"every kind and field": func(s st) {
+			sum := digest(t, image)
+			*deps(s) = append(*deps(s),
+				verifier.Dependency{Name: "model:base", URI: "file:///models/base", Digest: verifier.DigestSet{ClawfsClaim1: sum}},
+				verifier.Dependency{Name: "submodule:vendor/x", Digest: verifier.DigestSet{GitCommit: commit, ClawfsTree1: sum}},
+				verifier.Dependency{Name: "lfs:data/w.bin", Digest: verifier.DigestSet{SHA256: sum}, Annotations: &verifier.Annotations{Bytes: 1, Mirrors: []string{"https://b.example/w"}}})
+			(*deps(s))[2].Annotations = &verifier.Annotations{Format: "requirements", Extras: verifier.ExtrasRefused}
+			s.Predicate.Platform.CPUDispatch = verifier.ExactDispatch
+			g := &s.Predicate.BuildDefinition.ExternalParameters.Stages[0]
+			g.Artifacts, g.Limits = []string{"features.npz"}, &verifier.StageLimits{CPUSeconds: 60}
+		},
+		"no environment set": func(s st) { s.Predicate.BuildDefinition.ExternalParameters.Env = nil },
 		"an empty argument": func(s st) {
 			s.Predicate.BuildDefinition.ExternalParameters.Stages[0].Argv = []string{"x", "", "é\n"}
 		},

@@ -19,13 +19,26 @@ const (
 	ImageMediaType = "application/vnd.oci.image.manifest.v1+json"
 )
 
-// The names of a ledger's dependencies. A dataset's is DatasetPrefix and its
-// own name.
+// The names of a ledger's dependencies. Those of the last four kinds are a
+// prefix and the dependency's own name: of a dataset or a model, or the path
+// in the source at which a submodule or a large file belongs.
 const (
 	SourceName      = "source"
 	EnvironmentName = "environment"
 	LockfileName    = "lockfile"
 	DatasetPrefix   = "dataset:"
+	ModelPrefix     = "model:"
+	SubmodulePrefix = "submodule:"
+	LFSPrefix       = "lfs:"
+)
+
+// ExactDispatch is the only value of Platform.CPUDispatch.
+const ExactDispatch = "exact"
+
+// The values of Annotations.Extras.
+const (
+	ExtrasRefused = "refused"
+	ExtrasAllowed = "allowed"
 )
 
 // Statement is a build ledger: an in-toto Statement v1 about one source
@@ -53,6 +66,9 @@ type DigestSet struct {
 	GitCommit   GitCommit       `json:"gitCommit,omitempty"`
 	ClawfsTree1 hashpipe.Digest `json:"clawfsTree1,omitzero"` // package tree
 	SHA256      hashpipe.Digest `json:"sha256,omitzero"`
+	// ClawfsClaim1 is the claim of another model's capability (package
+	// capstore, Claim), which two honest rebuilders of it share.
+	ClawfsClaim1 hashpipe.Digest `json:"clawfsClaim1,omitzero"`
 }
 
 // GitCommit is the name of a git commit in lower-case hex: 40 digits of SHA-1
@@ -98,6 +114,17 @@ type Stage struct {
 	Env            map[string]string `json:"env,omitempty"`     // outranks ExternalParameters.Env
 	WorkDir        string            `json:"workdir,omitempty"` // absolute and clean
 	TimeoutSeconds int64             `json:"timeoutSeconds,omitempty"`
+	Limits         *StageLimits      `json:"limits,omitempty"`    // below the policy's
+	Artifacts      []string          `json:"artifacts,omitempty"` // files below this stage's /out that every rebuild must repeat
+}
+
+// StageLimits narrow what the policy allows one stage. A zero field is the
+// policy's limit; all zero is an error.
+type StageLimits struct {
+	MemoryBytes int64 `json:"memoryBytes,omitzero"`
+	Processes   int64 `json:"processes,omitzero"`
+	CPUSeconds  int64 `json:"cpuSeconds,omitzero"` // of all its processes together
+	OutputBytes int64 `json:"outputBytes,omitzero"`
 }
 
 // Output names a file that the build must produce. It has no digest field: the
@@ -116,19 +143,32 @@ type Dependency struct {
 	Annotations *Annotations `json:"annotations,omitempty"`
 }
 
-// Annotations are the size of a tree, signed beside its root. Both are written
-// as decimal strings.
+// Annotations are signed beside a dependency's digest: the size of a tree,
+// written as decimal strings, further places where to look, and how a lockfile
+// is read.
 type Annotations struct {
-	Files int64 `json:"files,string"`
-	Bytes int64 `json:"bytes,string"`
+	Files   int64    `json:"files,string,omitzero"` // of trees
+	Bytes   int64    `json:"bytes,string,omitzero"` // of trees and large files
+	Mirrors []string `json:"mirrors,omitempty"`     // hints like URI, tried after it
+	// Format is one of LockFormats. Without it a lockfile is bytes for the
+	// build; with it the image is compared with what the lockfile names.
+	Format string `json:"format,omitempty"`
+	Extras string `json:"extras,omitempty"` // whether the image may have packages that the lockfile does not name
 }
+
+// LockFormats are the values of Annotations.Format.
+var LockFormats = []string{"requirements", "pip-freeze", "conda-explicit", "uv", "pylock", "dpkg"}
 
 // Platform is the class of machines within which the bytes are promised equal.
 type Platform struct {
 	OS          string   `json:"os"`
 	Arch        string   `json:"arch"`
 	CPUFeatures []string `json:"cpuFeatures,omitempty"`
-	Accelerator string   `json:"accelerator"` // "none", or what a build needs
+	// CPUDispatch is empty if a machine may have further features, or
+	// ExactDispatch if those by which libraries choose their code must be
+	// CPUFeatures and no others.
+	CPUDispatch string `json:"cpuDispatch,omitempty"`
+	Accelerator string `json:"accelerator"` // "none", or what a build needs
 }
 
 // Source returns the dependency "source", or the zero Dependency.
@@ -141,14 +181,40 @@ func (s Statement) Environment() Dependency { d, _ := s.dependency(EnvironmentNa
 func (s Statement) Lockfile() (Dependency, bool) { return s.dependency(LockfileName) }
 
 // Datasets returns the datasets by their own names, without "dataset:".
-func (s Statement) Datasets() map[string]Dependency {
-	sets := make(map[string]Dependency)
+func (s Statement) Datasets() map[string]Dependency { return s.named(DatasetPrefix) }
+
+// Models returns the models that the build starts from by their own names,
+// without "model:".
+func (s Statement) Models() map[string]Dependency { return s.named(ModelPrefix) }
+
+// Submodules returns the submodules of the source by their paths.
+func (s Statement) Submodules() map[string]Dependency { return s.named(SubmodulePrefix) }
+
+// LargeFiles returns the files of the source that git LFS keeps elsewhere, by
+// their paths.
+func (s Statement) LargeFiles() map[string]Dependency { return s.named(LFSPrefix) }
+
+func (s Statement) named(prefix string) map[string]Dependency {
+	found := make(map[string]Dependency)
 	for _, d := range s.Predicate.BuildDefinition.ResolvedDependencies {
-		if name, ok := strings.CutPrefix(d.Name, DatasetPrefix); ok {
-			sets[name] = d
+		if name, ok := strings.CutPrefix(d.Name, prefix); ok {
+			found[name] = d
 		}
 	}
-	return sets
+	return found
+}
+
+// Places returns where a dependency may be, the likeliest first: hints, none
+// of them trusted.
+func (d Dependency) Places() []string {
+	var places []string
+	if d.URI != "" {
+		places = append(places, d.URI)
+	}
+	if d.Annotations != nil {
+		places = append(places, d.Annotations.Mirrors...)
+	}
+	return places
 }
 
 // StageEnv returns the environment of a stage: the build's, overlaid with the

@@ -25,12 +25,15 @@ const (
 	idRange = 1 << 16
 	// tmpFiles bounds the inodes of each tmpfs.
 	tmpFiles = 1 << 17
+	// defaultOpenFiles is what Debian's login gives a process.
+	defaultOpenFiles = 1024
 )
 
 // bundle is what one stage's container is made of.
 type bundle struct {
 	spec   Spec // with defaults filled in
 	stage  Stage
+	limits Limits            // of this stage
 	root   string            // mounted image
 	out    string            // host directory behind /out
 	before map[string]string // host directories behind /in/stages/<name>
@@ -60,13 +63,13 @@ func (b bundle) config() (*specs.Spec, error) {
 	if cwd == "" {
 		cwd = v.WorkDir
 	}
-	noFile, err := rlimit(unix.RLIMIT_NOFILE, 1024)
+	noFile, err := rlimit(unix.RLIMIT_NOFILE, uint64(b.limits.OpenFiles))
 	if err != nil {
 		return nil, err
 	}
 	// Above the size of /out, so that a large file meets the limit of /out
 	// first; it bounds what a sparse file pretends to hold.
-	fileSize, err := rlimit(unix.RLIMIT_FSIZE, uint64(2*b.spec.Limits.OutputBytes+64<<20))
+	fileSize, err := rlimit(unix.RLIMIT_FSIZE, uint64(2*b.limits.OutputBytes+64<<20))
 	if err != nil {
 		return nil, err
 	}
@@ -95,11 +98,26 @@ func (b bundle) config() (*specs.Spec, error) {
 	if c.Linux.Seccomp, err = seccomp.GetDefaultProfile(c); err != nil {
 		return nil, fmt.Errorf("system-call filter: %w", err)
 	}
+	withhold(c.Linux.Seccomp)
 	return c, nil
 }
 
+// withheld are system calls that the common profile allows and no build needs:
+// they look into other processes, or tell handles of files.
+var withheld = []string{"ptrace", "process_vm_readv", "process_vm_writev", "name_to_handle_at"}
+
+// withhold takes the withheld calls out of every rule, so that the default
+// action, an error, is theirs.
+func withhold(filter *specs.LinuxSeccomp) {
+	for i := range filter.Syscalls {
+		r := &filter.Syscalls[i]
+		r.Names = slices.DeleteFunc(r.Names, func(name string) bool { return slices.Contains(withheld, name) })
+	}
+	filter.Syscalls = slices.DeleteFunc(filter.Syscalls, func(r specs.LinuxSyscall) bool { return len(r.Names) == 0 })
+}
+
 func (b bundle) linux() *specs.Linux {
-	l, v := b.spec.Limits, b.spec.Variation
+	l, v := b.limits, b.spec.Variation
 	quota, period := cpuQuota(l.CPUs), uint64(cpuPeriod)
 	ids := []specs.LinuxIDMapping{{ContainerID: 0, HostID: v.UID, Size: idRange}}
 	r := &specs.LinuxResources{
@@ -140,7 +158,7 @@ func (b bundle) linux() *specs.Linux {
 
 // mounts leaves out /sys and /sys/fs/cgroup: they tell about the host.
 func (b bundle) mounts() []specs.Mount {
-	size := "size=" + strconv.FormatInt(b.spec.Limits.MemoryBytes, 10)
+	size := "size=" + strconv.FormatInt(b.limits.MemoryBytes, 10)
 	files := "nr_inodes=" + strconv.Itoa(tmpFiles)
 	user := []string{"uid=" + strconv.Itoa(buildUID), "gid=" + strconv.Itoa(buildGID)}
 	bind := func(src, dst string, opts ...string) specs.Mount {

@@ -117,7 +117,7 @@ func (h *hierarchy) probe() error {
 		}
 		return probeMkdir(own)
 	}
-	for _, c := range needed {
+	for _, c := range append(needed, "cpuacct") { // v2 counts CPU time in every cgroup
 		if _, ok := h.mounts[c]; !ok {
 			return fmt.Errorf("no %s controller: not mounted as cgroup v1, and /sys/fs/cgroup is not cgroup v2 (runc uses only the v1 half of a hybrid layout)", c)
 		}
@@ -184,8 +184,8 @@ func (h hierarchy) dir(pid, controller string) (string, error) {
 
 // group is the cgroup of one container.
 type group struct {
-	h                         hierarchy
-	memory, pids, cpu, cpuset string // directories
+	h                                  hierarchy
+	memory, pids, cpu, cpuacct, cpuset string // directories
 }
 
 // container finds the cgroup of a container by its first process and checks
@@ -195,7 +195,7 @@ func (h hierarchy) container(pid int, id string, l Limits, cpus string) (group, 
 	for _, c := range []struct {
 		name string
 		dst  *string
-	}{{"memory", &g.memory}, {"pids", &g.pids}, {"cpu", &g.cpu}, {"cpuset", &g.cpuset}} {
+	}{{"memory", &g.memory}, {"pids", &g.pids}, {"cpu", &g.cpu}, {"cpuacct", &g.cpuacct}, {"cpuset", &g.cpuset}} {
 		if c.name == "cpuset" && !h.cpuset {
 			continue
 		}
@@ -259,6 +259,7 @@ type usage struct {
 	oomKills   int64
 	forkDenied int64
 	peak       int64
+	cpu        time.Duration
 }
 
 func (g group) usage() (usage, error) {
@@ -278,7 +279,31 @@ func (g group) usage() (usage, error) {
 	if b, err := os.ReadFile(filepath.Join(g.memory, peak)); err == nil { // memory.peak: Linux 5.19
 		u.peak, _ = strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
 	}
-	return u, nil
+	u.cpu, err = g.cpuTime()
+	return u, err
+}
+
+// cpuTime is what all processes of the container spent on processors so far.
+func (g group) cpuTime() (time.Duration, error) {
+	if g.h.version == 2 {
+		us, err := counter(filepath.Join(g.cpuacct, "cpu.stat"), "usage_usec")
+		return time.Duration(us) * time.Microsecond, err
+	}
+	b, err := os.ReadFile(filepath.Join(g.cpuacct, "cpuacct.usage"))
+	if err != nil {
+		return 0, fmt.Errorf("reading a counter: %w", err)
+	}
+	ns, err := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("reading a counter: cpuacct.usage: %w", err)
+	}
+	return time.Duration(ns), nil
+}
+
+// living lists the processes of the container.
+func (g group) living() ([]string, error) {
+	b, err := os.ReadFile(filepath.Join(g.pids, "cgroup.procs"))
+	return strings.Fields(string(b)), err
 }
 
 func counter(file, key string) (int64, error) {

@@ -85,6 +85,20 @@ func (c *container) kill() {
 	}
 }
 
+// end kills every process of the container and waits until they are dead. The
+// kernel lets nobody reap the first process of a pid namespace before all the
+// others are gone, and no new one can come: from then on nothing of the build
+// acts. Repeating it is harmless.
+func (c *container) end() error {
+	c.kill()
+	select {
+	case <-c.done:
+		return c.waitErr
+	case <-time.After(killTime):
+		return fmt.Errorf("process %d of the container, or one that it started, lives %v after SIGKILL; see /proc/PID/stack for what it waits for", c.pid, killTime)
+	}
+}
+
 // destroy kills a container by its id and removes it with its cgroup. A
 // container that runc does not know is no error.
 func (r *Runtime) destroy(dir, id string) error {

@@ -64,13 +64,22 @@ type answer struct {
 
 // answered is a Result but for what the attester knows better.
 type answered struct {
-	Outputs []answeredOutput
-	Stages  []StageRecord
+	Outputs []answeredFile
+	Stages  []answeredStage
 	Varied  []string
 }
 
-// answeredOutput is what the node measured; a claim here.
-type answeredOutput struct {
+// answeredStage is a StageRecord.
+type answeredStage struct {
+	Name                           string
+	Wall, CPU                      time.Duration
+	PeakMemory, OutBytes, LogBytes int64
+	Artifacts                      []answeredFile
+}
+
+// answeredFile is what the node measured; a claim here. The name of an
+// artifact is its path.
+type answeredFile struct {
 	Name   string
 	SHA256 hashpipe.Digest
 	Verity hashpipe.VerityDigest
@@ -337,19 +346,34 @@ func (a *answered) check(s Spec) error {
 	if len(a.Outputs) != len(s.Outputs) || len(a.Stages) != len(s.Stages) {
 		return fmt.Errorf("%d outputs of %d stages, the recipe has %d of %d", len(a.Outputs), len(a.Stages), len(s.Outputs), len(s.Stages))
 	}
-	var total int64
+	left := s.Limits.OutputBytes
+	check := func(what string, f answeredFile, name string) error {
+		switch {
+		case f.Name != name:
+			return fmt.Errorf("%s is %.64q, the recipe's is %q", what, f.Name, name)
+		case f.Size < 0 || f.Size > left:
+			return fmt.Errorf("%s, %s, is said to be %d bytes long, the limit for all is %d", what, f.Name, f.Size, s.Limits.OutputBytes)
+		}
+		left -= f.Size
+		return nil
+	}
 	for i, o := range a.Outputs {
-		if o.Name != s.Outputs[i].Name {
-			return fmt.Errorf("output %d is %.64q, the recipe's is %q", i+1, o.Name, s.Outputs[i].Name)
+		if err := check(fmt.Sprintf("output %d", i+1), o, s.Outputs[i].Name); err != nil {
+			return err
 		}
-		if o.Size < 0 || o.Size > s.Limits.OutputBytes-total {
-			return fmt.Errorf("output %s is said to be %d bytes long, the limit for all is %d", o.Name, o.Size, s.Limits.OutputBytes)
-		}
-		total += o.Size
 	}
 	for i, st := range a.Stages {
-		if st.Name != s.Stages[i].Name || min(int64(st.Wall), st.PeakMemory, st.OutBytes, st.LogBytes) < 0 {
-			return fmt.Errorf("stage %d is told as %.64q, %v; the recipe's is %q", i+1, st.Name, st.Wall, s.Stages[i].Name)
+		want := s.Stages[i]
+		if st.Name != want.Name || min(int64(st.Wall), int64(st.CPU), st.PeakMemory, st.OutBytes, st.LogBytes) < 0 {
+			return fmt.Errorf("stage %d is told as %.64q, %v; the recipe's is %q", i+1, st.Name, st.Wall, want.Name)
+		}
+		if len(st.Artifacts) != len(want.Artifacts) {
+			return fmt.Errorf("%d artifacts of stage %s, the recipe has %d", len(st.Artifacts), st.Name, len(want.Artifacts))
+		}
+		for j, f := range st.Artifacts {
+			if err := check(fmt.Sprintf("artifact %d of stage %s", j+1, st.Name), f, want.Artifacts[j]); err != nil {
+				return err
+			}
 		}
 	}
 	if len(a.Varied) > maxVaried {
@@ -363,12 +387,17 @@ func (a *answered) check(s Spec) error {
 	return nil
 }
 
-// attest copies the outputs to Spec.Dir and measures what it copies. What the
-// node said is only compared.
+// attest copies outputs and artifacts to Spec.Dir and measures what it copies.
+// What the node said is only compared.
 func (x *exchange) attest(ctx context.Context, s Spec, a answer, root *os.File) (Result, error) {
 	wanted := map[string]bool{resultFile: true}
 	for _, o := range a.Result.Outputs {
 		wanted[o.SHA256.String()] = true
+	}
+	for _, st := range a.Result.Stages {
+		for _, f := range st.Artifacts {
+			wanted[f.SHA256.String()] = true
+		}
 	}
 	entries, err := root.ReadDir(len(wanted) + 1)
 	if err != nil && !errors.Is(err, io.EOF) {
@@ -383,19 +412,37 @@ func (x *exchange) attest(ctx context.Context, s Spec, a answer, root *os.File) 
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return Result{}, err
 	}
-	res := Result{Stages: a.Result.Stages, Varied: append(a.Result.Varied, "node="+a.Host.Name), Host: a.Host}
-	for i, said := range a.Result.Outputs {
-		o := Output{name: said.Name, recipe: s.Recipe, run: x.run, path: filepath.Join(dir, strconv.Itoa(i))}
-		if o.measurement, err = takeOutput(ctx, root, said, o.path); err != nil {
+	taken := 0
+	take := func(said answeredFile) (file, error) {
+		f := file{recipe: s.Recipe, run: x.run, kept: filepath.Join(dir, strconv.Itoa(taken))}
+		taken++
+		f.measurement, err = takeFile(ctx, root, said, f.kept)
+		return f, err
+	}
+	res := Result{Varied: append(a.Result.Varied, "node="+a.Host.Name), Host: a.Host}
+	for _, said := range a.Result.Outputs {
+		f, err := take(said)
+		if err != nil {
 			return Result{}, errors.Join(fmt.Errorf("output %s: %w", said.Name, err), os.RemoveAll(dir))
 		}
-		res.Outputs = append(res.Outputs, o)
+		res.Outputs = append(res.Outputs, Output{file: f, name: said.Name})
+	}
+	for _, st := range a.Result.Stages {
+		record := StageRecord{Name: st.Name, Wall: st.Wall, CPU: st.CPU, PeakMemory: st.PeakMemory, OutBytes: st.OutBytes, LogBytes: st.LogBytes}
+		for _, said := range st.Artifacts {
+			f, err := take(said)
+			if err != nil {
+				return Result{}, errors.Join(fmt.Errorf("artifact %s of stage %s: %w", said.Name, st.Name, err), os.RemoveAll(dir))
+			}
+			record.Artifacts = append(record.Artifacts, Artifact{file: f, stage: st.Name, path: said.Name})
+		}
+		res.Stages = append(res.Stages, record)
 	}
 	return res, nil
 }
 
-// takeOutput copies one file of an answer and measures the copy's bytes.
-func takeOutput(ctx context.Context, root *os.File, said answeredOutput, to string) (hashpipe.Measurement, error) {
+// takeFile copies one file of an answer and measures the copy's bytes.
+func takeFile(ctx context.Context, root *os.File, said answeredFile, to string) (hashpipe.Measurement, error) {
 	f, size, err := openOutput(root, said.SHA256.String())
 	if err != nil {
 		return hashpipe.Measurement{}, fmt.Errorf("the file %s of its answer %w", said.SHA256, err)
@@ -404,7 +451,7 @@ func takeOutput(ctx context.Context, root *os.File, said answeredOutput, to stri
 	if size != said.Size {
 		return hashpipe.Measurement{}, fmt.Errorf("%d bytes came back, the node said %d", size, said.Size)
 	}
-	m, err := keep(ctx, io.LimitReader(f, said.Size+1), to)
+	m, err := copyMeasured(ctx, io.LimitReader(f, said.Size+1), to)
 	if err != nil {
 		return hashpipe.Measurement{}, err
 	}

@@ -26,6 +26,14 @@ func TestLimits(t *testing.T) {
 		{"flood", nil, LimitExceeded, "log is longer than 65536 bytes"},
 		{"sleep", func(s *Spec) { s.Limits.Wall = time.Second }, Timeout, "all stages together may take 1s"},
 		{"stubborn", func(s *Spec) { s.Stages[0].Wall = time.Second }, Timeout, "this stage may take 1s"},
+		{"burn", func(s *Spec) { s.Limits.CPUTime = 300 * time.Millisecond }, LimitExceeded, "of CPU time, the limit is 300ms"},
+		{"burn", func(s *Spec) { s.Stages[0].Limits.CPUTime = 300 * time.Millisecond }, LimitExceeded, "of CPU time, the limit is 300ms"},
+		{"spend 200ms", func(s *Spec) { s.Limits.CPUTime = 100 * time.Millisecond }, LimitExceeded, "of CPU time, the limit is 100ms"},
+		{"memory", func(s *Spec) { s.Stages[0].Limits.MemoryBytes = 48 << 20 }, LimitExceeded, "memory limit of 50331648 bytes"},
+		{"fork", func(s *Spec) { s.Stages[0].Limits.Processes = 20 }, LimitExceeded, "limit of 20"},
+		{"fill /out/a", func(s *Spec) { s.Stages[0].Limits.OutputBytes = 1 << 20 }, LimitExceeded, "the limit is 1048576"},
+		{"sparse 1048577", func(s *Spec) { s.Stages[0].Limits.OutputBytes = 1 << 20 }, LimitExceeded, "outputs are 1048577 bytes long, the limit is 1048576"},
+		{"openfiles", nil, BuildFailed, ""},
 		{"exit 3", nil, BuildFailed, "payload exited with status 3"},
 		{"segv", nil, BuildFailed, "payload"},
 	} {
@@ -47,6 +55,36 @@ func TestLimits(t *testing.T) {
 				t.Errorf("failed run left %q", left)
 			}
 		})
+	}
+}
+
+// TestLimitsOfRunAndStage: what one stage used is not there for the next, and
+// a stage may have as much as the run.
+func TestLimitsOfRunAndStage(t *testing.T) {
+	r, s := spec(t)
+	s.Limits.CPUTime = 400 * time.Millisecond
+	s.Limits.OpenFiles = 40
+	s.Stages = []Stage{
+		{Name: "one", Argv: []string{"payload", "spend", "200ms"}, Limits: StageLimits{s.Limits.MemoryBytes, s.Limits.Processes, s.Limits.CPUTime, s.Limits.OutputBytes}},
+		{Name: "two", Argv: []string{"payload", "spend", "40ms"}},
+	}
+	var res Result
+	var err error
+	clean(t, func() { res, err = r.Run(t.Context(), s) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if cpu := res.Stages[0].CPU; cpu < 100*time.Millisecond || cpu > 400*time.Millisecond {
+		t.Errorf("the first stage's CPU time = %v, want some 200ms", cpu)
+	}
+	s.Stages[1].Argv[2] = "400ms"
+	_, _, err = run1(t, r, s)
+	wantFailure(t, err, LimitExceeded, "two", "of CPU time")
+	s.Stages[1].Argv = []string{"payload", "openfiles"}
+	_, log, err := run1(t, r, s)
+	wantFailure(t, err, BuildFailed, "two", "status 1")
+	if !strings.Contains(log, "too many open files") || !strings.Contains(log, "3") || strings.Contains(log, "40 open") {
+		t.Errorf("log = %q, want fewer than 40 open files", log)
 	}
 }
 

@@ -82,13 +82,8 @@ func (r *Runtime) answer(ctx context.Context, path, scratch string) (err error) 
 		return err
 	}
 	if a.Failure == nil {
-		a.Result = &answered{Stages: res.Stages, Varied: res.Varied}
-		for _, out := range res.Outputs {
-			said, err := bring(ctx, out, next)
-			if err != nil {
-				return fmt.Errorf("output %s: %w", out.Name(), err)
-			}
-			a.Result.Outputs = append(a.Result.Outputs, said)
+		if a.Result, err = bringAll(ctx, res, next); err != nil {
+			return err
 		}
 	}
 	text, err := json.Marshal(&a, wire, json.Deterministic(true))
@@ -104,11 +99,34 @@ func (r *Runtime) answer(ctx context.Context, path, scratch string) (err error) 
 	return syncDir(exchange)
 }
 
-// bring copies an output into the answer. Outputs with the same bytes are one
-// file there.
-func bring(ctx context.Context, out Output, dir string) (answeredOutput, error) {
+// bringAll copies what a run kept into the answer.
+func bringAll(ctx context.Context, res Result, dir string) (*answered, error) {
+	a := &answered{Varied: res.Varied}
+	for _, out := range res.Outputs {
+		said, err := bring(ctx, out.name, out.file, dir)
+		if err != nil {
+			return nil, fmt.Errorf("output %s: %w", out.name, err)
+		}
+		a.Outputs = append(a.Outputs, said)
+	}
+	for _, st := range res.Stages {
+		told := answeredStage{Name: st.Name, Wall: st.Wall, CPU: st.CPU, PeakMemory: st.PeakMemory, OutBytes: st.OutBytes, LogBytes: st.LogBytes}
+		for _, f := range st.Artifacts {
+			said, err := bring(ctx, f.path, f.file, dir)
+			if err != nil {
+				return nil, fmt.Errorf("artifact %s of stage %s: %w", f.path, st.Name, err)
+			}
+			told.Artifacts = append(told.Artifacts, said)
+		}
+		a.Stages = append(a.Stages, told)
+	}
+	return a, nil
+}
+
+// bring copies a file into the answer. Files with the same bytes are one there.
+func bring(ctx context.Context, name string, out file, dir string) (answeredFile, error) {
 	m := out.Measurement()
-	said := answeredOutput{Name: out.Name(), SHA256: m.Sum().Claim(), Verity: m.Tree().Claim(), Size: m.Size()}
+	said := answeredFile{Name: name, SHA256: m.Sum().Claim(), Verity: m.Tree().Claim(), Size: m.Size()}
 	src, err := out.Open()
 	if err != nil {
 		return said, err

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -14,56 +15,95 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// collect copies the wanted outputs out of the last stage's /out and measures
-// the very bytes it copies. Every process of the run is dead by now. All
-// outputs that are absent or not plain files are reported together.
-func (x *run) collect(ctx context.Context) ([]Output, error) {
-	last := len(x.outs) - 1
-	stage, root := x.spec.Stages[last], x.outs[last].root
-	files := make([]*os.File, len(x.spec.Outputs))
-	defer func() {
-		for _, f := range files {
-			if f != nil {
-				f.Close()
-			}
-		}
-	}()
+// keptFiles are the copies below Spec.Dir of what the stages left.
+type keptFiles struct {
+	dir   string // made for the first
+	files int
+	bytes int64
+}
+
+// outputs keeps the recipe's outputs, which lie in the last stage's /out.
+func (x *run) outputs(ctx context.Context) ([]Output, error) {
+	files, err := x.keep(ctx, len(x.outs)-1, "outputs", x.spec.Outputs)
+	if err != nil {
+		return nil, err
+	}
+	outputs := make([]Output, len(files))
+	for i, f := range files {
+		outputs[i] = Output{file: f, name: x.spec.Outputs[i].Name}
+	}
+	return outputs, nil
+}
+
+// artifacts keeps those of stage i.
+func (x *run) artifacts(ctx context.Context, i int) ([]Artifact, error) {
+	stage := x.spec.Stages[i]
+	wanted := make([]Wanted, len(stage.Artifacts))
+	for j, p := range stage.Artifacts {
+		wanted[j] = Wanted{Name: p, Path: p}
+	}
+	files, err := x.keep(ctx, i, "artifacts", wanted)
+	if err != nil {
+		return nil, err
+	}
+	artifacts := make([]Artifact, len(files))
+	for j, f := range files {
+		artifacts[j] = Artifact{file: f, stage: stage.Name, path: stage.Artifacts[j]}
+	}
+	return artifacts, nil
+}
+
+// keep copies files out of the /out of stage i and measures the very bytes it
+// copies. Every process of that stage is dead by now, and no later one can
+// write there. All files that are absent or not plain are reported together.
+func (x *run) keep(ctx context.Context, i int, what string, list []Wanted) ([]file, error) {
+	if len(list) == 0 {
+		return nil, nil
+	}
+	stage, root := x.spec.Stages[i], x.outs[i].root
 	var missing []string
 	var total int64
-	for i, w := range x.spec.Outputs {
-		f, size, err := openOutput(root, w.Path)
+	for _, w := range list {
+		src, size, err := openOutput(root, w.Path)
 		var not *notOutput
 		if errors.As(err, &not) {
 			missing = append(missing, fmt.Sprintf("%s (/out/%s) %s", w.Name, w.Path, not.why))
 			continue
 		}
 		if err != nil {
-			return nil, fmt.Errorf("output %s: %w", w.Name, err)
+			return nil, fmt.Errorf("stage %s: %s: %w", stage.Name, w.Name, err)
 		}
-		files[i] = f
+		src.Close()
 		total += size
 	}
 	if len(missing) > 0 {
-		return nil, x.fail(OutputMissing, stage, fmt.Sprintf("%d of %d outputs: %s", len(missing), len(files), strings.Join(missing, "; ")))
+		return nil, x.fail(OutputMissing, stage, fmt.Sprintf("%d of %d %s: %s", len(missing), len(list), what, strings.Join(missing, "; ")))
 	}
 	// A sparse file may be longer than the disk that holds it.
-	if total > x.spec.Limits.OutputBytes {
-		return nil, x.fail(LimitExceeded, stage, fmt.Sprintf("outputs are %d bytes long, the limit is %d", total, x.spec.Limits.OutputBytes))
+	if limit := x.spec.Limits.of(stage).OutputBytes; total > limit {
+		return nil, x.fail(LimitExceeded, stage, fmt.Sprintf("%s are %d bytes long, the limit is %d", what, total, limit))
 	}
-	dir := filepath.Join(x.spec.Dir, "outputs-"+x.state.run)
-	if err := os.Mkdir(dir, 0o700); err != nil {
+	if x.kept.bytes += total; x.kept.bytes > x.spec.Limits.OutputBytes {
+		return nil, x.fail(LimitExceeded, stage, fmt.Sprintf("%s, with the artifacts before them, are %d bytes long, the limit is %d", what, x.kept.bytes, x.spec.Limits.OutputBytes))
+	}
+	if err := os.Mkdir(x.kept.dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, err
 	}
-	outputs := make([]Output, len(files))
-	for i, w := range x.spec.Outputs {
-		o := Output{name: w.Name, recipe: x.spec.Recipe, run: x.state.run, path: filepath.Join(dir, strconv.Itoa(i))}
-		var err error
-		if o.measurement, err = keep(ctx, files[i], o.path); err != nil {
-			return nil, errors.Join(fmt.Errorf("keeping output %s: %w", w.Name, err), os.RemoveAll(dir))
+	files := make([]file, len(list))
+	for j, w := range list {
+		f := file{recipe: x.spec.Recipe, run: x.state.run, kept: filepath.Join(x.kept.dir, strconv.Itoa(x.kept.files))}
+		x.kept.files++
+		src, _, err := openOutput(root, w.Path)
+		if err == nil {
+			f.measurement, err = copyMeasured(ctx, src, f.kept)
+			src.Close()
 		}
-		outputs[i] = o
+		if err != nil {
+			return nil, fmt.Errorf("stage %s: keeping %s: %w", stage.Name, w.Name, err)
+		}
+		files[j] = f
 	}
-	return outputs, nil
+	return files, nil
 }
 
 // notOutput says why a path of the build is not an output.
@@ -111,8 +151,8 @@ func openOutput(root *os.File, path string) (*os.File, int64, error) {
 	return f, st.Size, err
 }
 
-// keep copies src to a new file and measures what it copies.
-func keep(ctx context.Context, src io.Reader, path string) (hashpipe.Measurement, error) {
+// copyMeasured copies src to a new file and measures what it copies.
+func copyMeasured(ctx context.Context, src io.Reader, path string) (hashpipe.Measurement, error) {
 	dst, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
 		return hashpipe.Measurement{}, err

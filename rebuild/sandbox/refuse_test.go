@@ -170,6 +170,23 @@ func TestSpecRefuses(t *testing.T) {
 		"no log limit":             func(s *Spec) { s.Limits.LogBytes = 0 },
 		"no time limit":            func(s *Spec) { s.Limits.Wall = 0 },
 		"negative stage time":      func(s *Spec) { s.Stages[0].Wall = -1 },
+		"negative CPU time":        func(s *Spec) { s.Limits.CPUTime = -1 },
+		"too few open files":       func(s *Spec) { s.Limits.OpenFiles = 3 },
+		"negative open files":      func(s *Spec) { s.Limits.OpenFiles = -1 },
+		"countless open files":     func(s *Spec) { s.Limits.OpenFiles = math.MaxInt64 },
+		"stage above the memory":   func(s *Spec) { s.Stages[0].Limits.MemoryBytes = 64<<20 + 1 },
+		"stage without memory":     func(s *Spec) { s.Stages[0].Limits.MemoryBytes = 1 },
+		"negative stage memory":    func(s *Spec) { s.Stages[0].Limits.MemoryBytes = -1 },
+		"stage above processes":    func(s *Spec) { s.Stages[0].Limits.Processes = 17 },
+		"stage above the output":   func(s *Spec) { s.Stages[1].Limits.OutputBytes = 2 },
+		"stage above the CPU time": func(s *Spec) { s.Limits.CPUTime, s.Stages[1].Limits.CPUTime = 1, 2 },
+		"negative stage CPU time":  func(s *Spec) { s.Stages[1].Limits.CPUTime = -1 },
+		"absolute artifact":        func(s *Spec) { s.Stages[0].Artifacts = []string{"/etc/passwd"} },
+		"climbing artifact":        func(s *Spec) { s.Stages[0].Artifacts = []string{"a/../../x"} },
+		"artifact is /out":         func(s *Spec) { s.Stages[0].Artifacts = []string{"."} },
+		"artifact without path":    func(s *Spec) { s.Stages[0].Artifacts = []string{""} },
+		"artifact twice":           func(s *Spec) { s.Stages[0].Artifacts = []string{"a", "b", "a"} },
+		"zero byte in artifact":    func(s *Spec) { s.Stages[0].Artifacts = []string{"a\x00b"} },
 		"stage twice":              func(s *Spec) { s.Stages[1].Name = "one" },
 		"stage without name":       func(s *Spec) { s.Stages[0].Name = "" },
 		"stage named ..":           func(s *Spec) { s.Stages[0].Name = ".." },
@@ -226,6 +243,9 @@ func TestZeroRuntime(t *testing.T) {
 	}
 	if o := (Output{}); !o.Recipe().IsZero() || o.Run() != "" || !o.Measurement().Sum().IsZero() {
 		t.Error("the zero Output claims to be of a run")
+	}
+	if a := (Artifact{}); !a.Recipe().IsZero() || a.Run() != "" || !a.Measurement().Sum().IsZero() {
+		t.Error("the zero Artifact claims to be of a run")
 	}
 }
 

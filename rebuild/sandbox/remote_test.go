@@ -182,6 +182,7 @@ func TestRemoteRun(t *testing.T) {
 	s.Stages = append([]Stage{{Name: "one", Argv: []string{"payload", "cat", "/out/x", "/in/data/x"}, Wall: 20 * time.Second}}, s.Stages...)
 	// Two outputs with the same bytes are one file on their way.
 	s.Outputs = []Wanted{{"model", "b"}, {"copy", "b"}}
+	s.Stages[0].Artifacts = []string{"x"}
 	s.Variation = Variation{Hostname: "elsewhere", OneCPULess: true, NotOn: []string{"n0"}, Uptime: time.Hour}
 	s.Needs = Needs{OS: ThisHost().OS, Arch: ThisHost().Arch}
 	var log bytes.Buffer
@@ -198,9 +199,13 @@ func TestRemoteRun(t *testing.T) {
 		if got := read(t, o); got != "11" || o.Name() != want || o.Run() != res.Run || o.Recipe() != recipe {
 			t.Errorf("output %d: %q named %q of run %q and recipe %v", i, got, o.Name(), o.Run(), o.Recipe())
 		}
-		if rel, err := filepath.Rel(s.Dir, o.path); err != nil || !filepath.IsLocal(rel) {
-			t.Errorf("output is kept at %s, want below %s", o.path, s.Dir)
+		if rel, err := filepath.Rel(s.Dir, o.kept); err != nil || !filepath.IsLocal(rel) {
+			t.Errorf("output is kept at %s, want below %s", o.kept, s.Dir)
 		}
+	}
+	if a := res.Stages[0].Artifacts; len(a) != 1 || a[0].Path() != "x" || a[0].Stage() != "one" || a[0].Run() != res.Run ||
+		!a[0].Measurement().Sum().Is(hashpipe.SumBytes([]byte("1")).Claim()) {
+		t.Errorf("artifacts of stage one: %+v", a)
 	}
 	if len(res.Run) != 32 || p.last.Name != jobPrefix+res.Run {
 		t.Errorf("run %q of job %q", res.Run, p.last.Name)
@@ -441,6 +446,7 @@ func TestHostileAnswer(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.Inputs = []Input{{"data", data}}
+	s.Stages[0].Artifacts = []string{"a"}
 	kept := filepath.Join(t.TempDir(), "honest")
 	p.then = func(dir string) {
 		if err := os.CopyFS(kept, os.DirFS(filepath.Join(dir, answerDir))); err != nil {
@@ -501,8 +507,12 @@ func TestHostileAnswer(t *testing.T) {
 		{"long log", failure(Failure{Kind: BuildFailed, Stage: "build", LogTail: strings.Repeat("x", 1<<20)}), "bytes of log"},
 		{"output missing", change(func(a *answer) { a.Result.Outputs = nil }), "0 outputs"},
 		{"output twice", change(func(a *answer) { a.Result.Outputs = append(a.Result.Outputs, a.Result.Outputs[0]) }), "2 outputs"},
+		{"artifact missing", change(func(a *answer) { a.Result.Stages[0].Artifacts = nil }), "0 artifacts of stage build"},
+		{"artifact of another path", change(func(a *answer) { a.Result.Stages[0].Artifacts[0].Name = "b" }), "artifact 1 of stage build"},
+		{"artifact of other bytes", change(func(a *answer) { a.Result.Stages[0].Artifacts[0].Size = 5 }), "artifact a of stage build: 6 bytes came back"},
+		{"artifact beyond the limit", change(func(a *answer) { a.Result.Stages[0].Artifacts[0].Size = 8 << 20 }), "the limit for all"},
 		{"output of another name", change(func(a *answer) { a.Result.Outputs[0].Name = "../a" }), `"../a"`},
-		{"wrong digest", change(func(a *answer) { a.Result.Outputs[0].SHA256 = other.Claim() }), "no output of the recipe"},
+		{"wrong digest", change(func(a *answer) { a.Result.Outputs[0].SHA256 = other.Claim() }), "does not exist"},
 		{"file of the wrong digest", func(dir string, text *string) {
 			*text = strings.ReplaceAll(*text, sum.String(), other.String())
 			if err := os.Rename(file(dir), filepath.Join(dir, other.String())); err != nil {
@@ -624,15 +634,11 @@ func TestOrderIsWhole(t *testing.T) {
 		t.Errorf("read back %+v\nwant      %+v", o.Spec, s)
 	}
 	// What a stage is told to have used travels too.
-	var st StageRecord
-	fill(t, reflect.ValueOf(&st).Elem(), "StageRecord")
-	text, err := json.Marshal(&answered{Stages: []StageRecord{st}}, wire)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var back answered
-	if err := json.Unmarshal(text, &back, wire); err != nil || !reflect.DeepEqual(back.Stages, []StageRecord{st}) {
-		t.Errorf("read back %+v, %v, want %+v", back.Stages, err, st)
+	record, told := reflect.TypeFor[StageRecord](), reflect.TypeFor[answeredStage]()
+	for i := range record.NumField() {
+		if f := record.Field(i).Name; !slices.ContainsFunc(reflect.VisibleFields(told), func(g reflect.StructField) bool { return g.Name == f }) {
+			t.Errorf("StageRecord.%s does not come back from a node", f)
+		}
 	}
 }
 

@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -22,19 +21,21 @@ const (
 )
 
 // reverseInputs replaces inputs by copies whose directories list in reverse
-// order, as far as the bounds allow, and remembers which.
+// order, as far as the bounds allow, and remembers which and why not the others.
 func (x *run) reverseInputs() error {
 	left := usedDisk{maxReversed, maxReversedFiles}
 	var chosen []int
 	for i, in := range x.spec.Inputs {
-		used, ok, err := weigh(in.Path, left)
+		used, not, err := weigh(in.Path, left)
 		if err != nil {
 			return fmt.Errorf("input %s: %w", in.Name, err)
 		}
-		if ok {
-			chosen = append(chosen, i)
-			left.bytes, left.files = left.bytes-used.bytes, left.files-used.files
+		if not != "" {
+			x.unreversed = append(x.unreversed, in.Name+" "+not)
+			continue
 		}
+		chosen = append(chosen, i)
+		left.bytes, left.files = left.bytes-used.bytes, left.files-used.files
 	}
 	if len(chosen) == 0 {
 		return nil
@@ -64,18 +65,26 @@ func (x *run) reverseInputs() error {
 	return nil
 }
 
-// weigh tells what a tree holds and whether it is a directory of nothing but
-// files, links and directories within the bounds.
-func weigh(path string, left usedDisk) (used usedDisk, ok bool, err error) {
-	if st, err := os.Stat(path); err != nil || !st.IsDir() {
-		return used, false, err
+// weigh tells what a tree holds and, in words, why it is not to be copied:
+// only directories of nothing but files, links and directories within the
+// bounds are.
+func weigh(path string, left usedDisk) (used usedDisk, not string, err error) {
+	if st, err := os.Stat(path); err != nil {
+		return used, "", err
+	} else if !st.IsDir() {
+		return used, "is a single file", nil
 	}
 	err = filepath.WalkDir(path, func(_ string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
-		if used.files++; used.files > left.files || d.Type()&^(fs.ModeDir|fs.ModeSymlink) != 0 {
-			return errTooHeavy
+		if d.Type()&^(fs.ModeDir|fs.ModeSymlink) != 0 {
+			not = "holds a file that is not plain"
+			return fs.SkipAll
+		}
+		if used.files++; used.files > left.files {
+			not = fmt.Sprintf("brings the inputs above %d files", maxReversedFiles)
+			return fs.SkipAll
 		}
 		if d.Type().IsRegular() {
 			st, err := d.Info()
@@ -83,18 +92,14 @@ func weigh(path string, left usedDisk) (used usedDisk, ok bool, err error) {
 				return err
 			}
 			if used.bytes += st.Size(); used.bytes > left.bytes {
-				return errTooHeavy
+				not = fmt.Sprintf("brings the inputs above %d MiB", maxReversed>>20)
+				return fs.SkipAll
 			}
 		}
 		return nil
 	})
-	if errors.Is(err, errTooHeavy) {
-		return used, false, nil
-	}
-	return used, err == nil, err
+	return used, not, err
 }
-
-var errTooHeavy = errors.New("not to be copied")
 
 // listsOldestFirst finds out in which order this kernel's tmpfs lists a
 // directory: Linux 6.6 turned it round.
@@ -194,6 +199,3 @@ func copyFile(src, dst string) error {
 	}
 	return os.Chtimes(dst, st.ModTime(), st.ModTime())
 }
-
-// reversedText is the entry of Result.Varied.
-func (x *run) reversedText() string { return "inputorder=reversed:" + strings.Join(x.reversed, ",") }

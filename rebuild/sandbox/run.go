@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,9 +13,15 @@ import (
 
 var errNoRuntime = errors.New("sandbox: no runtime: use Find")
 
-// pollInterval is how often /out is measured against its limit while a stage
-// runs. The file system itself ends soon after the limit.
-const pollInterval = 50 * time.Millisecond
+const (
+	// pollInterval is how often /out and the CPU time are measured against their
+	// limits while a stage runs. The file system of /out itself ends soon after
+	// the limit.
+	pollInterval = 50 * time.Millisecond
+	// killTime bounds the wait for the processes of a stage after SIGKILL. One
+	// that the kernel cannot end by then waits for a device or a server.
+	killTime = time.Minute
+)
 
 // run is one Run in progress.
 type run struct {
@@ -27,8 +34,11 @@ type run struct {
 	// outs are the /out of the stages so far, in order.
 	outs []*outFS
 	left int64 // of Limits.OutputBytes
-	// reversed names the inputs whose directories list in reverse order.
-	reversed []string
+	cpu  time.Duration
+	kept keptFiles
+	// reversed names the inputs whose directories list in reverse order;
+	// unreversed those that should and do not, each with the reason.
+	reversed, unreversed []string
 }
 
 // Run runs the stages in order and returns after every process is dead and
@@ -59,12 +69,13 @@ func (r *Runtime) Run(ctx context.Context, s Spec) (result Result, err error) {
 		return Result{}, fmt.Errorf("sandbox: %w", err)
 	}
 	x := &run{r: r, spec: s, state: st, log: newBuildLog(s.Log, s.Limits.LogBytes), left: s.Limits.OutputBytes}
+	x.kept.dir = filepath.Join(s.Dir, "outputs-"+st.run)
 	result, err = x.all(ctx)
 	if closed := x.close(); closed != nil {
 		err = errors.Join(err, fmt.Errorf("cleaning up: %w", closed))
 	}
 	if err != nil {
-		return Result{}, fmt.Errorf("sandbox: %w", err)
+		return Result{}, fmt.Errorf("sandbox: %w", errors.Join(err, os.RemoveAll(x.kept.dir)))
 	}
 	result.Run, result.Wall, result.Host = st.run, time.Since(begin), host
 	return result, nil
@@ -85,13 +96,16 @@ func (x *run) all(ctx context.Context) (Result, error) {
 		if err != nil {
 			return Result{}, err
 		}
+		if record.Artifacts, err = x.artifacts(ctx, i); err != nil {
+			return Result{}, err
+		}
 		res.Stages = append(res.Stages, record)
 	}
 	if err := x.log.writeError(); err != nil {
 		return Result{}, err
 	}
 	var err error
-	res.Outputs, err = x.collect(ctx)
+	res.Outputs, err = x.outputs(ctx)
 	res.Varied = x.varied()
 	return res, err
 }
@@ -137,18 +151,26 @@ func (x *run) stage(ctx context.Context, i int, stage Stage) (StageRecord, error
 		ctx, cancel = context.WithTimeoutCause(ctx, stage.Wall, errWall)
 		defer cancel()
 	}
+	l := x.spec.Limits.of(stage)
 	if x.left <= 0 {
 		return StageRecord{}, x.fail(LimitExceeded, stage, fmt.Sprintf("earlier stages used up all %d bytes of /out", x.spec.Limits.OutputBytes))
+	}
+	l.OutputBytes = min(l.OutputBytes, x.left)
+	if run := x.spec.Limits.CPUTime; run > 0 {
+		if x.cpu >= run {
+			return StageRecord{}, x.fail(LimitExceeded, stage, fmt.Sprintf("earlier stages used up all %v of CPU time", run))
+		}
+		l.CPUTime = min(l.CPUTime, run-x.cpu)
 	}
 	point, err := x.state.mkdir("out", stage.Name)
 	if err != nil {
 		return StageRecord{}, err
 	}
-	out, err := newOutFS(x.r.mkfs, filepath.Join(x.spec.Dir, x.state.container(i)+".ext4"), point, x.left, x.spec.Variation.UID+buildUID)
+	out, err := newOutFS(x.r.mkfs, filepath.Join(x.spec.Dir, x.state.container(i)+".ext4"), point, l.OutputBytes, x.spec.Variation.UID+buildUID)
 	if err != nil {
 		return StageRecord{}, err
 	}
-	b := bundle{spec: x.spec, stage: stage, root: x.root, out: out.dir, before: map[string]string{},
+	b := bundle{spec: x.spec, stage: stage, limits: l, root: x.root, out: out.dir, before: map[string]string{},
 		cpus: x.cpus, timeNS: x.r.timeNS, swap: x.r.cgroups.swap}
 	for j, o := range x.outs {
 		b.before[x.spec.Stages[j].Name] = o.dir
@@ -162,7 +184,7 @@ func (x *run) stage(ctx context.Context, i int, stage Stage) (StageRecord, error
 		return StageRecord{}, err
 	}
 	begin, logged := time.Now(), x.log.bytes()
-	end, err := x.execute(ctx, x.state.container(i), dir, out)
+	end, err := x.execute(ctx, x.state.container(i), dir, out, l)
 	if err != nil {
 		var said *runcError
 		if errors.As(err, &said) && said.ofBuild(stage.WorkDir) {
@@ -170,15 +192,16 @@ func (x *run) stage(ctx context.Context, i int, stage Stage) (StageRecord, error
 		}
 		return StageRecord{}, fmt.Errorf("stage %s: %w", stage.Name, err)
 	}
-	if err := x.judge(ctx, stage, end); err != nil {
+	if err := x.judge(stage, l, end); err != nil {
 		return StageRecord{}, err
 	}
 	if err := out.sync(); err != nil {
 		return StageRecord{}, fmt.Errorf("stage %s: %w", stage.Name, err)
 	}
 	x.left -= end.out.bytes
+	x.cpu += end.usage.cpu
 	return StageRecord{
-		Name: stage.Name, Wall: time.Since(begin), PeakMemory: end.usage.peak,
+		Name: stage.Name, Wall: time.Since(begin), CPU: end.usage.cpu, PeakMemory: end.usage.peak,
 		OutBytes: end.out.bytes, LogBytes: x.log.bytes() - logged,
 	}, nil
 }
@@ -188,12 +211,12 @@ type ending struct {
 	status syscall.WaitStatus
 	usage  usage
 	out    usedDisk
-	excess string // of /out or log, in words
+	excess string // of /out, log or CPU time, in words
 	cause  error  // why the context ended, if it did first
 }
 
 // execute creates, checks, starts, watches and removes one container.
-func (x *run) execute(ctx context.Context, id, bundle string, out *outFS) (end ending, err error) {
+func (x *run) execute(ctx context.Context, id, bundle string, out *outFS, l Limits) (end ending, err error) {
 	r, w, err := os.Pipe()
 	if err != nil {
 		return ending{}, err
@@ -206,8 +229,7 @@ func (x *run) execute(ctx context.Context, id, bundle string, out *outFS) (end e
 	// looked at: the container, then cgroups that runc does not know of.
 	defer func() {
 		if c != nil {
-			c.kill()
-			<-c.done
+			err = errors.Join(err, c.end())
 		}
 		if exists(filepath.Join(x.state.dir, "runc", id)) {
 			if gone := x.r.destroy(x.state.dir, id); gone != nil {
@@ -221,24 +243,30 @@ func (x *run) execute(ctx context.Context, id, bundle string, out *outFS) (end e
 	if err != nil {
 		return ending{}, err
 	}
-	group, err := x.r.cgroups.container(c.pid, id, x.spec.Limits, x.cpus)
+	group, err := x.r.cgroups.container(c.pid, id, l, x.cpus)
 	if err != nil {
 		return ending{}, fmt.Errorf("refusing to start: %w", err)
 	}
-	before, err := group.usage() // runc's own start counts against pids
+	before, err := group.usage() // runc's own start counts against pids and CPU time
 	if err != nil {
 		return ending{}, err
 	}
 	if err := c.start(); err != nil {
 		return ending{}, err
 	}
-	if end.excess, end.cause, err = x.watch(ctx, c, out); err != nil {
+	used := func() (time.Duration, error) {
+		cpu, err := group.cpuTime()
+		return cpu - before.cpu, err
+	}
+	if end.excess, end.cause, err = x.watch(ctx, c, out, used, l); err != nil {
 		return ending{}, err
 	}
-	c.kill()
-	<-c.done
-	if c.waitErr != nil {
-		return ending{}, c.waitErr
+	if err := c.end(); err != nil {
+		return ending{}, err
+	}
+	// By the kernel's rule for pid namespaces none can be left; this looks.
+	if living, err := group.living(); err != nil || len(living) > 0 {
+		return ending{}, errors.Join(err, fmt.Errorf("the stage's first process is dead and its processes %q live", living))
 	}
 	log.stop()
 	end.status = c.status
@@ -246,18 +274,17 @@ func (x *run) execute(ctx context.Context, id, bundle string, out *outFS) (end e
 		return ending{}, err
 	}
 	end.usage.forkDenied -= before.forkDenied
+	end.usage.cpu -= before.cpu
 	var excess string
 	if end.out, excess, err = out.check(); err != nil {
 		return ending{}, err
 	}
-	if end.excess == "" {
-		end.excess = excess
-	}
+	end.excess = cmp.Or(end.excess, excess, cpuExcess(end.usage.cpu, l))
 	return end, nil
 }
 
 // watch returns when the first process died, or when it should.
-func (x *run) watch(ctx context.Context, c *container, out *outFS) (excess string, cause, err error) {
+func (x *run) watch(ctx context.Context, c *container, out *outFS, used func() (time.Duration, error), l Limits) (excess string, cause, err error) {
 	tick := time.NewTicker(pollInterval)
 	defer tick.Stop()
 	for {
@@ -272,8 +299,19 @@ func (x *run) watch(ctx context.Context, c *container, out *outFS) (excess strin
 			if _, excess, err = out.check(); excess != "" || err != nil {
 				return excess, nil, err
 			}
+			cpu, err := used()
+			if excess = cpuExcess(cpu, l); excess != "" || err != nil {
+				return excess, nil, err
+			}
 		}
 	}
+}
+
+func cpuExcess(cpu time.Duration, l Limits) string {
+	if l.CPUTime == 0 || cpu <= l.CPUTime {
+		return ""
+	}
+	return fmt.Sprintf("its processes used %v of CPU time, the limit is %v", cpu, l.CPUTime)
 }
 
 func (x *run) logExcess() string {
@@ -286,8 +324,7 @@ var errWall = errors.New("time limit reached")
 // judge turns an ending into a failure, the most telling reason first. A limit
 // that was met is a failure even if the stage then exited with status 0: what
 // it wrote may depend on where the limit struck.
-func (x *run) judge(ctx context.Context, stage Stage, end ending) error {
-	l := x.spec.Limits
+func (x *run) judge(stage Stage, l Limits, end ending) error {
 	select {
 	case <-x.log.full:
 		end.excess = x.logExcess()
@@ -318,30 +355,4 @@ func (x *run) judge(ctx context.Context, stage Stage, end ending) error {
 
 func (x *run) fail(k Kind, stage Stage, detail string) error {
 	return &Failure{Kind: k, Stage: stage.Name, Detail: escape([]byte(detail)), LogTail: x.log.text()}
-}
-
-// varied says what of the Variation this host carried out.
-func (x *run) varied() []string {
-	v := x.spec.Variation
-	list := []string{
-		"hostname=" + v.Hostname,
-		"workdir=" + v.WorkDir,
-		fmt.Sprintf("uidmap=%d", v.UID),
-		"outdirorder=random", // ext4 draws its directory hash seed at each mkfs
-	}
-	if x.cpus != "" {
-		list = append(list, "cpus="+x.cpus)
-	}
-	if v.ReverseEnv {
-		list = append(list, "envorder=descending")
-	} else {
-		list = append(list, "envorder=ascending")
-	}
-	if len(x.reversed) > 0 {
-		list = append(list, x.reversedText())
-	}
-	if x.r.timeNS {
-		list = append(list, "uptime=+"+v.Uptime.Truncate(time.Second).String())
-	}
-	return list
 }

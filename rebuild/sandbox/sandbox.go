@@ -35,7 +35,8 @@ import (
 	"github.com/openclaw/clawfs/hashpipe"
 )
 
-// Limits bounds one Run. Every field is required: a zero refuses.
+// Limits bounds one Run. Every field that is not called optional is required:
+// a zero refuses.
 type Limits struct {
 	// MemoryBytes bounds memory of all processes of a stage together, tmpfs
 	// and page cache included. Swap does not add to it.
@@ -50,6 +51,23 @@ type Limits struct {
 	CPUs float64
 	// Wall bounds all stages together.
 	Wall time.Duration
+	// CPUTime bounds what all processes of all stages together may spend on
+	// processors; optional, zero is as much as Wall and CPUs allow. A build is
+	// stopped within pollInterval after it.
+	CPUTime time.Duration
+	// OpenFiles bounds the descriptors of each process; optional, zero is 1024.
+	// It is never above this process's own hard limit.
+	OpenFiles int64
+}
+
+// StageLimits bounds one stage more narrowly than the Run's Limits. A zero
+// field takes what the Limits say; a field above them refuses.
+type StageLimits struct {
+	MemoryBytes int64
+	Processes   int64
+	// CPUTime is of all processes of the stage together.
+	CPUTime     time.Duration
+	OutputBytes int64
 }
 
 // Spec is one run of one recipe.
@@ -93,7 +111,12 @@ type Stage struct {
 	// directory of the Variation.
 	WorkDir string
 	// Wall bounds this stage; zero means what is left of Limits.Wall.
-	Wall time.Duration
+	Wall   time.Duration
+	Limits StageLimits
+	// Artifacts are paths below this stage's /out that are kept and measured
+	// when the stage has ended. All are required. Their lengths and those of
+	// the outputs count against OutputBytes together.
+	Artifacts []string
 }
 
 // Wanted names one output and where the last stage leaves it, relative to /out.
@@ -136,46 +159,67 @@ type Result struct {
 	Outputs []Output
 	Stages  []StageRecord
 	Wall    time.Duration
-	// Varied lists what this host really varied of Spec.Variation, each with
-	// its value.
+	// Varied lists every part of Spec.Variation with the value that it had in
+	// this run, or, after "not varied: ", why it could not be carried out.
 	Varied []string
 	// Host is the machine that ran it, by its own account.
 	Host Host
 }
 
-// StageRecord is what one stage used.
+// StageRecord is what one stage used, and the artifacts that it declared, in
+// the order of Stage.Artifacts.
 type StageRecord struct {
 	Name       string
 	Wall       time.Duration
-	PeakMemory int64 // bytes; 0 where the kernel does not tell
-	OutBytes   int64 // bytes allocated in /out at the end
+	CPU        time.Duration // of all its processes
+	PeakMemory int64         // bytes; 0 where the kernel does not tell
+	OutBytes   int64         // bytes allocated in /out at the end
 	LogBytes   int64
+	Artifacts  []Artifact
 }
 
-// Output is a file that a run of a recipe wrote, measured after every process
-// of that run was dead, or that a node brought back from such a run and that
-// was measured again here. Only the two Run make one; the zero Output belongs
-// to no recipe and no run.
-type Output struct {
-	name        string
+// file is what a run of a recipe wrote, measured while no process of that run
+// lived, or what a node brought back from such a run, measured again here.
+// Only the two Run make one; the zero file belongs to no recipe and no run.
+type file struct {
 	recipe      hashpipe.Digest
 	run         string
 	measurement hashpipe.Measurement
-	path        string
+	kept        string
+}
+
+// Output is a file that the recipe promises. The zero Output belongs to no
+// recipe and no run.
+type Output struct {
+	file
+	name string
+}
+
+// Artifact is a file that a stage left for later ones. It is no Output, and
+// none can be made of it. The zero Artifact belongs to no recipe and no run.
+type Artifact struct {
+	file
+	stage, path string
 }
 
 // Name is the name the recipe gives the output.
 func (o Output) Name() string { return o.name }
 
+// Stage is the name of the stage that wrote the artifact.
+func (a Artifact) Stage() string { return a.stage }
+
+// Path is where the artifact lay, relative to the stage's /out.
+func (a Artifact) Path() string { return a.path }
+
 // Recipe is the digest of the ledger payload that was run.
-func (o Output) Recipe() hashpipe.Digest { return o.recipe }
+func (f file) Recipe() hashpipe.Digest { return f.recipe }
 
-// Run identifies the run that wrote the output.
-func (o Output) Run() string { return o.run }
+// Run identifies the run that wrote the file.
+func (f file) Run() string { return f.run }
 
-// Measurement is of the bytes that Open's file had when the run ended.
-func (o Output) Measurement() hashpipe.Measurement { return o.measurement }
+// Measurement is of the bytes that Open's file had when they were kept.
+func (f file) Measurement() hashpipe.Measurement { return f.measurement }
 
 // Open opens the kept file below Spec.Dir. Its bytes may have been changed
 // since they were measured: whoever passes them on measures again.
-func (o Output) Open() (*os.File, error) { return os.Open(o.path) }
+func (f file) Open() (*os.File, error) { return os.Open(f.kept) }

@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"cmp"
 	"fmt"
 	"io/fs"
 	"math"
@@ -21,6 +22,9 @@ const (
 	minProcesses = 16
 	minCPUs      = 0.01
 )
+
+// minOpenFiles is what the C library and a dynamic linker need at once.
+const minOpenFiles = 16
 
 // name is one component of a path in the container.
 var name = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$`)
@@ -62,7 +66,6 @@ func (s Spec) complete() (Spec, error) {
 		}
 		s.Inputs[i].Path = abs
 	}
-	s.Limits.MemoryBytes -= s.Limits.MemoryBytes % int64(os.Getpagesize())
 	err := s.Variation.complete(s.Rootfs)
 	return s, err
 }
@@ -81,8 +84,45 @@ func (l Limits) check() error {
 		return fmt.Errorf("log limit is %d bytes, wanted more than 0", l.LogBytes)
 	case l.Wall <= 0:
 		return fmt.Errorf("time limit is %v, wanted more than 0", l.Wall)
+	case l.CPUTime < 0:
+		return fmt.Errorf("CPU time limit is %v, wanted more than 0, or 0 for none", l.CPUTime)
+	case l.OpenFiles != 0 && (l.OpenFiles < minOpenFiles || l.OpenFiles > 1<<20):
+		return fmt.Errorf("limit of open files is %d, wanted %d to %d, or 0 for %d", l.OpenFiles, minOpenFiles, 1<<20, defaultOpenFiles)
 	}
 	return nil
+}
+
+// check refuses what is not narrower than the limits of the run.
+func (n StageLimits) check(l Limits) error {
+	for _, f := range []struct {
+		what             string
+		got, least, most int64
+	}{
+		{"memory limit in bytes", n.MemoryBytes, minMemory, l.MemoryBytes},
+		{"process limit", n.Processes, minProcesses, l.Processes},
+		{"CPU time limit in nanoseconds", int64(n.CPUTime), 1, int64(l.CPUTime)},
+		{"output limit in bytes", n.OutputBytes, 1, l.OutputBytes},
+	} {
+		if f.most == 0 {
+			f.most = math.MaxInt64
+		}
+		if f.got != 0 && (f.got < f.least || f.got > f.most) {
+			return fmt.Errorf("%s is %d, wanted %d to %d, or 0 for that of the run", f.what, f.got, f.least, f.most)
+		}
+	}
+	return nil
+}
+
+// of are the limits of one stage. CPUTime and OutputBytes are what the stage
+// may use where the run has so much left.
+func (l Limits) of(s Stage) Limits {
+	l.MemoryBytes = cmp.Or(s.Limits.MemoryBytes, l.MemoryBytes)
+	l.MemoryBytes -= l.MemoryBytes % int64(os.Getpagesize())
+	l.Processes = cmp.Or(s.Limits.Processes, l.Processes)
+	l.CPUTime = cmp.Or(s.Limits.CPUTime, l.CPUTime)
+	l.OutputBytes = cmp.Or(s.Limits.OutputBytes, l.OutputBytes)
+	l.OpenFiles = cmp.Or(l.OpenFiles, defaultOpenFiles)
+	return l
 }
 
 func (s Spec) checkNames() error {
@@ -109,6 +149,14 @@ func (s Spec) checkNames() error {
 		if err := checkEnv(st.Env); err != nil {
 			return fmt.Errorf("stage %s: %w", st.Name, err)
 		}
+		if err := st.Limits.check(s.Limits); err != nil {
+			return fmt.Errorf("stage %s: %w", st.Name, err)
+		}
+		for i, a := range st.Artifacts {
+			if !isOutPath(a) || slices.Contains(st.Artifacts[:i], a) {
+				return fmt.Errorf("stage %s: artifact %q is not a clean relative path or is there twice", st.Name, a)
+			}
+		}
 	}
 	for _, in := range s.Inputs {
 		for part := range strings.SplitSeq(in.Name, "/") {
@@ -128,11 +176,16 @@ func (s Spec) checkNames() error {
 			return fmt.Errorf("output name %q is empty or used twice", w.Name)
 		}
 		outputs = append(outputs, w.Name)
-		if !fs.ValidPath(w.Path) || w.Path == "." || strings.ContainsRune(w.Path, 0) {
+		if !isOutPath(w.Path) {
 			return fmt.Errorf("output %s: path %q is not a clean relative path", w.Name, w.Path)
 		}
 	}
 	return nil
+}
+
+// isOutPath tells whether p may name a file below /out.
+func isOutPath(p string) bool {
+	return fs.ValidPath(p) && p != "." && !strings.ContainsRune(p, 0)
 }
 
 func checkEnv(env map[string]string) error {

@@ -79,7 +79,7 @@ func lockDir(ctx context.Context, dir string) (*os.File, error) {
 		select {
 		case <-ctx.Done():
 			return nil, fmt.Errorf("waiting for %s: %w", dir, context.Cause(ctx))
-		case <-time.After(20 * time.Millisecond):
+		case <-time.After(2 * time.Millisecond):
 		}
 	}
 }
@@ -152,9 +152,18 @@ func (r *Runtime) Sweep(ctx context.Context) ([]string, error) {
 		return nil, fmt.Errorf("sandbox: sweeping: %w", err)
 	}
 	defer all.Close()
+	swept, err := r.sweep()
+	if err != nil {
+		return swept, fmt.Errorf("sandbox: sweeping: %w", err)
+	}
+	return swept, nil
+}
+
+// sweep is Sweep for a caller that holds the lock of StateDir.
+func (r *Runtime) sweep() ([]string, error) {
 	dirs, err := os.ReadDir(StateDir)
 	if err != nil {
-		return nil, fmt.Errorf("sandbox: sweeping: %w", err)
+		return nil, err
 	}
 	var swept []string
 	var errs []error
@@ -179,10 +188,7 @@ func (r *Runtime) Sweep(ctx context.Context) ([]string, error) {
 		}
 		lock.Close()
 	}
-	if err := errors.Join(errs...); err != nil {
-		return swept, fmt.Errorf("sandbox: sweeping: %w", err)
-	}
-	return swept, nil
+	return swept, errors.Join(errs...)
 }
 
 // end kills the containers of a run and removes its cgroups and mounts.

@@ -1,7 +1,6 @@
 package sandbox
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -11,107 +10,20 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
+
+	"github.com/openclaw/clawfs/rebuild/sandbox/sandboxtest"
 )
 
 // host is what a run must leave as it found it.
-func host(t *testing.T) string {
-	t.Helper()
-	var b strings.Builder
-	mounts, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for line := range strings.Lines(string(mounts)) {
-		if strings.Contains(line, StateDir) || strings.Contains(line, "/dev/loop") {
-			b.WriteString("mount " + line)
-		}
-	}
-	runs, _ := filepath.Glob(StateDir + "/[0-9a-f]*")
-	for _, d := range runs {
-		b.WriteString("state " + d + "\n")
-	}
-	filepath.WalkDir("/sys/fs/cgroup", func(path string, d os.DirEntry, err error) error {
-		if err == nil && strings.HasPrefix(d.Name(), idPrefix) {
-			b.WriteString("cgroup " + path + "\n")
-		}
-		return nil
-	})
-	processes, _ := filepath.Glob("/proc/[0-9]*/cgroup")
-	for _, f := range processes {
-		groups, _ := os.ReadFile(f)
-		status, _ := os.ReadFile(filepath.Join(filepath.Dir(f), "status"))
-		// A zombie is of a run that another process of this host swept.
-		if bytes.Contains(groups, []byte("/"+idPrefix)) && !bytes.Contains(status, []byte("\nState:\tZ")) {
-			b.WriteString("process " + f + " " + strings.ReplaceAll(string(groups), "\n", " ") + "\n")
-		}
-	}
-	backing, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
-	for _, f := range backing {
-		if file, err := os.ReadFile(f); err == nil {
-			b.WriteString("loop " + string(file))
-		}
-	}
-	var mine strings.Builder
-	others := foreign(t)
-	for line := range strings.Lines(b.String()) {
-		if !slices.ContainsFunc(others, func(run string) bool { return strings.Contains(line, run) }) {
-			mine.WriteString(line)
-		}
-	}
-	return mine.String()
-}
-
-// foreign lists the runs that living other processes hold, such as the tests
-// of other packages.
-func foreign(t *testing.T) []string {
-	t.Helper()
-	locks, err := os.ReadFile("/proc/locks")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var runs []string
-	files, _ := filepath.Glob(StateDir + "/*/lock")
-	for _, f := range files {
-		var st syscall.Stat_t
-		if err := syscall.Stat(f, &st); err != nil {
-			continue
-		}
-		for line := range strings.Lines(string(locks)) {
-			// 1: FLOCK  ADVISORY  WRITE 4711 00:1a:12345 0 EOF
-			at := strings.Fields(line)
-			if len(at) > 5 && at[1] == "FLOCK" && strings.HasSuffix(at[5], fmt.Sprintf(":%d", st.Ino)) && at[4] != fmt.Sprint(os.Getpid()) {
-				runs = append(runs, filepath.Base(filepath.Dir(f)))
-			}
-		}
-	}
-	return runs
-}
+func host(t *testing.T) string { return sandboxtest.Host(t, StateDir, idPrefix) }
 
 // clean runs f and checks that what it brought to the host goes away again.
-// Loop devices detach a moment after their last user.
 func clean(t *testing.T, f func()) {
 	t.Helper()
-	before := host(t)
-	f()
-	after := host(t)
-	left := map[string]bool{}
-	for line := range strings.Lines(after) {
-		if !strings.Contains(before, line) {
-			left[line] = true
-		}
-	}
-	for deadline := time.Now().Add(time.Minute); len(left) > 0 && time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
-		now := host(t)
-		for line := range left {
-			if !strings.Contains(now, line) {
-				delete(left, line)
-			}
-		}
-	}
-	for line := range left {
+	_, left := sandboxtest.Clean(t, StateDir, idPrefix, f)
+	for _, line := range left {
 		t.Errorf("left on the host: %s", line)
 	}
 }
@@ -149,11 +61,13 @@ func TestWorkerKilled(t *testing.T) {
 		if swept, err := r.Sweep(t.Context()); err != nil || slices.Contains(swept, mine[0]) {
 			t.Errorf("Sweep = %q, %v: took a living worker's run", swept, err)
 		}
+		release := noSweeps(t)
 		worker.Process.Kill()
 		worker.Wait()
 		if got := host(t); !strings.Contains(got, "cgroup") || !strings.Contains(got, mine[0]) {
 			t.Errorf("the container died with its worker; the host has\n%s", got)
 		}
+		release()
 		// A run that goes on meanwhile is not swept either.
 		ctx, cancel := context.WithCancel(t.Context())
 		started, ended := make(chan bool), make(chan error)
@@ -200,8 +114,22 @@ func exclusive(t *testing.T, pid int) []string {
 	return runs
 }
 
+// noSweeps holds the lock of StateDir until release: the tests of other
+// packages sweep the same directory at the same time, and would take away what
+// a test laid there to be swept.
+func noSweeps(t *testing.T) (release func()) {
+	t.Helper()
+	all, err := lockStateDir(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { all.Close() }) // a second Close does nothing
+	return func() { all.Close() }
+}
+
 func TestSweepRemains(t *testing.T) {
 	r, _ := spec(t)
+	defer noSweeps(t)()
 	// A worker that died between making its directory and locking it.
 	dir := filepath.Join(StateDir, "0123456789abcdef0123456789abcdef")
 	if err := os.Mkdir(dir, 0o711); err != nil {
@@ -225,8 +153,8 @@ func TestSweepRemains(t *testing.T) {
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- sleeper.Wait() }()
-	if swept, err := r.Sweep(t.Context()); err != nil || !slices.Contains(swept, filepath.Base(dir)) {
-		t.Errorf("Sweep = %q, %v", swept, err)
+	if swept, err := r.sweep(); err != nil || !slices.Contains(swept, filepath.Base(dir)) {
+		t.Errorf("sweep = %q, %v", swept, err)
 	}
 	select {
 	case err := <-ended:
@@ -255,7 +183,7 @@ func TestSweepBesideEndingRuns(t *testing.T) {
 				select {
 				case <-done:
 					return
-				default:
+				case <-time.After(time.Millisecond): // the lock is free at times
 				}
 				if _, err := r.Sweep(ctx); err != nil {
 					t.Errorf("Sweep: %v", err)
@@ -264,7 +192,7 @@ func TestSweepBesideEndingRuns(t *testing.T) {
 			}
 		})
 	}
-	for range 200 {
+	for range 100 {
 		s, err := newState(ctx)
 		if err != nil {
 			t.Errorf("newState: %v", err)

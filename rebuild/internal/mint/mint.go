@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -92,8 +93,9 @@ func (k *Key) sign(att verifier.Attestation, first, second []sandbox.Output, t T
 		Minter:    capstore.Minter{KeyID: k.key.Public().ID()},
 		Platform: capstore.Platform{
 			OS: p.Platform.OS, Arch: p.Platform.Arch,
-			CPUFeatures: p.Platform.CPUFeatures, Accelerator: p.Platform.Accelerator,
+			CPUFeatures: p.Platform.CPUFeatures, CPUDispatch: p.Platform.CPUDispatch, Accelerator: p.Platform.Accelerator,
 		},
+		Bases:     bases(st),
 		NotBefore: t.NotBefore.UTC().Truncate(time.Second),
 		NotAfter:  t.NotAfter.UTC().Truncate(time.Second),
 	}).Payload()
@@ -108,6 +110,16 @@ func (k *Key) sign(att verifier.Attestation, first, second []sandbox.Output, t T
 		return nil, err
 	}
 	return envelope, nil
+}
+
+// bases are the claims of the models that the ledger starts from.
+func bases(st verifier.Statement) []hashpipe.Digest {
+	var claims []hashpipe.Digest
+	for _, d := range st.Models() {
+		claims = append(claims, d.Digest.ClawfsClaim1)
+	}
+	slices.SortFunc(claims, func(a, b hashpipe.Digest) int { return strings.Compare(a.String(), b.String()) })
+	return slices.Compact(claims)
 }
 
 // readBack refuses to hand out what a store would refuse: a capability that is

@@ -155,6 +155,59 @@ func main() {
 			names = append(names, list...)
 		}
 		check(os.WriteFile(args[0], []byte(strings.Join(names, " ")), 0o644))
+	case "burn": // spends CPU time on two threads until it is stopped
+		go burn(time.Hour)
+		burn(time.Hour)
+	case "spend": // spend DURATION: burns, then ends well
+		d, err := time.ParseDuration(args[0])
+		check(err)
+		burn(d)
+		check(os.WriteFile("/out/a", nil, 0o644))
+	case "openfiles": // until an error
+		var all []*os.File
+		for {
+			f, err := os.Open("/")
+			if err != nil {
+				fmt.Println(len(all), "open files")
+				fail(err.Error())
+			}
+			all = append(all, f)
+		}
+	case "survive": // ends while a grandchild rewrites /out/a for ever
+		orphan("orphan")
+		for !exists("/out/alive") {
+			time.Sleep(time.Millisecond)
+		}
+	case "orphan": // second fork: its child's parent is gone
+		orphan("rewrite")
+	case "rewrite":
+		rewrite("/out/a")
+	case "secrets": // secrets TEXT: prints where it is found, and what else is visible
+		secrets(args[0])
+		check(os.WriteFile("/out/a", nil, 0o644))
+	case "privileges": // tries everything that could give some
+		for _, a := range attempts {
+			if err := a.try(); err != nil {
+				fmt.Printf("refused %s: %v\n", a.name, err)
+			} else {
+				fmt.Printf("ALLOWED %s\n", a.name)
+			}
+		}
+		check(os.WriteFile("/out/a", nil, 0o644))
+	case "want": // want NAME: as a build that cannot do without
+		for _, a := range attempts {
+			if a.name == args[0] {
+				check(a.try())
+				check(os.WriteFile("/out/a", nil, 0o644))
+				return
+			}
+		}
+		fail("no attempt named " + args[0])
+	case "whoami":
+		fmt.Println("euid", os.Geteuid(), "egid", os.Getegid())
+		check(os.WriteFile("/out/a", nil, 0o644))
+	case "random", "date", "hostname":
+		check(os.WriteFile("/out/a", embedded(os.Args[1]), 0o644))
 	case "cwd":
 		wd, err := os.Getwd()
 		check(err)

@@ -1,0 +1,116 @@
+package sandbox
+
+import (
+	"io"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/openclaw/clawfs/hashpipe"
+)
+
+func TestArtifacts(t *testing.T) {
+	r, s := spec(t)
+	s.Inputs = []Input{{"data", tree(t, map[string]string{"x": "1"})}}
+	s.Stages = []Stage{
+		{Name: "one", Argv: []string{"payload", "cat", "/out/x", "/in/data/x"}, Artifacts: []string{"x"}},
+		{Name: "two", Argv: []string{"payload", "cat", "/out/y", "/in/stages/one/x", "/in/data/x"}},
+		{Name: "three", Argv: []string{"payload", "cat", "/out/a", "/in/stages/one/x", "/in/stages/two/y"}, Artifacts: []string{"a"}},
+	}
+	var res Result
+	var err error
+	clean(t, func() { res, err = r.Run(t.Context(), s) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, st := range res.Stages {
+		for _, a := range st.Artifacts {
+			f, err := a.Open()
+			if err != nil {
+				t.Fatal(err)
+			}
+			b, err := io.ReadAll(f)
+			f.Close()
+			if err != nil || hashpipe.SumBytes(b) != a.Measurement().Sum() || a.Measurement().Size() != int64(len(b)) {
+				t.Errorf("artifact %s keeps %q, %v; measured %v", a.Path(), b, err, a.Measurement().Sum())
+			}
+			if a.Recipe() != recipe || a.Run() != res.Run {
+				t.Errorf("artifact %s is of recipe %v, run %q of %q", a.Path(), a.Recipe(), a.Run(), res.Run)
+			}
+			got = append(got, st.Name+" "+a.Stage()+"/"+a.Path()+"="+string(b))
+		}
+	}
+	if got, want := strings.Join(got, ", "), "one one/x=1, three three/a=111"; got != want {
+		t.Errorf("artifacts = %s, want %s", got, want)
+	}
+	if read(t, res.Outputs[0]) != "111" {
+		t.Error("the output is not that of the last stage")
+	}
+}
+
+func TestArtifactsRefuse(t *testing.T) {
+	for _, tt := range []struct {
+		make, artifacts string
+		kind            Kind
+		detail          string
+	}{
+		{"make dir /out/b", "a", OutputMissing, "1 of 1 artifacts: a (/out/a) does not exist"},
+		{"make symlink /out/a /etc/passwd", "a b/c", OutputMissing, "2 of 2 artifacts: a (/out/a) is a symbolic link; b/c (/out/b/c) does not exist"},
+		{"make symlink /out/d /etc", "d/passwd", OutputMissing, "through a symbolic link"},
+		{"make hardlink /out/a", "a", OutputMissing, "has 2 hard links"},
+		{"make fifo /out/a", "a", OutputMissing, "not a regular file"},
+		{"make setuid /out/a", "a", OutputMissing, "set-id bits"},
+		{"sparse 8388609", "a", LimitExceeded, "artifacts are 8388609 bytes long, the limit is 8388608"},
+	} {
+		r, s := spec(t, strings.Fields(tt.make)...)
+		s.Stages[0].Artifacts = strings.Fields(tt.artifacts)
+		s.Stages = append(s.Stages, Stage{Name: "next", Argv: []string{"payload", "env"}})
+		var told []string
+		s.Progress = func(stage string) { told = append(told, stage) }
+		_, _, err := run1(t, r, s)
+		wantFailure(t, err, tt.kind, "build", tt.detail)
+		if len(told) != 1 {
+			t.Errorf("%s: stages %q started, want only the first", tt.make, told)
+		}
+	}
+	// Artifacts and outputs together: each within the limit, the sum is not.
+	r, s := spec(t, "sparse", "5000000")
+	s.Stages[0].Artifacts = []string{"a"}
+	_, _, err := run1(t, r, s)
+	wantFailure(t, err, LimitExceeded, "build", "outputs, with the artifacts before them, are 10000000 bytes long, the limit is 8388608")
+	// What was kept goes when a later stage fails.
+	r, s = spec(t, "env")
+	s.Stages[0].Artifacts = []string{"a"}
+	s.Stages = append(s.Stages, Stage{Name: "next", Argv: []string{"payload", "exit", "1"}})
+	_, _, err = run1(t, r, s)
+	wantFailure(t, err, BuildFailed, "next", "status 1")
+	if left, _ := filepath.Glob(s.Dir + "/*"); len(left) != 0 {
+		t.Errorf("the failed run left %q", left)
+	}
+}
+
+// TestSurvivor: a grandchild in a session of its own rewrites all of a file as
+// fast as it can when the stage's first process ends. Three reads at different
+// times after that see the same bytes.
+func TestSurvivor(t *testing.T) {
+	for range 3 {
+		r, s := spec(t, "survive")
+		s.Stages[0].Artifacts = []string{"a"}
+		s.Outputs = append(s.Outputs, Wanted{Name: "again", Path: "a"})
+		s.Limits.OutputBytes = 16 << 20
+		var res Result
+		var err error
+		clean(t, func() { res, err = r.Run(t.Context(), s) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		a, again, artifact := res.Outputs[0], res.Outputs[1], res.Stages[0].Artifacts[0]
+		if read(t, a) != read(t, again) || artifact.Measurement().Sum() != a.Measurement().Sum() {
+			t.Errorf("the output changed after the stage's end: %v, %v, %v", artifact.Measurement().Sum(), a.Measurement().Sum(), again.Measurement().Sum())
+		}
+		if res.Outputs[0].Measurement().Size() != 4<<20 {
+			t.Errorf("the survivor wrote %d bytes", res.Outputs[0].Measurement().Size())
+		}
+	}
+}
