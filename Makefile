@@ -56,7 +56,13 @@ BENCH_DEBS := bindfs gocryptfs
 GOBUILD := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=auto
 UNIT    := ./...
 
-.PHONY: deps clients client-deps slurm slurm-deps build install demo demo-torch test test-arm64 test-verity race lint fuzz bench repro ci clean tools
+# Servers that tests run as processes on loopback (make servers). Unpacked like
+# nginx, and for the same reason.
+#   docker-registry           the distribution registry: environment images
+#   openssh-server libwrap0   sshd: the source of a ledger over ssh
+SERVER_DEBS := docker-registry openssh-server libwrap0
+
+.PHONY: deps clients client-deps servers slurm slurm-deps build install demo demo-torch demo-xgboost demo-quantize demo-all test test-arm64 test-verity race lint fuzz bench repro ci clean tools
 
 # $(call install,PACKAGES) installs those that are missing.
 define install
@@ -82,6 +88,14 @@ build/clients/nginx: | client-deps
 	@mkdir -p build/clients/nginx.new
 	cd build/clients/nginx.new && { apt-get download -q nginx || { apt-get update -q; apt-get download -q nginx; }; } && dpkg-deb -x nginx_*.deb .
 	mv build/clients/nginx.new $@
+
+servers: build/servers
+
+build/servers: | deps
+	@mkdir -p build/servers.new
+	cd build/servers.new && { apt-get download -q $(SERVER_DEBS) || { apt-get update -q; apt-get download -q $(SERVER_DEBS); }; } && \
+	for deb in *.deb; do dpkg-deb -x $$deb .; done && rm -- *.deb
+	mv build/servers.new $@
 
 # npm writes this file last.
 build/clients/node_modules/.package-lock.json: $(CLIENTS)/package.json $(CLIENTS)/package-lock.json | client-deps
@@ -126,7 +140,15 @@ demo: build ## the main job on real input
 demo-torch: build
 	examples/torch/demo.sh
 
-test: build clients slurm ## the whole suite
+demo-xgboost: build client-deps
+	examples/xgboost/demo.sh
+
+demo-quantize: build clients
+	examples/quantize/demo.sh
+
+demo-all: demo demo-quantize demo-xgboost demo-torch
+
+test: build clients servers slurm ## the whole suite
 	$(GO) test -count=1 -timeout 15m $(UNIT)
 	@$(MAKE) test-arm64
 
@@ -141,7 +163,7 @@ test-verity: deps
 	$(call install,$(VERITY_DEBS))
 	integration/verity/run.sh
 
-race: build clients slurm
+race: build clients servers slurm
 	CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 30m $(UNIT)
 
 lint: deps

@@ -54,6 +54,10 @@ var (
 	ErrClosed = errors.New("store is closed")
 	// ErrFinished: the job has ended, and a job ends once.
 	ErrFinished = errors.New("job has already ended")
+	// ErrUnfinished: the job has not ended, and only what has ended is removed.
+	ErrUnfinished = errors.New("job has not ended")
+	// ErrLive: the job's capability still opens files.
+	ErrLive = errors.New("its capability is live")
 )
 
 // Signer is a public key pinned by the operator, and whose it is.

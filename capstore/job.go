@@ -19,6 +19,12 @@ const (
 	maxLog       = 64 << 10
 )
 
+// Priorities of a job; the highest runs first. 0 is what everybody gets.
+const (
+	MinPriority = -10
+	MaxPriority = 10
+)
+
 // JobState is where a job stands.
 type JobState string
 
@@ -70,6 +76,14 @@ func (v Verdict) IsFinal() bool {
 	return v.Valid()
 }
 
+// WaitKind is what a pending job waits for, beside its turn.
+type WaitKind string
+
+const (
+	WaitFetch  WaitKind = "fetch"  // the next try to fetch its inputs
+	WaitBudget WaitKind = "budget" // room in its publisher's budget
+)
+
 // Locations are hints where the inputs may be found. They are never trusted:
 // every input is checked against the digest in the ledger.
 type Locations struct {
@@ -94,10 +108,14 @@ type Job struct {
 	Reason     string          `json:"reason,omitzero"`     // one sentence
 	Diagnosis  string          `json:"diagnosis,omitzero"`  // several lines
 	Locations  Locations       `json:"locations"`           // hints
+	Priority   int             `json:"priority,omitzero"`   // MinPriority to MaxPriority
 	CreatedAt  time.Time       `json:"createdAt"`           // AddJob sets it if it is zero
 	StartedAt  time.Time       `json:"startedAt,omitzero"`  // of the last attempt
 	FinishedAt time.Time       `json:"finishedAt,omitzero"` // of a job that has ended
-	Attempts   int             `json:"attempts"`
+	Attempts   int             `json:"attempts"`            // starts of a worker
+	Fetches    int             `json:"fetches,omitzero"`    // attempts that ended because an input could not be had for the moment
+	Waits      WaitKind        `json:"waits,omitzero"`      // of a pending job that does not run before NotBefore
+	NotBefore  time.Time       `json:"notBefore,omitzero"`  // with Waits; Reason says why
 	Capability hashpipe.Digest `json:"capability,omitzero"` // of a minted job
 	Log        string          `json:"log,omitzero"`        // the log's last lines, or its path
 }
@@ -128,6 +146,14 @@ func clip(s string, max int) string {
 	return strings.ToValidUTF8(s[:max-len(mark)], "") + mark
 }
 
+// CheckPriority refuses a priority that is out of range.
+func CheckPriority(n int) error {
+	if n < MinPriority || n > MaxPriority {
+		return fmt.Errorf("priority %d: want %d to %d", n, MinPriority, MaxPriority)
+	}
+	return nil
+}
+
 // check refuses a job whose parts contradict each other.
 func (j Job) check() error {
 	if !isJobID(j.ID) {
@@ -145,8 +171,19 @@ func (j Job) check() error {
 	if j.CreatedAt.IsZero() {
 		return fmt.Errorf("createdAt is missing")
 	}
-	if j.Attempts < 0 {
-		return fmt.Errorf("%d attempts", j.Attempts)
+	if j.Attempts < 0 || j.Fetches < 0 || j.Fetches > j.Attempts {
+		return fmt.Errorf("%d attempts, of which %d fetched in vain", j.Attempts, j.Fetches)
+	}
+	if err := CheckPriority(j.Priority); err != nil {
+		return err
+	}
+	switch j.Waits {
+	case "", WaitFetch, WaitBudget:
+	default:
+		return fmt.Errorf("waits for %q, want %s, %s or nothing", j.Waits, WaitFetch, WaitBudget)
+	}
+	if (j.Waits == "") != j.NotBefore.IsZero() || j.Waits != "" && j.State != JobPending {
+		return fmt.Errorf("a job that is %s waits for %q until %v: a pending job alone waits, and then for something and until a time", j.State, j.Waits, j.NotBefore)
 	}
 	switch j.State {
 	case JobPending, JobRunning, JobCancelled:

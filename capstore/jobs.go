@@ -189,6 +189,38 @@ func (s *Store) Jobs() ([]Job, error) {
 	return jobs, errors.Join(bad...)
 }
 
+// RemoveJob removes the row of a job that has ended (else ErrUnfinished). The
+// row of a minted job stays while its capability opens files (ErrLive): it says
+// where that came from. Removing what is not there succeeds. A row that comes
+// back after a crash grants nothing, and is removed again.
+func (s *Store) RemoveJob(id string) error {
+	if err := s.remove(id, time.Now()); err != nil {
+		return fmt.Errorf("removing job %q: %w", id, err)
+	}
+	return nil
+}
+
+func (s *Store) remove(id string, now time.Time) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	j, err := s.job(id)
+	switch {
+	case errors.Is(err, ErrNotFound):
+		return nil
+	case err != nil:
+		return err
+	case !j.State.HasEnded():
+		return fmt.Errorf("%w: it is %s", ErrUnfinished, j.State)
+	}
+	if !j.Capability.IsZero() && s.view.opens(j.Capability, now) {
+		return fmt.Errorf("%w: %s", ErrLive, j.Capability)
+	}
+	if err := checkSpace(s.dir, reserveRevoke); err != nil {
+		return err
+	}
+	return s.change(func(txn *badger.Txn) error { return txn.Delete([]byte(prefixJob + id)) })
+}
+
 // nextRow checks that j may replace the row that is there. Callers hold s.mu.
 func (s *Store) nextRow(j Job) (row, error) {
 	old, err := s.job(j.ID)

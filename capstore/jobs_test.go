@@ -96,18 +96,24 @@ func TestAddJobRefusals(t *testing.T) {
 		edit func(*Job)
 		want string
 	}{
-		"zero":               {func(j *Job) { *j = Job{} }, `state ""`},
-		"id of the caller's": {func(j *Job) { j.ID = "abcdefghij" }, "want none"},
-		"running":            {func(j *Job) { j.State = JobRunning }, "running"},
-		"done":               {func(j *Job) { j.State = JobDone; j.Verdict = BuildFailed }, "done"},
-		"unknown state":      {func(j *Job) { j.State = "queued" }, "queued"},
-		"verdict":            {func(j *Job) { j.Verdict = BuildFailed }, "verdict BUILD_FAILED on a job that is pending"},
-		"capability":         {func(j *Job) { j.Capability = digestOf("x") }, "a minted job has one"},
-		"no sba":             {func(j *Job) { j.SBA = digestOf("x"); j.SBA = Job{}.SBA }, "sba digest is missing"},
-		"no model":           {func(j *Job) { j.Model = "" }, "model is missing"},
-		"model leads out":    {func(j *Job) { j.Model = "../x" }, "not a clean relative path"},
-		"no version":         {func(j *Job) { j.Version = "" }, "version is missing"},
-		"negative attempts":  {func(j *Job) { j.Attempts = -1 }, "-1 attempts"},
+		"zero":                  {func(j *Job) { *j = Job{} }, `state ""`},
+		"id of the caller's":    {func(j *Job) { j.ID = "abcdefghij" }, "want none"},
+		"running":               {func(j *Job) { j.State = JobRunning }, "running"},
+		"done":                  {func(j *Job) { j.State = JobDone; j.Verdict = BuildFailed }, "done"},
+		"unknown state":         {func(j *Job) { j.State = "queued" }, "queued"},
+		"verdict":               {func(j *Job) { j.Verdict = BuildFailed }, "verdict BUILD_FAILED on a job that is pending"},
+		"capability":            {func(j *Job) { j.Capability = digestOf("x") }, "a minted job has one"},
+		"no sba":                {func(j *Job) { j.SBA = digestOf("x"); j.SBA = Job{}.SBA }, "sba digest is missing"},
+		"no model":              {func(j *Job) { j.Model = "" }, "model is missing"},
+		"model leads out":       {func(j *Job) { j.Model = "../x" }, "not a clean relative path"},
+		"no version":            {func(j *Job) { j.Version = "" }, "version is missing"},
+		"negative attempts":     {func(j *Job) { j.Attempts = -1 }, "-1 attempts"},
+		"priority too high":     {func(j *Job) { j.Priority = MaxPriority + 1 }, "priority 11: want -10 to 10"},
+		"priority too low":      {func(j *Job) { j.Priority = MinPriority - 1 }, "priority -11"},
+		"more fetches":          {func(j *Job) { j.Attempts, j.Fetches = 1, 2 }, "1 attempts, of which 2"},
+		"waits for the moon":    {func(j *Job) { j.Waits, j.NotBefore = "moon", time.Now().UTC() }, `waits for "moon"`},
+		"waits without an end":  {func(j *Job) { j.Waits = WaitFetch }, `waits for "fetch" until 0001`},
+		"a time and no purpose": {func(j *Job) { j.NotBefore = time.Now().UTC() }, `waits for ""`},
 		"too long": {func(j *Job) {
 			j.Locations.Source = strings.Repeat("x", MaxRecord)
 		}, "want 1 to 524288"},
@@ -143,6 +149,9 @@ func TestPutJobRefusals(t *testing.T) {
 			j.State = JobDone
 		}, `verdict is ""`, nil},
 		"unknown verdict": {func(j *Job) { j.State, j.Verdict = JobDone, "OK" }, `verdict is "OK"`, nil},
+		"runs and waits": {func(j *Job) {
+			j.State, j.Waits, j.NotBefore = JobRunning, WaitBudget, time.Now().UTC()
+		}, "a job that is running waits", nil},
 		"minted without a capability": {func(j *Job) {
 			j.State, j.Verdict = JobDone, Minted
 		}, "without its capability", nil},
@@ -234,6 +243,73 @@ func TestFinishJobRefusals(t *testing.T) {
 				t.Errorf("the refused end changed the row: %+v, %v", got, err)
 			}
 		})
+	}
+}
+
+// TestRemoveJob: only the rows of ended jobs go, and not those that say where a
+// live capability came from.
+func TestRemoveJob(t *testing.T) {
+	w, dir := newWorld(t), storeDir(t)
+	s := openStore(t, dir, w.trust())
+	pending, running, failed, minted := addJob(t, s), addJob(t, s), addJob(t, s), addJob(t, s)
+	running.State = JobRunning
+	if err := s.PutJob(running); err != nil {
+		t.Fatal(err)
+	}
+	failed.Verdict = BuildFailed
+	if _, err := s.FinishJob(failed, nil); err != nil {
+		t.Fatal(err)
+	}
+	minted.Verdict = Minted
+	c, err := s.FinishJob(minted, w.capability(t, "", "a.bin"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for id, want := range map[string]error{pending.ID: ErrUnfinished, running.ID: ErrUnfinished, minted.ID: ErrLive} {
+		if err := s.RemoveJob(id); !errors.Is(err, want) {
+			t.Errorf("RemoveJob = %v, want %v", err, want)
+		}
+	}
+	for range 2 {
+		if err := s.RemoveJob(failed.ID); err != nil {
+			t.Errorf("removing a job that failed: %v", err)
+		}
+	}
+	if err := s.remove(minted.ID, c.NotBefore().Add(-time.Hour)); !errors.Is(err, ErrLive) {
+		t.Errorf("before its capability begins: %v, want %v", err, ErrLive)
+	}
+	if _, err := s.Revoke(w.revocation(t, KindCapability, c.ID().String())); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.RemoveJob(minted.ID); err != nil {
+		t.Errorf("removing a job whose capability is revoked: %v", err)
+	}
+	closeStore(t, s)
+	s = openStore(t, dir, w.trust())
+	jobs, err := s.Jobs()
+	if err != nil || len(jobs) != 2 {
+		t.Errorf("%d jobs after opening again (%v), want the pending and the running one", len(jobs), err)
+	}
+	if n := len(s.All()); n != 1 {
+		t.Errorf("%d capabilities, want 1: no capability goes with its job's row", n)
+	}
+}
+
+// An expired capability keeps no row.
+func TestRemoveJobExpired(t *testing.T) {
+	w := newWorld(t)
+	s := openStore(t, storeDir(t), w.trust())
+	j := addJob(t, s)
+	j.Verdict = Minted
+	c, err := s.FinishJob(j, w.capability(t, "", "a.bin"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.remove(j.ID, c.NotAfter()); err != nil {
+		t.Errorf("removing at the end of the capability: %v", err)
+	}
+	if _, err := s.Job(j.ID); !errors.Is(err, ErrNotFound) {
+		t.Errorf("the row is still there: %v", err)
 	}
 }
 

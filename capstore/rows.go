@@ -60,8 +60,10 @@ func (s *Store) commit(reserve int64, rows ...row) error {
 	if err := checkSpace(s.dir, reserve); err != nil {
 		return err
 	}
-	txn := s.db.NewTransaction(true)
-	defer txn.Discard()
+	return s.change(func(txn *badger.Txn) error { return setRows(txn, rows) })
+}
+
+func setRows(txn *badger.Txn, rows []row) error {
 	for _, r := range rows {
 		if len(r.value) == 0 || len(r.value) > MaxRecord {
 			return fmt.Errorf("row %s has %d bytes: want 1 to %d", r.key, len(r.value), MaxRecord)
@@ -69,6 +71,16 @@ func (s *Store) commit(reserve int64, rows ...row) error {
 		if err := txn.Set(r.key, r.value); err != nil {
 			return fmt.Errorf("row %s: %w", r.key, err)
 		}
+	}
+	return nil
+}
+
+// change is one transaction. Callers hold s.mu and have looked at the space.
+func (s *Store) change(f func(*badger.Txn) error) error {
+	txn := s.db.NewTransaction(true)
+	defer txn.Discard()
+	if err := f(txn); err != nil {
+		return err
 	}
 	if err := commitBadger(txn); err != nil {
 		s.failed = fmt.Errorf("committing: %w", err)

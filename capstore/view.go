@@ -8,6 +8,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/openclaw/clawfs/hashpipe"
 )
@@ -176,6 +177,14 @@ func (v *View) against(c Capability) Revocation {
 		}
 	}
 	return Revocation{}
+}
+
+// opens reports whether a capability is neither revoked as a whole nor expired.
+func (v *View) opens(id hashpipe.Digest, now time.Time) bool {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	c, ok := v.byID[id]
+	return ok && now.Before(c.NotAfter()) && v.against(c).IsZero()
 }
 
 // Lookup returns every capability with an output of this SHA-256, revoked ones

@@ -27,15 +27,16 @@ step() {
 	[ "$want" = 0 ] || printf '    (exit code %s, as it should be)\n' "$got"
 }
 
-# show prints a command so that it can be pasted, without the directory of the
-# demo and the path of the program under test.
+# show prints a command so that it can be pasted, without the directories of the
+# demo and of the repository and the path of the program under test.
 show() {
 	local word out=
 	for word; do
 		word=${word//$dir\//}
 		word=${word//$clawfs/clawfs}
+		word=${word//$repo\//}
 		case $word in
-		*[!A-Za-z0-9_./=:@,%+-]*|'') word="'$word'" ;;
+		*[!A-Za-z0-9_./=:@,%+-]*|'') word="'${word//\'/\'\\\'\'}'" ;;
 		esac
 		out+="$word "
 	done

@@ -45,6 +45,9 @@ type Explanation struct {
 	SBA        string     `json:"sba,omitzero"`
 	Publisher  string     `json:"publisher,omitzero"` // key id
 	NotAfter   *time.Time `json:"notAfter,omitzero"`
+	// LostBases says which models that this one was built from were taken back
+	// since; the file opens all the same.
+	LostBases []string `json:"lostBases,omitzero"`
 
 	Mode       string     `json:"mode,omitzero"`       // "audit" as long as the mount does not enforce
 	AuditUntil *time.Time `json:"auditUntil,omitzero"` // the end of that
@@ -248,6 +251,9 @@ func (f *filesystem) explanation(n *node, size int64, a assessment) Explanation 
 		e.Model, e.Version = c.Model(), c.Version()
 		e.SBA, e.Publisher = c.SBA().String(), string(c.Publisher().ID())
 		e.NotAfter = &until
+		for _, l := range f.view.LostBases(c) {
+			e.LostBases = append(e.LostBases, fmt.Sprintf("claim %s: revoked by %s %s: %s", l.Claim, l.By.Kind(), l.By.Target(), l.By.Reason()))
+		}
 	}
 	return e
 }

@@ -28,22 +28,26 @@ var allowed = map[string][]string{
 	"capstore": {"hashpipe", "verifier/dsse"},
 
 	"rebuild/sandbox":                {"hashpipe"},
+	"rebuild/oci":                    {"hashpipe", "hashpipe/cas", "verifier/tree"},
+	"rebuild/compare":                {"hashpipe"},
+	"rebuild/lint":                   {"verifier", "rebuild/compare"},
+	"rebuild/record":                 {"hashpipe", "verifier", "verifier/dsse", "capstore"},
+	"rebuild/internal/mint":          {"hashpipe", "verifier", "verifier/dsse", "capstore", "rebuild/sandbox", "rebuild/record"},
+	"rebuild/fetch":                  {"hashpipe", "verifier/tree"},
+	"rebuild/lock":                   {"hashpipe"},
 	"rebuild/sandbox/sandboxtest":    {},
 	"rebuild/engine/slurm":           {"rebuild/sandbox"},
 	"rebuild/engine/slurm/slurmtest": {},
-	"rebuild/oci":                    {"hashpipe", "hashpipe/cas"},
-	"rebuild/compare":                {"hashpipe"},
-	"rebuild/internal/mint":          {"hashpipe", "verifier", "verifier/dsse", "capstore", "rebuild/sandbox"},
 	"rebuild": {
 		"hashpipe", "hashpipe/cas", "verifier", "verifier/dsse", "verifier/tree", "capstore",
-		"rebuild/sandbox", "rebuild/oci", "rebuild/compare", "rebuild/internal/mint",
+		"rebuild/sandbox", "rebuild/oci", "rebuild/fetch", "rebuild/lock", "rebuild/compare", "rebuild/record", "rebuild/internal/mint",
 	},
 
 	"fs": {"hashpipe", "hashpipe/cas", "verifier/dsse", "capstore"},
 
 	"cmd/clawfs": {
 		"hashpipe", "hashpipe/cas", "verifier", "verifier/dsse", "verifier/tree", "capstore",
-		"rebuild", "rebuild/sandbox", "rebuild/engine/slurm", "rebuild/oci", "rebuild/compare", "fs",
+		"rebuild", "rebuild/sandbox", "rebuild/engine/slurm", "rebuild/oci", "rebuild/fetch", "rebuild/lock", "rebuild/lint", "rebuild/compare", "rebuild/record", "fs",
 		"cmd/clawfs/internal/config", "cmd/clawfs/internal/control",
 	},
 	"cmd/clawfs/internal/config":  {"hashpipe", "verifier", "verifier/dsse", "capstore"},
@@ -62,6 +66,8 @@ var only = map[string][]string{
 	"flag":                                   {"cmd/clawfs"},
 	"github.com/opencontainers/runtime-spec": {"rebuild/sandbox"},
 	"golang.org/x/crypto/":                   {"verifier/dsse"},
+	"oras.land/":                             {"rebuild/oci"},
+	"github.com/google/":                     {}, // a registry in tests
 	"crypto/ed25519":                         {"verifier/dsse"},
 	"crypto/ecdsa":                           {"verifier/dsse"},
 	"encoding/json":                          {}, // last duplicate wins, case variants match: never

@@ -5,8 +5,11 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/hex"
+	"errors"
 	"fmt"
+	"path"
 	"strings"
+	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
 
@@ -18,9 +21,14 @@ import (
 	"github.com/openclaw/clawfs/verifier"
 )
 
-// maxDiagnosed bounds the differing outputs that are compared in depth; all
-// are named.
-const maxDiagnosed = 20
+const (
+	// maxDiagnosed bounds the differing outputs that are compared in depth; all
+	// are named.
+	maxDiagnosed = 20
+	// maxDiagnosis bounds the time for that. The verdict does not wait for it:
+	// what was seen until then is told.
+	maxDiagnosis = 10 * time.Minute
+)
 
 // agree compares every output of two builds and names all that differ.
 func agree(ctx context.Context, first, second sandbox.Result, st verifier.Statement, p *progress) error {
@@ -30,6 +38,11 @@ func agree(ctx context.Context, first, second sandbox.Result, st verifier.Statem
 	if first.Run == second.Run {
 		return fmt.Errorf("comparing builds: both are run %s", first.Run)
 	}
+	runs := surroundings(first, second)
+	build := buildOf(st)
+	build.Runs = runs
+	bounded, cancel := context.WithTimeout(ctx, maxDiagnosis)
+	defer cancel()
 	var names, lines, hints []string
 	for i, a := range first.Outputs {
 		b := second.Outputs[i]
@@ -44,12 +57,16 @@ func agree(ctx context.Context, first, second sandbox.Result, st verifier.Statem
 			continue
 		}
 		p.say(PhaseCompare, escape(a.Name()), a.Measurement().Size())
-		d, err := difference(ctx, a, b)
+		d, err := difference(bounded, a, b, runs)
+		if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+			lines = append(lines, fmt.Sprintf("%s: no difference was found within %v, but the digests differ", a.Name(), maxDiagnosis))
+			continue
+		}
 		if err != nil {
 			return fmt.Errorf("comparing builds: %w", err)
 		}
 		lines = append(lines, d.String())
-		for _, h := range d.Hints(buildOf(st)) {
+		for _, h := range d.Hints(build) {
 			if !strings.Contains(strings.Join(hints, "\n"), h) {
 				hints = append(hints, "hint: "+h)
 			}
@@ -60,7 +77,10 @@ func agree(ctx context.Context, first, second sandbox.Result, st verifier.Statem
 	}
 	f := fail(capstore.Nondeterministic, "two builds of the same recipe differ in %d of %d outputs: %s", len(names), len(first.Outputs), strings.Join(names, ", "))
 	if len(hints) == 0 {
-		hints = []string{"hint: no known cause fits; the builds had different dates and surroundings, the second one " + strings.Join(second.Varied, ", ")}
+		hints = []string{"hint: no known cause fits; look among what differed between the builds"}
+	}
+	for _, line := range compare.Delta(runs[0], runs[1]) {
+		hints = append(hints, "varied: "+line)
 	}
 	f.Diagnosis = escape(strings.Join(append(lines, hints...), "\n"))
 	return f
@@ -70,7 +90,16 @@ func same(a, b hashpipe.Measurement) bool {
 	return a.Size() == b.Size() && a.Sum().Is(b.Sum().Claim()) && a.Tree().Is(b.Tree().Claim())
 }
 
-func difference(ctx context.Context, a, b sandbox.Output) (compare.Difference, error) {
+// surroundings are those of two builds that ran one after the other until now.
+func surroundings(first, second sandbox.Result) [2]compare.Environment {
+	began := time.Now().Add(-second.Wall)
+	return [2]compare.Environment{
+		{Began: began.Add(-first.Wall), Varied: first.Varied, Features: platformOf(first.Host).CPUFeatures},
+		{Began: began, Varied: second.Varied, Features: platformOf(second.Host).CPUFeatures},
+	}
+}
+
+func difference(ctx context.Context, a, b sandbox.Output, runs [2]compare.Environment) (compare.Difference, error) {
 	fa, err := a.Open()
 	if err != nil {
 		return compare.Difference{}, err
@@ -81,7 +110,15 @@ func difference(ctx context.Context, a, b sandbox.Output) (compare.Difference, e
 		return compare.Difference{}, err
 	}
 	defer fb.Close()
-	return compare.Files(ctx, fa, fb, a.Measurement().Size(), b.Measurement().Size(), a.Name())
+	d, err := compare.Files(ctx, fa, fb, a.Measurement().Size(), b.Measurement().Size(), a.Name())
+	if err != nil {
+		return compare.Difference{}, err
+	}
+	// A search that has no time left finds nothing: the difference stands.
+	if err := d.Trace(ctx, fa, fb, runs[0], runs[1]); err != nil && !errors.Is(err, context.DeadlineExceeded) {
+		return compare.Difference{}, err
+	}
+	return d, nil
 }
 
 func buildOf(st verifier.Statement) compare.Build {
@@ -101,15 +138,19 @@ func notCopied(ctx context.Context, in inputs, l verifier.Ledger, outputs []sand
 	for i, o := range outputs {
 		wanted[i] = o.Measurement()
 	}
-	for _, place := range []struct{ dir, name string }{{in.dir, "/in/"}, {in.rootfs, "/"}} {
-		copies, err := oci.Copies(ctx, place.dir, wanted)
+	where := []sandbox.Input{{Name: "", Path: in.rootfs}}
+	for _, m := range in.mounts {
+		where = append(where, sandbox.Input{Name: "in/" + m.Name, Path: m.Path})
+	}
+	for _, place := range where {
+		copies, err := oci.Copies(ctx, place.Path, wanted)
 		if err != nil {
 			return fmt.Errorf("looking for outputs among the inputs: %w", err)
 		}
 		for _, c := range copies {
 			for _, o := range outputs {
 				if c.Sum.Is(o.Measurement().Sum().Claim()) {
-					return fail(capstore.CopiedInput, "output %q has the very bytes of the input %s%s: a build that only copies has reproduced nothing", o.Name(), place.name, c.Path)
+					return fail(capstore.CopiedInput, "output %q has the very bytes of the input %s: a build that only copies has reproduced nothing", o.Name(), path.Join("/", place.Name, c.Path))
 				}
 			}
 		}

@@ -22,7 +22,7 @@ const crashRole = "CLAWFS_CRASH_TEST"
 
 func TestMain(m *testing.M) {
 	if role, dir, ok := strings.Cut(os.Getenv(crashRole), " "); ok {
-		if err := map[string]func(string) error{"daemon": crashDaemon, "worker": crashWorker, "rebuilder": rebuilder, "holder": holder}[role](dir); err != nil {
+		if err := map[string]func(string) error{"daemon": crashDaemon, "worker": crashWorker, "keeper": keeper, "builder": builder, "rebuilder": rebuilder, "holder": holder}[role](dir); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
@@ -60,8 +60,10 @@ func (c crashSite) trust() (capstore.Trust, error) {
 
 // crashDaemon runs the queue until it is killed. Its workers are processes of
 // their own; they die with it if the file "together" exists.
-func crashDaemon(dir string) error {
-	site := crashSite{dir}
+func crashDaemon(dir string) error { return crashSite{dir}.serve("worker", nil) }
+
+// serve runs the queue with test binaries in the given role as its workers.
+func (site crashSite) serve(role string, prepare func(*Queue)) error {
 	trust, err := site.trust()
 	if err != nil {
 		return err
@@ -73,8 +75,8 @@ func crashDaemon(dir string) error {
 	q, err := NewQueue(store, site.path("jobs"), func(ctx context.Context, job string) error {
 		defer lockThread()()
 		cmd := exec.CommandContext(ctx, os.Args[0])
-		cmd.Env = append(os.Environ(), crashRole+"=worker "+job)
-		cmd.SysProcAttr = &syscall.SysProcAttr{}
+		cmd.Env = append(os.Environ(), crashRole+"="+role+" "+job)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // as the daemon's workers are
 		if _, err := os.Stat(site.path("together")); err == nil {
 			cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
 		}
@@ -82,6 +84,9 @@ func crashDaemon(dir string) error {
 	})
 	if err != nil {
 		return err
+	}
+	if prepare != nil {
+		prepare(q)
 	}
 	return q.Run(context.Background())
 }
@@ -128,8 +133,14 @@ func crashWorker(dir string) error {
 // daemon starts a daemon and returns its kill, which is SIGKILL.
 func (c crashSite) daemon(t *testing.T) (kill func()) {
 	t.Helper()
+	_, kill = c.daemonProcess(t, "daemon")
+	return kill
+}
+
+func (c crashSite) daemonProcess(t *testing.T, role string) (pid int, kill func()) {
+	t.Helper()
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), crashRole+"=daemon "+c.dir)
+	cmd.Env = append(os.Environ(), crashRole+"="+role+" "+c.dir)
 	cmd.Stderr = os.Stderr
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -143,7 +154,7 @@ func (c crashSite) daemon(t *testing.T) (kill func()) {
 		}
 	}
 	t.Cleanup(kill)
-	return kill
+	return cmd.Process.Pid, kill
 }
 
 func (c crashSite) await(t *testing.T, name string) {
@@ -156,6 +167,22 @@ func (c crashSite) await(t *testing.T, name string) {
 			t.Fatalf("%s did not appear within 20 s", name)
 		}
 	}
+}
+
+// crashSite writes the keys of the parties into a new site.
+func (p parties) crashSite(t *testing.T) crashSite {
+	t.Helper()
+	site := crashSite{t.TempDir()}
+	for name, key := range map[string]dsse.PrivateKey{"publisher": p.publisher, "mint": p.mint, "revoker": p.revoker} {
+		text, err := key.PEM()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(site.path(name+".pem"), text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return site
 }
 
 // TestKilled kills the daemon with SIGKILL at the points that matter.
@@ -176,16 +203,7 @@ func TestKilled(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel() // they mostly wait
 			p := newParties(t)
-			site := crashSite{t.TempDir()}
-			for name, key := range map[string]dsse.PrivateKey{"publisher": p.publisher, "mint": p.mint, "revoker": p.revoker} {
-				text, err := key.PEM()
-				if err != nil {
-					t.Fatal(err)
-				}
-				if err := os.WriteFile(site.path(name+".pem"), text, 0o600); err != nil {
-					t.Fatal(err)
-				}
-			}
+			site := p.crashSite(t)
 			if c.together {
 				if err := os.WriteFile(site.path("together"), nil, 0o600); err != nil {
 					t.Fatal(err)
@@ -197,7 +215,7 @@ func TestKilled(t *testing.T) {
 				t.Fatal(err)
 			}
 			envelope, att := p.attest(t, p.statement("1.0.0", "train"))
-			job, err := q.Submit(envelope, att, capstore.Locations{})
+			job, err := q.Submit(envelope, att, capstore.Locations{}, 0)
 			if err != nil {
 				t.Fatal(err)
 			}

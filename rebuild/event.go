@@ -13,6 +13,7 @@ const (
 	PhaseVerify  Phase = "verify"
 	PhaseSource  Phase = "source"
 	PhaseDataset Phase = "dataset"
+	PhaseModel   Phase = "model"
 	PhaseImage   Phase = "image"
 	PhaseBuild   Phase = "build"
 	PhaseCompare Phase = "compare"

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"net/url"
 	"os"
 	"os/exec"
@@ -13,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/openclaw/clawfs/rebuild/fetch"
 	"github.com/openclaw/clawfs/verifier"
 	"github.com/openclaw/clawfs/verifier/tree"
 )
@@ -32,7 +34,7 @@ const (
 
 var commitForm = regexp.MustCompile(`^([0-9a-f]{40}|[0-9a-f]{64})$`)
 
-// Source is where git finds a commit.
+// Source is where git finds a commit, and what else belongs into its tree.
 type Source struct {
 	// Location is the absolute path of a repository or of a bundle file, or a
 	// URL with the scheme file, https or ssh, with or without "git+" before it.
@@ -43,23 +45,47 @@ type Source struct {
 	Trusted bool
 	// Commit is the full name of the commit in lower-case hex.
 	Commit verifier.GitCommit
+	// Access is what the operator gave for reaching hosts.
+	Access Access
+	// Submodules and LFS are, by path in the tree, the content that the ledger
+	// names for the commit's submodules and LFS pointers. Each must be there in
+	// the tree, and no other may.
+	Submodules map[string]CheckedOut
+	LFS        map[string]File
+}
+
+// Access is what an operator gives git for reaching hosts. Paths are absolute.
+// Nothing else is used: no agent, no configuration or key of the user, no
+// password, no prompt.
+type Access struct {
+	// CAFile holds the authorities of https hosts as PEM; empty means those of
+	// the system.
+	CAFile string
+	// KeyFile is a private key of OpenSSH without a passphrase, KnownHosts the
+	// host keys, as known_hosts files have them, of the only hosts that are
+	// spoken to. ssh needs both.
+	KeyFile, KnownHosts string
+	// Resolve, if not nil, returns the addresses of a host that git may connect
+	// to. git then asks no resolver and follows no redirect.
+	Resolve func(ctx context.Context, host string) ([]netip.Addr, error)
 }
 
 // CheckOut fetches one commit through git's own program and writes its files,
 // as git stores them and without filters, into dest, which must not exist. It
-// returns the clawfs-tree/v1 root of what it wrote; the caller compares it
-// with a claim. scratch is a directory for the repository; CheckOut removes
-// what it puts there. Files are read-only; their times are all the same.
+// returns the clawfs-tree/v1 root of the commit's own tree: of pointers and
+// without the files of submodules. The caller compares it with a claim. Only
+// then are Submodules and LFS put into their places; each is measured there
+// against its own digest. scratch is a directory for the repository; CheckOut
+// removes what it puts there. Files are read-only; their times are all the same.
 //
 // The fetch goes into a fresh repository with every object checked and hashed
 // by git (transfer.fsckObjects), with no configuration but its own, no hooks,
-// no submodules, no prompts, and one allowed transport. Submodules are
-// refused: their commits are not in the ledger.
+// no prompts, and one allowed transport. git itself fetches no submodules.
 func CheckOut(ctx context.Context, s Source, scratch, dest string, seen func(bytes int64)) (tree.Root, error) {
 	if !commitForm.MatchString(string(s.Commit)) {
 		return tree.Root{}, fmt.Errorf("source commit %.80q: expected 40 or 64 lower-case hex digits", string(s.Commit))
 	}
-	remote, err := parseRemote(s.Location)
+	remote, err := parseRemote(s.Location, s.Trusted)
 	if err != nil {
 		return tree.Root{}, err
 	}
@@ -78,32 +104,36 @@ func CheckOut(ctx context.Context, s Source, scratch, dest string, seen func(byt
 		if strings.Contains(err.Error(), "dubious ownership") {
 			err = errors.New("git does not read a repository of another owner because a ledger names it: name it yourself with --source PATH, or make a bundle of it")
 		}
-		return tree.Root{}, fmt.Errorf("fetching commit %s from %s: %w", s.Commit, s.Location, err)
+		return tree.Root{}, fmt.Errorf("fetching commit %s from %s: %w", s.Commit, remote.name, err)
 	}
-	if err := g.write(ctx, string(s.Commit), dest); err != nil {
+	wanted, err := g.write(ctx, s, dest)
+	if err != nil {
 		return tree.Root{}, fmt.Errorf("writing the files of commit %s: %w", s.Commit, err)
-	}
-	if err := freeze(dest); err != nil {
-		return tree.Root{}, err
 	}
 	root, err := tree.Walk(ctx, dest, tree.Source, nil)
 	if err != nil {
 		return tree.Root{}, fmt.Errorf("source of commit %s: %w", s.Commit, err)
 	}
-	return root, nil
+	if err := place(ctx, s, wanted, dest); err != nil {
+		return tree.Root{}, fmt.Errorf("completing the files of commit %s: %w", s.Commit, err)
+	}
+	return root, fetch.Freeze(dest)
 }
 
 // remote is a location in the form that git gets.
 type remote struct {
 	url      string
+	name     string // for people: without a password
 	protocol string // the one transport that git may use
+	host     string // without port and brackets; empty for what is local
+	port     string // empty: the protocol's own
 	local    string // path of a local repository or bundle, else empty
 }
 
 // parseRemote accepts what Source.Location allows. Whatever git would take for
 // an option, a remote helper ("ext::sh -c …") or another transport is refused
 // here, before git sees it.
-func parseRemote(location string) (remote, error) {
+func parseRemote(location string, trusted bool) (remote, error) {
 	if location == "" {
 		return remote{}, errors.New("source: no location is known; name one with --source PATH or URL")
 	}
@@ -115,16 +145,19 @@ func parseRemote(location string) (remote, error) {
 		return localRemote(filepath.Clean(raw))
 	}
 	u, err := url.Parse(raw)
-	if err != nil || strings.Contains(raw, "::") {
-		return remote{}, fmt.Errorf("source location %.200q: expected an absolute path or a file, https or ssh URL", location)
+	if err != nil || strings.Contains(raw, "::") && !strings.Contains(raw, "[") {
+		return remote{}, errors.New("source location: expected an absolute path or a file, https or ssh URL")
 	}
 	switch {
 	case u.Scheme == "file" && u.Host == "" && filepath.IsAbs(u.Path):
 		return localRemote(filepath.Clean(u.Path))
-	case (u.Scheme == "https" || u.Scheme == "ssh") && u.Host != "" && !strings.HasPrefix(u.Host, "-") && u.Fragment == "":
-		return remote{url: u.String(), protocol: u.Scheme}, nil
+	case (u.Scheme == "https" || u.Scheme == "ssh") && u.Hostname() != "" && !strings.HasPrefix(u.Host, "-") && u.Fragment == "":
+		if _, secret := u.User.Password(); secret && !trusted || strings.HasPrefix(u.User.Username(), "-") {
+			return remote{}, fmt.Errorf("source location %.200q: expected no password in a ledger and no user that begins with a dash", u.Redacted())
+		}
+		return remote{url: u.String(), name: u.Redacted(), protocol: u.Scheme, host: u.Hostname(), port: u.Port()}, nil
 	}
-	return remote{}, fmt.Errorf("source location %.200q: expected an absolute path or a file, https or ssh URL", location)
+	return remote{}, fmt.Errorf("source location %.200q: expected an absolute path or a file, https or ssh URL", u.Redacted())
 }
 
 func localRemote(path string) (remote, error) {
@@ -133,14 +166,14 @@ func localRemote(path string) (remote, error) {
 		return remote{}, fmt.Errorf("source location: %w; name another with --source PATH or URL", err)
 	}
 	if info.Mode().IsRegular() {
-		return remote{url: path, protocol: "file", local: path}, nil // a bundle; git knows it by its content
+		return remote{url: path, name: path, protocol: "file", local: path}, nil // a bundle; git knows it by its content
 	}
 	if !info.IsDir() {
 		return remote{}, fmt.Errorf("source location %s: neither a repository nor a bundle", path)
 	}
 	// file:// makes git send and hash every object; a plain path would copy
 	// forged objects unread.
-	return remote{url: (&url.URL{Scheme: "file", Path: path}).String(), protocol: "file", local: path}, nil
+	return remote{url: (&url.URL{Scheme: "file", Path: path}).String(), name: path, protocol: "file", local: path}, nil
 }
 
 func isControl(r rune) bool { return r < ' ' || r == 0x7f }
@@ -156,10 +189,13 @@ func (g *gitProgram) prepare(ctx context.Context, s Source, r remote) error {
 	config := "[core]\n\thooksPath = /dev/null\n\tsymlinks = false\n[gc]\n\tauto = 0\n[maintenance]\n\tauto = false\n[protocol]\n\tversion = 2\n" +
 		"[transfer]\n\tfsckObjects = true\n[fetch]\n\tfsckObjects = true\n\trecurseSubmodules = false\n[submodule]\n\trecurse = false\n"
 	if s.Trusted && r.local != "" {
-		quoted := strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(r.local)
-		config += "[safe]\n\tdirectory = \"" + quoted + "\"\n\tdirectory = \"" + quoted + "/.git\"\n"
+		config += "[safe]\n\tdirectory = " + quoteConfig(r.local) + "\n\tdirectory = " + quoteConfig(r.local+"/.git") + "\n"
 	}
-	if err := os.WriteFile(filepath.Join(g.dir, "gitconfig"), []byte(config), 0o600); err != nil {
+	access, err := g.reach(ctx, s.Access, r)
+	if err != nil {
+		return fmt.Errorf("source location %s: %w", r.name, err)
+	}
+	if err := os.WriteFile(filepath.Join(g.dir, "gitconfig"), []byte(config+access), 0o600); err != nil {
 		return fmt.Errorf("fetching source: %w", err)
 	}
 	if err := os.Mkdir(filepath.Join(g.dir, "home"), 0o700); err != nil {
@@ -192,7 +228,8 @@ func (g *gitProgram) command(ctx context.Context, args ...string) *exec.Cmd {
 		"GIT_ALLOW_PROTOCOL=" + g.protocol,
 		"GIT_TERMINAL_PROMPT=0",
 		"GIT_ASKPASS=/bin/false",
-		"GIT_SSH_COMMAND=ssh -oBatchMode=yes",
+		"GIT_SSH_COMMAND=ssh -F " + sshConfig, // relative to cmd.Dir: a shell reads this
+		"GIT_SSH_VARIANT=ssh",
 		"LC_ALL=C",
 	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}

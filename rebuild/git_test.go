@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/openclaw/clawfs/rebuild/fetch"
 	"github.com/openclaw/clawfs/verifier"
 	"github.com/openclaw/clawfs/verifier/tree"
 )
@@ -97,8 +98,8 @@ func TestCheckOut(t *testing.T) {
 				t.Errorf("%s: train.sh = %q, %v, want %q", location, got, err, want)
 			}
 			info, err := os.Lstat(filepath.Join(dest, "train.sh"))
-			if err != nil || info.Mode().Perm() != 0o555 || info.ModTime().Unix() != inputTime {
-				t.Errorf("%s: train.sh is %v at %v, want -r-xr-xr-x at %d", location, info.Mode(), info.ModTime(), inputTime)
+			if err != nil || info.Mode().Perm() != 0o555 || info.ModTime().Unix() != fetch.InputTime {
+				t.Errorf("%s: train.sh is %v at %v, want -r-xr-xr-x at %d", location, info.Mode(), info.ModTime(), fetch.InputTime)
 			}
 			if target, err := os.Readlink(filepath.Join(dest, "latest")); err != nil || target != "lib/a.txt" {
 				t.Errorf("%s: latest -> %q, %v", location, target, err)
@@ -277,7 +278,7 @@ func (r *repeated) Read(p []byte) (int, error) {
 // more than any memory holds; its repository has a few kilobytes.
 func TestReadListBounded(t *testing.T) {
 	line := "100644 blob aaaa 3\t" + strings.Repeat("d/", 2000) + "f\x00"
-	if _, err := readList(&repeated{text: line}); err == nil || !strings.Contains(err.Error(), "paths of more than") {
+	if _, _, err := readList(&repeated{text: line}); err == nil || !strings.Contains(err.Error(), "paths of more than") {
 		t.Errorf("readList without end = %v", err)
 	}
 }
@@ -291,7 +292,7 @@ func TestReadListRefuses(t *testing.T) {
 		{"100644 blob aaaa 5368709120\ta\x00", "belongs into a dataset"},
 		{"100644 blob aaaa 3\ta", "unexpected EOF"},
 	} {
-		if _, err := readList(strings.NewReader(c.list)); err == nil || !strings.Contains(err.Error(), c.want) {
+		if _, _, err := readList(strings.NewReader(c.list)); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("readList(%q) = %v, want %q", c.list, err, c.want)
 		}
 	}

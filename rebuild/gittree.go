@@ -18,21 +18,33 @@ import (
 // blob is one entry of a commit's tree.
 type blob struct{ mode, object, path string }
 
-// write puts the blobs of a commit into dest, which it creates. Links are made
-// last, so that no file is ever written through one.
-func (g *gitProgram) write(ctx context.Context, commit, dest string) error {
-	blobs, err := g.list(ctx, commit)
+// write puts the blobs of a commit into dest, which it creates, and returns what
+// is missing in it. Links are made last, so that no file is ever written
+// through one.
+func (g *gitProgram) write(ctx context.Context, s Source, dest string) (missing, error) {
+	blobs, gitlinks, err := g.list(ctx, string(s.Commit))
 	if err != nil {
-		return err
+		return missing{}, err
+	}
+	wanted := missing{submodules: gitlinks, pointers: map[string]pointer{}}
+	if err := wanted.checkSubmodules(s); err != nil {
+		return missing{}, err // before gigabytes are written in vain
 	}
 	if err := os.Mkdir(dest, 0o700); err != nil {
-		return err
+		return missing{}, err
 	}
 	root, err := os.OpenRoot(dest)
 	if err != nil {
-		return err
+		return missing{}, err
 	}
 	defer root.Close()
+	if err := g.writeAll(ctx, root, blobs, wanted.pointers); err != nil {
+		return missing{}, err
+	}
+	return wanted, wanted.checkLFS(s)
+}
+
+func (g *gitProgram) writeAll(ctx context.Context, root *os.Root, blobs []blob, pointers map[string]pointer) error {
 
 	cmd := g.command(ctx, "--git-dir="+g.repository, "cat-file", "--batch")
 	var names strings.Builder
@@ -50,7 +62,7 @@ func (g *gitProgram) write(ctx context.Context, commit, dest string) error {
 	if err := cmd.Start(); err != nil {
 		return missingGit(err)
 	}
-	copyErr := writeBlobs(root, bufio.NewReaderSize(out, 256<<10), blobs)
+	copyErr := writeBlobs(root, bufio.NewReaderSize(out, 256<<10), blobs, pointers)
 	if copyErr != nil {
 		cmd.Cancel()
 	}
@@ -64,35 +76,35 @@ func (g *gitProgram) write(ctx context.Context, commit, dest string) error {
 	return nil
 }
 
-// list reads the commit's tree and refuses what cannot be written as a source
-// tree: submodules, odd modes, names that lead elsewhere.
-func (g *gitProgram) list(ctx context.Context, commit string) ([]blob, error) {
+// list reads the commit's tree, its submodules apart, and refuses what cannot be
+// written as a source tree: odd modes, names that lead elsewhere.
+func (g *gitProgram) list(ctx context.Context, commit string) (blobs []blob, gitlinks map[string]string, err error) {
 	cmd := g.command(ctx, "--git-dir="+g.repository, "ls-tree", "-r", "-z", "-l", "--full-tree", "--end-of-options", commit)
 	stderr := &tail{}
 	cmd.Stderr = stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer lockThread()()
 	if err := cmd.Start(); err != nil {
-		return nil, missingGit(err)
+		return nil, nil, missingGit(err)
 	}
-	blobs, readErr := readList(out)
+	blobs, gitlinks, readErr := readList(out)
 	if readErr != nil {
 		cmd.Cancel()
 	}
 	err = cmd.Wait()
 	if readErr != nil {
-		return nil, readErr
+		return nil, nil, readErr
 	}
 	if err != nil {
-		return nil, fmt.Errorf("git ls-tree: %w: %s", err, stderr)
+		return nil, nil, fmt.Errorf("git ls-tree: %w: %s", err, stderr)
 	}
-	return blobs, nil
+	return blobs, gitlinks, nil
 }
 
-func readList(r io.Reader) ([]blob, error) {
+func readList(r io.Reader) (blobs []blob, gitlinks map[string]string, err error) {
 	lines := bufio.NewScanner(r)
 	lines.Buffer(nil, 64<<10)
 	lines.Split(func(data []byte, atEOF bool) (int, []byte, error) {
@@ -104,18 +116,18 @@ func readList(r io.Reader) ([]blob, error) {
 		}
 		return 0, nil, nil
 	})
-	var blobs []blob
+	gitlinks = map[string]string{}
 	var files, links []blob
 	var sum, names int64
 	for lines.Scan() {
 		meta, name, _ := strings.Cut(lines.Text(), "\t")
 		f := strings.Fields(meta)
 		if len(f) != 4 {
-			return nil, fmt.Errorf("git ls-tree: unexpected line %.200q", lines.Text())
+			return nil, nil, fmt.Errorf("git ls-tree: unexpected line %.200q", lines.Text())
 		}
 		b := blob{mode: f[0], object: f[2], path: name}
 		if err := checkSourcePath(name); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		switch b.mode {
 		case "100644", "100755":
@@ -123,26 +135,27 @@ func readList(r io.Reader) ([]blob, error) {
 		case "120000":
 			links = append(links, b)
 		case "160000":
-			return nil, fmt.Errorf("%.200q is a submodule: its commit is not part of the ledger; put its files into the source commit or into a dataset", name)
+			gitlinks[name] = b.object
 		default:
-			return nil, fmt.Errorf("%.200q has mode %s, want 100644, 100755 or 120000", name, b.mode)
+			return nil, nil, fmt.Errorf("%.200q has mode %s, want 100644, 100755 or 120000", name, b.mode)
 		}
-		size, err := strconv.ParseInt(f[3], 10, 64)
-		if err != nil || size < 0 {
-			return nil, fmt.Errorf("git ls-tree: unexpected line %.200q", lines.Text())
+		var size int64
+		if b.mode != "160000" {
+			if size, err = strconv.ParseInt(f[3], 10, 64); err != nil || size < 0 {
+				return nil, nil, fmt.Errorf("git ls-tree: unexpected line %.200q", lines.Text())
+			}
 		}
 		if names += int64(len(name)); names > maxSourceNames {
-			return nil, fmt.Errorf("paths of more than %d bytes together", int64(maxSourceNames))
+			return nil, nil, fmt.Errorf("paths of more than %d bytes together", int64(maxSourceNames))
 		}
-		if sum += size; sum > maxSource || len(files)+len(links) > maxSourceFiles {
-			return nil, fmt.Errorf("more than %d files or %d bytes: large data belongs into a dataset", maxSourceFiles, int64(maxSource))
+		if sum += size; sum > maxSource || len(files)+len(links)+len(gitlinks) > maxSourceFiles {
+			return nil, nil, fmt.Errorf("more than %d files or %d bytes: large data belongs into a dataset", maxSourceFiles, int64(maxSource))
 		}
 	}
 	if err := lines.Err(); err != nil {
-		return nil, fmt.Errorf("git ls-tree: %w", err)
+		return nil, nil, fmt.Errorf("git ls-tree: %w", err)
 	}
-	blobs = append(files, links...)
-	return blobs, nil
+	return append(files, links...), gitlinks, nil
 }
 
 // checkSourcePath refuses a path that is not plainly below the root. The rest
@@ -160,8 +173,9 @@ func checkSourcePath(p string) error {
 }
 
 // writeBlobs reads what cat-file --batch answers: "<object> blob <size>", the
-// bytes, a newline, for each object in the order asked.
-func writeBlobs(root *os.Root, r *bufio.Reader, blobs []blob) error {
+// bytes, a newline, for each object in the order asked. LFS pointers among them
+// are written as they are and added to pointers.
+func writeBlobs(root *os.Root, r *bufio.Reader, blobs []blob, pointers map[string]pointer) error {
 	for _, b := range blobs {
 		head, err := r.ReadString('\n')
 		if err != nil {
@@ -175,7 +189,19 @@ func writeBlobs(root *os.Root, r *bufio.Reader, blobs []blob) error {
 		if err != nil || size < 0 {
 			return fmt.Errorf("git cat-file: object of %s: got %.100q", b.path, head)
 		}
-		if err := writeBlob(root, io.LimitReader(r, size), b, size); err != nil {
+		content := io.LimitReader(r, size)
+		if b.mode != "120000" && size <= maxPointer {
+			text, err := io.ReadAll(content)
+			if err != nil {
+				return fmt.Errorf("git cat-file: %s: %w", b.path, err)
+			}
+			if p, ok := parsePointer(text); ok {
+				p.executable = b.mode == "100755"
+				pointers[b.path] = p
+			}
+			content = bytes.NewReader(text)
+		}
+		if err := writeBlob(root, content, b, size); err != nil {
 			return err
 		}
 		if c, err := r.ReadByte(); err != nil || c != '\n' {

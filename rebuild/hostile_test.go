@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/openclaw/clawfs/capstore"
+	"github.com/openclaw/clawfs/rebuild/fetch"
 	"github.com/openclaw/clawfs/rebuild/oci"
-	"github.com/openclaw/clawfs/verifier"
 )
 
 // image replaces the environment by one with entries and variables of its own.
@@ -117,19 +117,23 @@ func TestHostileImages(t *testing.T) {
 // TestDatasetWithoutEnd: a ledger may name a directory whose files are larger
 // than it says; little more than that is copied.
 func TestDatasetWithoutEnd(t *testing.T) {
-	from, dest := t.TempDir(), filepath.Join(t.TempDir(), "copy")
+	from, dest := t.TempDir(), t.TempDir()
 	if err := os.WriteFile(filepath.Join(from, "a"), []byte("twelve bytes"), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.Truncate(filepath.Join(from, "a"), 1<<40); err != nil {
 		t.Fatal(err)
 	}
-	err := copyDataset(t.Context(), from, dest, &verifier.Annotations{Files: 1, Bytes: 12}, nil)
-	if err == nil || !strings.Contains(err.Error(), "more than the 1 files and 12 bytes") {
-		t.Errorf("copyDataset = %v", err)
+	cache, err := fetch.Open(filepath.Join(dest, "cache"), 1<<40, fetch.Options{})
+	if err != nil {
+		t.Fatal(err)
 	}
-	if info, err := os.Stat(filepath.Join(dest, "a")); err != nil || info.Size() > 16<<20 {
-		t.Errorf("copied %d bytes, %v", info.Size(), err)
+	_, err = cache.Tree(t.Context(), digest("tree"), &fetch.Size{Files: 1, Bytes: 12}, []fetch.Place{{URI: from, Trusted: true}}, nil)
+	if err == nil || !strings.Contains(err.Error(), "12 bytes") {
+		t.Errorf("Tree = %v", err)
+	}
+	if u, err := cache.Usage(); err != nil || u.Bytes > 16<<20 {
+		t.Errorf("the cache has %+v, %v", u, err)
 	}
 }
 

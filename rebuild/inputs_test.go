@@ -2,100 +2,13 @@ package rebuild
 
 import (
 	"bytes"
-	"context"
-	"errors"
-	"os"
-	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 
 	"github.com/openclaw/clawfs/hashpipe"
 	"github.com/openclaw/clawfs/rebuild/sandbox"
 	"github.com/openclaw/clawfs/verifier"
-	"github.com/openclaw/clawfs/verifier/tree"
 )
-
-// TestDatasetIsCopied: what the build sees is what was verified, whatever
-// happens to the original afterwards.
-func TestDatasetIsCopied(t *testing.T) {
-	from, dest := t.TempDir(), filepath.Join(t.TempDir(), "copy")
-	if err := os.WriteFile(filepath.Join(from, "a"), []byte("checked"), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	before, err := os.OpenFile(filepath.Join(from, "a"), os.O_WRONLY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer before.Close()
-	var seen int64
-	if err := copyDataset(t.Context(), from, dest, nil, func(n int64) { seen += n }); err != nil {
-		t.Fatal(err)
-	}
-	if err := freeze(dest); err != nil {
-		t.Fatal(err)
-	}
-	root, err := tree.Walk(t.Context(), dest, tree.Data, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	before.WriteAt([]byte("CHANGED"), 0)
-	again, err := tree.Walk(t.Context(), dest, tree.Data, nil)
-	if err != nil || again != root || seen != 7 {
-		t.Errorf("the copy changed with its original: %v, %v (%d bytes seen)", again, err, seen)
-	}
-	info, err := os.Stat(filepath.Join(dest, "a"))
-	if err != nil || info.Mode().Perm() != 0o444 || info.ModTime().Unix() != inputTime {
-		t.Errorf("the copy is %v of %v", info.Mode(), info.ModTime())
-	}
-	if err := removeTree(dest); err != nil {
-		t.Error(err)
-	}
-}
-
-func TestDatasetRefuses(t *testing.T) {
-	for _, c := range []struct {
-		name string
-		make func(dir string) error
-		size verifier.Annotations
-		want string
-	}{
-		{"symlink", func(d string) error { return os.Symlink("/etc/passwd", d+"/a") }, verifier.Annotations{Files: 9, Bytes: 9}, "symlink"},
-		{"directory symlink", func(d string) error { return os.Symlink("/etc", d+"/a") }, verifier.Annotations{Files: 9, Bytes: 9}, "symlink"},
-		{"named pipe", func(d string) error { return syscall.Mkfifo(d+"/a", 0o600) }, verifier.Annotations{Files: 9, Bytes: 9}, "named pipe"},
-		{"too many files", func(d string) error {
-			return errors.Join(os.WriteFile(d+"/a", nil, 0o600), os.WriteFile(d+"/b", nil, 0o600))
-		}, verifier.Annotations{Files: 1, Bytes: 9}, "more than the 1 files"},
-		{"too many bytes", func(d string) error { return os.WriteFile(d+"/a", []byte("0123456789"), 0o600) }, verifier.Annotations{Files: 1, Bytes: 9}, "9 bytes"},
-	} {
-		dir := t.TempDir()
-		if err := c.make(dir); err != nil {
-			t.Fatal(err)
-		}
-		err := copyDataset(t.Context(), dir, filepath.Join(t.TempDir(), "copy"), &c.size, nil)
-		if err == nil || !strings.Contains(err.Error(), c.want) {
-			t.Errorf("%s: %v, want %q", c.name, err, c.want)
-		}
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	if err := copyDataset(ctx, t.TempDir(), filepath.Join(t.TempDir(), "copy"), nil, nil); !errors.Is(err, context.Canceled) {
-		t.Errorf("a cancelled copy: %v", err)
-	}
-}
-
-func TestLocalPath(t *testing.T) {
-	for hint, want := range map[string]string{"/a/b": "/a/b", "file:///a//b/": "/a/b"} {
-		if got, err := localPath("lockfile", "--lockfile FILE", hint); err != nil || got != want {
-			t.Errorf("localPath(%q) = %q, %v, want %q", hint, got, err, want)
-		}
-	}
-	for _, hint := range []string{"", "a", "./a", "https://data.example/corpus/", "oci://registry.example/x", "file://host/a", "pkg:generic/requirements.lock"} {
-		if got, err := localPath("lockfile", "--lockfile FILE", hint); err == nil || !strings.Contains(err.Error(), "--lockfile FILE") {
-			t.Errorf("localPath(%q) = %q, %v, want a refusal that names --lockfile", hint, got, err)
-		}
-	}
-}
 
 func TestMentions(t *testing.T) {
 	m, err := hashpipe.Measure(t.Context(), strings.NewReader("weights"), nil)

@@ -14,6 +14,7 @@ import (
 	"github.com/openclaw/clawfs/capstore"
 	"github.com/openclaw/clawfs/hashpipe"
 	"github.com/openclaw/clawfs/rebuild/internal/mint"
+	"github.com/openclaw/clawfs/rebuild/record"
 	"github.com/openclaw/clawfs/verifier"
 	"github.com/openclaw/clawfs/verifier/dsse"
 )
@@ -44,6 +45,8 @@ type JobConfig struct {
 	// MintKey is the path of the key file. It is opened after both builds are
 	// dead and only if their outputs are equal.
 	MintKey string
+	// Program is the name and version of the program that runs this.
+	Program string
 	// Validity is how long a capability holds from its minting.
 	Validity time.Duration
 	// Observer gets progress beside EventFile.
@@ -58,6 +61,8 @@ type Result struct {
 	Reason     string           `json:"reason,omitzero"`
 	Diagnosis  string           `json:"diagnosis,omitzero"`
 	Capability []byte           `json:"capability,omitzero"` // the envelope, of MINTED only
+	Record     []byte           `json:"record,omitzero"`     // the envelope of package record
+	Retry      bool             `json:"retry,omitzero"`      // of FETCH_FAILED: later it may be otherwise
 	StartedAt  time.Time        `json:"startedAt"`
 	FinishedAt time.Time        `json:"finishedAt"`
 }
@@ -67,8 +72,8 @@ type Result struct {
 // no answer and no ResultFile; the queue decides whether to try again. If the
 // directory already has an answer, RunJob returns it and does nothing.
 func RunJob(ctx context.Context, c JobConfig) (Result, error) {
-	if c.Dir == "" || c.Policy == nil || c.Executor == nil || c.MintKey == "" || c.Validity <= 0 {
-		return Result{}, errors.New("running a job: directory, policy, executor, mint key and validity are required")
+	if c.Dir == "" || c.Policy == nil || c.Executor == nil || c.MintKey == "" || c.Program == "" || c.Validity <= 0 {
+		return Result{}, errors.New("running a job: directory, policy, executor, mint key, program and validity are required")
 	}
 	dir, err := filepath.Abs(c.Dir)
 	if err != nil {
@@ -98,7 +103,7 @@ func RunJob(ctx context.Context, c JobConfig) (Result, error) {
 
 // run clears what an earlier attempt left, works, and writes the answer last.
 func (c JobConfig) run(ctx context.Context, job jobFile, envelope []byte) (Result, error) {
-	log, err := openRecord(c, job)
+	log, err := openLog(c, job)
 	if err != nil {
 		return Result{}, err
 	}
@@ -114,17 +119,24 @@ func (c JobConfig) run(ctx context.Context, job jobFile, envelope []byte) (Resul
 	}
 	defer removeTree(work)
 	r := Result{Job: job.ID, SBA: job.SBA, StartedAt: time.Now().UTC()}
-	r.Capability, err = c.earn(ctx, job, envelope, work, log)
+	var e earned
+	r.Capability, e, err = c.earn(ctx, job, envelope, work, log)
 	var f *Failure
 	switch {
 	case errors.As(err, &f):
 		r.Verdict, r.Reason, r.Diagnosis = f.Verdict, f.Detail, f.Diagnosis
+		r.Retry = f.Temporary && f.Verdict == capstore.FetchFailed
 	case err != nil:
 		return Result{}, log.trouble(err)
 	default:
 		r.Verdict = capstore.Minted
 	}
 	r.FinishedAt = time.Now().UTC()
+	if r.Record, err = c.record(job, e.ledger, r, e.builds); err != nil && r.Verdict.Granted() {
+		return Result{}, log.trouble(err)
+	} else if err != nil {
+		log.text.printf("this answer is not signed: %v", err)
+	}
 	log.text.printf("%s", strings.TrimSpace(string(r.Verdict)+" "+r.Reason))
 	if r.Diagnosis != "" {
 		log.text.printf("%s", r.Diagnosis)
@@ -135,30 +147,47 @@ func (c JobConfig) run(ctx context.Context, job jobFile, envelope []byte) (Resul
 	return r, nil
 }
 
+// earned is what a job came to know on the way to its answer, as far as it got.
+type earned struct {
+	ledger verifier.Ledger // of an attestation that was believed
+	builds []record.Build  // that ran to their end
+}
+
 // earn verifies, rebuilds and mints. The mint key is read at the very end:
 // while a build runs, this process does not have it.
-func (c JobConfig) earn(ctx context.Context, job jobFile, envelope []byte, work string, log *record) ([]byte, error) {
+func (c JobConfig) earn(ctx context.Context, job jobFile, envelope []byte, work string, log *jobLog) (_ []byte, e earned, _ error) {
 	log.event(Event{Time: time.Now().UTC(), Phase: PhaseVerify, Message: "attestation " + job.SBA.String()})
 	att, err := believe(c.Policy, envelope)
 	if err != nil {
-		return nil, err
+		return nil, e, err
 	}
 	if att.Digest() != job.SBA {
-		return nil, fmt.Errorf("%s holds attestation %s, the job is for %s", SBAFile, att.Digest(), job.SBA)
+		return nil, e, fmt.Errorf("%s holds attestation %s, the job is for %s", SBAFile, att.Digest(), job.SBA)
+	}
+	e.ledger = att.Ledger()
+	bases, err := readBases(c.Policy, att.Ledger().Statement(), job.Bases, time.Now())
+	if err != nil {
+		return nil, e, err
 	}
 	rep, err := Reproduce(ctx, Config{
 		Executor: c.Executor, Dir: work, Limits: SandboxLimits(c.Policy.Builds.Limits),
-		AllowedEnv: c.Policy.Builds.Env, Log: log.builds, Observer: log.event,
+		Bases: bases, AllowedEnv: c.Policy.Builds.Env, Log: log.builds, Observer: log.event,
 	}, att.Ledger(), job.Locations)
 	if err != nil {
-		return nil, err
+		if f := (*Failure)(nil); errors.As(err, &f) {
+			e.builds = f.builds
+		}
+		return nil, e, err
 	}
 	defer rep.Close()
+	first, second := rep.Builds()
+	e.builds = []record.Build{evidence(first), evidence(second)}
 	if err := ctx.Err(); err != nil {
-		return nil, context.Cause(ctx)
+		return nil, e, context.Cause(ctx)
 	}
 	log.event(Event{Time: time.Now().UTC(), Phase: PhaseMint})
-	return c.mint(att, rep, job.RevokedMints)
+	capability, err := c.mint(att, rep, job.RevokedMints)
+	return capability, e, err
 }
 
 // believe verifies an envelope by a policy; a refusal is the job's answer.
@@ -178,7 +207,8 @@ func believe(policy *verifier.Policy, envelope []byte) (verifier.Attestation, er
 	return att, nil
 }
 
-func (c JobConfig) mint(att verifier.Attestation, rep *Reproduction, revoked []dsse.KeyID) ([]byte, error) {
+// key opens the mint key. A *Failure says that nobody would honour it.
+func (c JobConfig) key(revoked []dsse.KeyID) (*mint.Key, error) {
 	key, err := mint.Open(c.MintKey)
 	if err != nil {
 		return nil, err
@@ -192,6 +222,14 @@ func (c JobConfig) mint(att verifier.Attestation, rep *Reproduction, revoked []d
 	})
 	if !pinned {
 		return nil, fail(capstore.PolicyRefused, "this machine's mint key %s is not one of the policy's mints: no mount would honour it", id)
+	}
+	return key, nil
+}
+
+func (c JobConfig) mint(att verifier.Attestation, rep *Reproduction, revoked []dsse.KeyID) ([]byte, error) {
+	key, err := c.key(revoked)
+	if err != nil {
+		return nil, err
 	}
 	now := time.Now()
 	first, second := rep.Builds()

@@ -18,6 +18,7 @@ import (
 	"github.com/go-json-experiment/json"
 
 	"github.com/openclaw/clawfs/capstore"
+	"github.com/openclaw/clawfs/rebuild/record"
 	"github.com/openclaw/clawfs/rebuild/sandbox"
 	"github.com/openclaw/clawfs/verifier"
 	"github.com/openclaw/clawfs/verifier/dsse"
@@ -52,7 +53,7 @@ func newJobSite(t *testing.T, argv ...string) *jobSite {
 		t.Fatal(err)
 	}
 	s.envelope, s.att = s.attest(t, s.st)
-	s.config = JobConfig{Dir: s.dir, Policy: s.policy, Executor: s.runtime, MintKey: key, Validity: time.Hour}
+	s.config = JobConfig{Dir: s.dir, Policy: s.policy, Executor: s.runtime, MintKey: key, Program: "test", Validity: time.Hour}
 	s.place(s.envelope, jobFile{ID: "aaaaaaaaaa", SBA: s.att.Digest(), Attempt: 1, Locations: s.loc})
 	return s
 }
@@ -89,6 +90,9 @@ func TestRunJob(t *testing.T) {
 	}
 	if want := []Phase{PhaseVerify, PhaseSource, PhaseDataset, PhaseImage, PhaseBuild, PhaseMint}; !slices.Equal(phases, want) {
 		t.Errorf("phases %q, want %q", phases, want)
+	}
+	if rec, err := record.Read(r.Record, []dsse.PublicKey{s.mint.Public()}); err != nil || rec.Type != record.ProvenanceType || rec.Job != r.Job {
+		t.Errorf("record %+v, %v, want provenance", rec, err)
 	}
 	store := s.store(t, filepath.Join(t.TempDir(), "store"))
 	c, err := store.Admit(r.Capability)
@@ -172,6 +176,12 @@ func TestRunJobAnswers(t *testing.T) {
 			if err != nil || r.Verdict != c.verdict || !strings.Contains(r.Reason, c.reason) || len(r.Capability) != 0 {
 				t.Errorf("RunJob = %+v, %v, want %s: %q", r, err, c.verdict, c.reason)
 			}
+			// Who is not believed, or has no key that counts, signs nothing.
+			signed := !strings.Contains(c.reason, "attestation") && !strings.Contains(c.name, "mint key")
+			rec, err := record.Read(r.Record, []dsse.PublicKey{s.mint.Public()})
+			if signed && (err != nil || rec.Type != record.FailureType || rec.Verdict != c.verdict) || !signed && len(r.Record) > 0 {
+				t.Errorf("record %+v, %v, want it signed: %v", rec, err, signed)
+			}
 			stored, err := readResult(s.dir, "aaaaaaaaaa", s.att.Digest())
 			if err != nil || stored.Verdict != c.verdict {
 				t.Errorf("the answer on disk is %+v, %v", stored, err)
@@ -247,7 +257,7 @@ func rebuilder(dir string) error {
 		return err
 	}
 	syscall.Umask(0o077)
-	_, err = RunJob(context.Background(), JobConfig{Dir: dir, Policy: policy, Executor: runtime, MintKey: filepath.Join(state, "mint.key"), Validity: time.Hour})
+	_, err = RunJob(context.Background(), JobConfig{Dir: dir, Policy: policy, Executor: runtime, MintKey: filepath.Join(state, "mint.key"), Program: "test", Validity: time.Hour})
 	return err
 }
 
@@ -292,7 +302,7 @@ func TestWorkerKilled(t *testing.T) {
 		_, err := s.runtime.Sweep(ctx)
 		return err
 	}
-	job, err := q.Submit(s.envelope, s.att, s.loc)
+	job, err := q.Submit(s.envelope, s.att, s.loc, 0)
 	if err != nil {
 		t.Fatal(err)
 	}

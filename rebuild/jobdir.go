@@ -37,6 +37,9 @@ type jobFile struct {
 	Attempt      int                `json:"attempt"`
 	Locations    capstore.Locations `json:"locations"`
 	RevokedMints []dsse.KeyID       `json:"revokedMints,omitzero"`
+	// Bases are the capabilities of the models that the ledger starts from, by
+	// the models' own names.
+	Bases map[string][]byte `json:"bases,omitzero"`
 }
 
 func readJob(dir string) (jobFile, []byte, error) {
@@ -182,8 +185,8 @@ func endHolder(dir string) error {
 	return nil
 }
 
-// record is what a worker writes for people while it works.
-type record struct {
+// jobLog is what a worker writes for people while it works.
+type jobLog struct {
 	text   *logWriter // LogFile, escaped here
 	builds io.Writer  // LogFile, escaped by Reproduce
 
@@ -193,7 +196,7 @@ type record struct {
 	events             int
 }
 
-func openRecord(c JobConfig, job jobFile) (*record, error) {
+func openLog(c JobConfig, job jobFile) (*jobLog, error) {
 	const flags = os.O_WRONLY | os.O_CREATE | os.O_APPEND
 	log, err := os.OpenFile(filepath.Join(c.Dir, LogFile), flags, 0o600)
 	if err != nil {
@@ -204,7 +207,7 @@ func openRecord(c JobConfig, job jobFile) (*record, error) {
 		log.Close()
 		return nil, err
 	}
-	r := &record{
+	r := &jobLog{
 		text: &logWriter{w: log, left: 1 << 20}, builds: log,
 		logFile: log, eventFile: events, observer: c.Observer,
 	}
@@ -214,7 +217,7 @@ func openRecord(c JobConfig, job jobFile) (*record, error) {
 
 // event writes one line and tells the observer. A line that cannot be written
 // is dropped: progress is for people, and the answer is a file of its own.
-func (r *record) event(e Event) {
+func (r *jobLog) event(e Event) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.events++; r.events <= maxEvents {
@@ -231,12 +234,12 @@ func (r *record) event(e Event) {
 }
 
 // trouble logs an error that is no answer and returns it.
-func (r *record) trouble(err error) error {
+func (r *jobLog) trouble(err error) error {
 	r.text.printf("no answer: %v", err)
 	return err
 }
 
-func (r *record) close() {
+func (r *jobLog) close() {
 	r.logFile.Close()
 	r.eventFile.Close()
 }

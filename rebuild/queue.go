@@ -1,6 +1,7 @@
 package rebuild
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"github.com/openclaw/clawfs/capstore"
+	"github.com/openclaw/clawfs/verifier"
 )
 
 const (
@@ -17,8 +19,9 @@ const (
 	// without an answer three times is the job's fault or this machine's, and
 	// both are for a person.
 	maxAttempts = 3
-	// retryDelay passes before a second attempt; twice as much before a third.
-	// It counts from the start of the attempt, which the store keeps.
+	// retryDelay passes after a worker's death before a second attempt; twice as
+	// much before a third. It counts from the start of the attempt, which the
+	// store keeps.
 	retryDelay = 2 * time.Second
 	// lockPoll is how often a lock that a living worker holds is tried.
 	lockPoll = 200 * time.Millisecond
@@ -26,7 +29,16 @@ const (
 	sweepTime = 30 * time.Second
 	// fullDelay passes before a result is offered again to a full disk.
 	fullDelay = 5 * time.Second
+	// roomPoll is how often a machine without room for one more is asked again.
+	roomPoll = 2 * time.Second
+	// keepJobs is how long the row of a job that has ended is kept.
+	keepJobs = 90 * day
 )
+
+// fetchRetry are the delays before the second and each later try to fetch the
+// inputs of a job; up to a quarter is added to each by chance, so that many
+// jobs do not come back to a server at once.
+var fetchRetry = []time.Duration{time.Minute, 5 * time.Minute, 30 * time.Minute, 2 * time.Hour}
 
 // Spawn runs RunJob for a job directory in a process of its own and returns
 // when that process is dead, which it must be soon after ctx ends. The process
@@ -34,12 +46,16 @@ const (
 // does not.
 type Spawn func(ctx context.Context, jobDir string) error
 
-// Queue keeps rebuild jobs in a store and runs them, oldest first.
+// Queue keeps rebuild jobs in a store and runs them. Publishers take turns; of
+// one publisher's jobs the highest priority goes first, then the oldest. Waiting
+// counts as priority (see priorityStep), so that every job has its turn.
 //
 // What survives a kill at any point: a job is a row of the store from Submit
 // on. A row that is "running" at the start of Run belongs to a dead daemon; if
 // its directory has an answer, that is taken, else the job is run again, at
-// most maxAttempts times in all. A capability and the end of its job are one
+// most maxAttempts times in all. A job whose inputs could not be had for the
+// moment runs again too, after the delays of FetchRetry; no other answer leads
+// to a second run. A capability and the end of its job are one
 // transaction of the store, so a job mints once.
 type Queue struct {
 	// Parallel is the number of jobs that run at the same time; zero means
@@ -49,6 +65,21 @@ type Queue struct {
 	// (sandbox.Runtime.Sweep). It is called when Run starts and after a worker
 	// ended without an answer. Set it before Run.
 	Sweep func(context.Context) error
+	// FetchRetry are the delays before further tries to fetch, as many as it
+	// has; NewQueue sets it to those of fetchRetry. Set it before Run.
+	FetchRetry []time.Duration
+	// Budget, if not nil, says whose model it is by the policy, and what that
+	// publisher may use. Publishers take turns by it. It is called with the
+	// queue locked and for each model often. Set it before Run and Submit.
+	Budget func(model string) (publisher string, b verifier.Budget)
+	// Room, if not nil, says whether this machine has room for one more job
+	// beside those that run, of which there is at least one. Set it before Run.
+	Room func(running int) bool
+	// Keep is how long the rows and directories of ended jobs are kept (see
+	// Prune); zero means 90 days. Set it before Run.
+	Keep time.Duration
+
+	retryDelay time.Duration
 
 	store *capstore.Store
 	dir   string
@@ -66,13 +97,13 @@ func NewQueue(store *capstore.Store, dir string, spawn Spawn) (*Queue, error) {
 	if store == nil || spawn == nil || !filepath.IsAbs(dir) {
 		return nil, errors.New("queue: a store, a spawn function and an absolute directory are required")
 	}
-	for _, d := range []string{dir, filepath.Join(dir, sbaDir)} {
+	for _, d := range []string{dir, filepath.Join(dir, sbaDir), filepath.Join(dir, recordDir)} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return nil, fmt.Errorf("queue: %w", err)
 		}
 	}
 	return &Queue{
-		store: store, dir: dir, spawn: spawn,
+		store: store, dir: dir, spawn: spawn, FetchRetry: fetchRetry, retryDelay: retryDelay,
 		wake: make(chan struct{}, 1), running: make(map[string]context.CancelFunc),
 	}, nil
 }
@@ -116,7 +147,16 @@ func (q *Queue) Run(ctx context.Context) error {
 		case <-ctx.Done():
 		}
 	}
+	var pruned time.Time
 	for ctx.Err() == nil {
+		if now := time.Now(); now.Sub(pruned) >= day {
+			pruned = now
+			// What could not be removed is tried again in a day.
+			if err := q.Prune(cmp.Or(q.Keep, keepJobs)); errors.Is(err, capstore.ErrClosed) {
+				stop(fmt.Errorf("queue: %w", err))
+				break
+			}
+		}
 		select {
 		case slots <- struct{}{}:
 		case <-ctx.Done():
@@ -147,38 +187,6 @@ func (q *Queue) Run(ctx context.Context) error {
 	return nil
 }
 
-// next claims the oldest job that may run now, with its attempt recorded, or
-// says how long there is nothing to do.
-func (q *Queue) next(now time.Time) (capstore.Job, time.Duration, error) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	jobs, err := q.store.Jobs()
-	if err != nil {
-		return capstore.Job{}, 0, err
-	}
-	wait := time.Minute
-	for _, job := range jobs {
-		if job.State != capstore.JobPending {
-			continue
-		}
-		if job.Attempts > 0 {
-			due := job.StartedAt.Add(retryDelay << min(job.Attempts-1, maxAttempts))
-			if d := due.Sub(now); d > 0 {
-				wait = min(wait, d)
-				continue
-			}
-		}
-		job.State, job.StartedAt = capstore.JobRunning, now.UTC()
-		job.Attempts++
-		job.Log = filepath.Join(q.JobDir(job.ID), LogFile)
-		if err := q.store.PutJob(job); err != nil {
-			return capstore.Job{}, 0, err
-		}
-		return job, 0, nil
-	}
-	return capstore.Job{}, wait, nil
-}
-
 // work runs one claimed job to its next state.
 func (q *Queue) work(ctx context.Context, job capstore.Job) error {
 	ctx, cancel := context.WithCancel(ctx)
@@ -198,10 +206,15 @@ func (q *Queue) work(ctx context.Context, job capstore.Job) error {
 	if now.State.HasEnded() {
 		return nil // cancelled between next and here
 	}
-	if f := q.revoked(job.SBA, q.publisherOf(job.SBA)); f != nil {
+	st := q.queued(job.SBA)
+	if f := q.revoked(job.SBA, st.Predicate.Publisher.KeyID); f != nil {
 		return q.end(job, Result{Verdict: f.Verdict, Reason: f.Detail})
 	}
-	spawnErr := q.prepare(job)
+	bases, err := LiveBases(q.store.View(), st, time.Now())
+	if f := (*Failure)(nil); errors.As(err, &f) {
+		return q.end(job, Result{Verdict: f.Verdict, Reason: f.Detail})
+	}
+	spawnErr := q.prepare(job, bases)
 	if spawnErr == nil {
 		spawnErr = q.spawn(ctx, q.JobDir(job.ID))
 	}

@@ -86,7 +86,7 @@ func (b *bench) run() {
 func (b *bench) submit(version string) capstore.Job {
 	b.t.Helper()
 	envelope, att := b.attest(b.t, b.statement(version, "train"))
-	job, err := b.queue.Submit(envelope, att, capstore.Locations{})
+	job, err := b.queue.Submit(envelope, att, capstore.Locations{}, 0)
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -143,7 +143,7 @@ func TestQueueMints(t *testing.T) {
 	b.revoke(t, b.store, capstore.KindSBA, job.SBA.String())
 	envelope, att := b.attest(t, b.statement("1.0.0", "train"))
 	var f *Failure
-	if _, err := b.queue.Submit(envelope, att, capstore.Locations{}); !errors.As(err, &f) || f.Verdict != capstore.PolicyRefused {
+	if _, err := b.queue.Submit(envelope, att, capstore.Locations{}, 0); !errors.As(err, &f) || f.Verdict != capstore.PolicyRefused {
 		t.Errorf("submitting a revoked attestation: %v, want %s", err, capstore.PolicyRefused)
 	}
 }
@@ -168,7 +168,7 @@ func TestSubmitRefuses(t *testing.T) {
 		{"long hint", envelope, att, capstore.Locations{Lockfile: "/" + strings.Repeat("a", maxLocation)}},
 		{"unknown dataset", envelope, att, capstore.Locations{Datasets: map[string]string{"x": "/x"}}},
 	} {
-		if job, err := b.queue.Submit(c.sba, c.att, c.loc); err == nil {
+		if job, err := b.queue.Submit(c.sba, c.att, c.loc, 0); err == nil {
 			t.Errorf("%s: submitted as %s", c.name, job.ID)
 		}
 	}
@@ -398,7 +398,7 @@ func TestConcurrentSubmit(t *testing.T) {
 		version := fmt.Sprint(i % len(ids))
 		envelope, att := b.attest(t, b.statement(version, "train"))
 		wg.Go(func() {
-			job, err := b.queue.Submit(envelope, att, capstore.Locations{})
+			job, err := b.queue.Submit(envelope, att, capstore.Locations{}, 0)
 			if err != nil {
 				t.Error(err)
 				return

@@ -23,7 +23,9 @@ import (
 	"time"
 
 	"github.com/openclaw/clawfs/capstore"
+	"github.com/openclaw/clawfs/rebuild/fetch"
 	"github.com/openclaw/clawfs/rebuild/oci"
+	"github.com/openclaw/clawfs/rebuild/record"
 	"github.com/openclaw/clawfs/rebuild/sandbox"
 	"github.com/openclaw/clawfs/verifier"
 )
@@ -43,6 +45,12 @@ type Config struct {
 	// by nobody else. Reproduce makes one directory in it.
 	Dir    string
 	Limits sandbox.Limits
+	// Cache holds what was fetched. nil makes one below Dir for this rebuild.
+	Cache *fetch.Cache
+	// Hosts is what the operator gives for reaching others.
+	Hosts Hosts
+	// Bases are the capabilities of the models that the ledger starts from.
+	Bases Bases
 	// AllowedEnv are the environment names that a ledger may set; none if nil.
 	AllowedEnv []string
 	// Log gets what the builds print, escaped. nil drops it.
@@ -64,6 +72,10 @@ type Failure struct {
 	Verdict   capstore.Verdict
 	Detail    string // one sentence: expected, found, what to do
 	Diagnosis string // lines for a person: differing outputs, or the end of the log
+	// Temporary says of FETCH_FAILED that a later try may find the input.
+	Temporary bool
+
+	builds []record.Build // that ran to their end, of a build that failed
 }
 
 func (f *Failure) Error() string { return string(f.Verdict) + ": " + f.Detail }
@@ -76,6 +88,7 @@ func fail(v capstore.Verdict, format string, args ...any) *Failure {
 type Reproduction struct {
 	first, second sandbox.Result
 	dir           string
+	in            inputs
 }
 
 // Outputs returns the first build's outputs, in the ledger's order.
@@ -89,7 +102,7 @@ func (r *Reproduction) Close() error {
 	if r == nil || r.dir == "" {
 		return nil
 	}
-	if err := removeTree(r.dir); err != nil {
+	if err := errors.Join(r.in.close(), removeTree(r.dir)); err != nil {
 		return fmt.Errorf("removing the files of a rebuild: %w", err)
 	}
 	return nil
@@ -108,6 +121,9 @@ func Reproduce(ctx context.Context, c Config, l verifier.Ledger, loc capstore.Lo
 			return nil, err
 		}
 	}
+	if err := c.Bases.check(st); err != nil {
+		return nil, err
+	}
 	if err := allowed(c, st); err != nil {
 		return nil, err
 	}
@@ -117,6 +133,13 @@ func Reproduce(ctx context.Context, c Config, l verifier.Ledger, loc capstore.Lo
 	}
 	r := &Reproduction{dir: dir}
 	if err := r.run(ctx, c, l, st, loc); err != nil {
+		if f := (*Failure)(nil); errors.As(err, &f) {
+			for _, b := range []sandbox.Result{r.first, r.second} {
+				if b.Run != "" {
+					f.builds = append(f.builds, evidence(b))
+				}
+			}
+		}
 		err = errors.Join(err, r.Close())
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
@@ -128,10 +151,21 @@ func Reproduce(ctx context.Context, c Config, l verifier.Ledger, loc capstore.Lo
 
 func (r *Reproduction) run(ctx context.Context, c Config, l verifier.Ledger, st verifier.Statement, loc capstore.Locations) error {
 	p := &progress{observe: c.Observer}
-	in, err := fetch(ctx, r.dir, st, loc, p)
+	if c.Cache == nil {
+		own, err := fetch.Open(filepath.Join(r.dir, "cache"), ownCache, fetch.Options{LocalRoots: []string{"/"}})
+		if err != nil {
+			return err
+		}
+		defer own.Close()
+		c.Cache = own
+	}
+	g := &gatherer{cache: c.Cache, hosts: c.Hosts, bases: c.Bases, dir: r.dir, st: st, loc: loc, p: p}
+	err := g.gather(ctx)
+	r.in = g.in
 	if err != nil {
 		return err
 	}
+	in := g.in
 	spec := recipe(c, l, st, in)
 	var log io.Writer
 	if c.Log != nil {
@@ -175,9 +209,13 @@ func (r *Reproduction) run(ctx context.Context, c Config, l verifier.Ledger, st 
 	return notCopied(ctx, in, l, r.first.Outputs)
 }
 
+// ownCache bounds in bytes the inputs of a rebuild without a shared cache.
+const ownCache = 1 << 50
+
 // apart is the least time between the starts of the two builds, so that a date
-// in an output shows: zip members carry it in steps of two seconds.
-const apart = 2100 * time.Millisecond
+// in an output shows: zip members carry it in steps of two seconds. A variable
+// for the test that kills a hundred jobs, which would mostly hit this sleep.
+var apart = 2100 * time.Millisecond
 
 func sleep(ctx context.Context, d time.Duration) error {
 	if d <= 0 {

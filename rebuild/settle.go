@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -55,7 +56,7 @@ func (q *Queue) recover(ctx context.Context) ([]capstore.Job, error) {
 func (q *Queue) known() ([]capstore.Job, error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	jobs, err := q.store.Jobs()
+	jobs, err := q.list()
 	if err != nil {
 		return nil, err
 	}
@@ -77,6 +78,16 @@ func (q *Queue) known() ([]capstore.Job, error) {
 	return jobs, nil
 }
 
+// list returns the jobs, oldest first. A row that is damaged is no job, and does
+// not keep the others from running; whoever lists the jobs for people says so.
+func (q *Queue) list() ([]capstore.Job, error) {
+	jobs, err := q.store.Jobs()
+	if len(jobs) > 0 && errors.Is(err, capstore.ErrDamaged) {
+		return jobs, nil
+	}
+	return jobs, err
+}
+
 // removeWork removes the scratch files of a job that has ended, or ends its
 // worker if that still lives.
 func (q *Queue) removeWork(id string) {
@@ -92,10 +103,16 @@ func (q *Queue) removeWork(id string) {
 }
 
 // prepare writes what the worker reads.
-func (q *Queue) prepare(job capstore.Job) error {
+func (q *Queue) prepare(job capstore.Job, bases Bases) error {
 	dir := q.JobDir(job.ID)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
+	}
+	if r, err := readResult(dir, job.ID, job.SBA); err == nil && r.Retry {
+		// It sent the job back into the queue; now the inputs are tried again.
+		if err := os.Remove(filepath.Join(dir, ResultFile)); err != nil {
+			return err
+		}
 	}
 	envelope, err := readBounded(q.sbaFile(job.SBA))
 	if err != nil {
@@ -104,7 +121,7 @@ func (q *Queue) prepare(job capstore.Job) error {
 	if err := writeWhole(filepath.Join(dir, SBAFile), envelope); err != nil {
 		return err
 	}
-	f := jobFile{ID: job.ID, SBA: job.SBA, Attempt: job.Attempts, Locations: job.Locations}
+	f := jobFile{ID: job.ID, SBA: job.SBA, Attempt: job.Attempts, Locations: job.Locations, Bases: bases.envelopes()}
 	for _, r := range q.store.View().Revocations() {
 		if r.Kind() == capstore.KindMint {
 			f.RevokedMints = append(f.RevokedMints, dsse.KeyID(r.Target()))
@@ -173,9 +190,9 @@ func (q *Queue) retry(ctx context.Context, job capstore.Job, why error) error {
 		// This daemon stopped the worker; that was no attempt.
 		now.State = capstore.JobPending
 		now.Attempts = max(now.Attempts-1, 0)
-	case now.Attempts >= maxAttempts:
+	case now.Attempts-now.Fetches >= maxAttempts:
 		q.mu.Unlock()
-		reason := fmt.Sprintf("the worker ended without an answer %d times, the last time: %v", now.Attempts, why)
+		reason := fmt.Sprintf("the worker ended without an answer %d times, the last time: %v; it is not run again by itself: see what ended the worker, then submit it anew", now.Attempts-now.Fetches, why)
 		return q.end(job, Result{Verdict: capstore.BuildFailed, Reason: escape(reason)})
 	default:
 		now.State = capstore.JobPending
@@ -186,7 +203,27 @@ func (q *Queue) retry(ctx context.Context, job capstore.Job, why error) error {
 	return err
 }
 
-// offer ends a job with its worker's answer. A store that is only full gets it
+// putBack puts a job whose inputs could not be had for the moment back into the
+// queue, and reports whether it did.
+func (q *Queue) putBack(job capstore.Job, r Result) (bool, error) {
+	if r.Verdict != capstore.FetchFailed || !r.Retry {
+		return false, nil
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	now, err := q.store.Job(job.ID)
+	if err != nil || now.State.HasEnded() || now.Fetches >= len(q.FetchRetry) {
+		return false, err
+	}
+	delay := max(q.FetchRetry[now.Fetches], time.Millisecond)
+	now.Fetches++
+	now.State, now.Waits = capstore.JobPending, capstore.WaitFetch
+	now.NotBefore = time.Now().Add(delay + rand.N(delay/4+1)).UTC()
+	now.Reason = fmt.Sprintf("%s at try %d of %d: %s", r.Verdict, now.Fetches, len(q.FetchRetry)+1, r.Reason)
+	return true, q.store.PutJob(now)
+}
+
+// offer ends a job with its worker's answer, or puts it back. A store that is only full gets it
 // again later.
 func (q *Queue) offer(ctx context.Context, job capstore.Job, r Result) error {
 	if r.Verdict.Granted() {
@@ -195,8 +232,11 @@ func (q *Queue) offer(ctx context.Context, job capstore.Job, r Result) error {
 		}
 	}
 	for {
-		err := q.end(job, r)
-		if !errors.Is(err, capstore.ErrNoSpace) {
+		back, err := q.putBack(job, r)
+		if err == nil && !back {
+			err = q.end(job, r)
+		}
+		if !isFull(err) {
 			return err
 		}
 		select {
@@ -216,10 +256,17 @@ func (q *Queue) end(job capstore.Job, r Result) error {
 	if err != nil || now.State.HasEnded() {
 		return err
 	}
+	if err := q.keepRecord(job, r); err != nil {
+		return err
+	}
 	now.Verdict, now.Reason, now.Diagnosis, now.FinishedAt = r.Verdict, r.Reason, r.Diagnosis, time.Now().UTC()
+	if r.Retry && now.Fetches > 0 {
+		now.Reason = fmt.Sprintf("%s (the last of %d tries)", r.Reason, now.Fetches+1)
+	}
 	_, err = q.store.FinishJob(now, r.Capability)
 	if err != nil && r.Verdict.Granted() && !isStoreTrouble(err) {
 		now.Verdict, now.Reason = capstore.PolicyRefused, escape(fmt.Sprintf("the store does not take the capability: %v", err))
+		os.Remove(q.recordFile(job.ID)) // it says that the job minted
 		_, err = q.store.FinishJob(now, nil)
 	}
 	if err == nil {
@@ -228,8 +275,10 @@ func (q *Queue) end(job capstore.Job, r Result) error {
 	return err
 }
 
+func isFull(err error) bool { return errors.Is(err, capstore.ErrNoSpace) }
+
 func isStoreTrouble(err error) bool {
-	return errors.Is(err, capstore.ErrNoSpace) || errors.Is(err, capstore.ErrClosed) || errors.Is(err, capstore.ErrDamaged)
+	return isFull(err) || errors.Is(err, capstore.ErrClosed) || errors.Is(err, capstore.ErrDamaged)
 }
 
 // revoked says whether a revocation forbids to mint for an attestation.
@@ -239,22 +288,23 @@ func (q *Queue) revoked(sba hashpipe.Digest, publisher dsse.KeyID) *Failure {
 	})
 }
 
-// publisherOf reads the publisher's key id in the envelope of a queued job; it
-// was verified when it was submitted, and is again before anything is minted.
-func (q *Queue) publisherOf(sba hashpipe.Digest) dsse.KeyID {
+// queued reads the ledger of a queued job. It was verified when it was
+// submitted, and is again before anything is minted; the zero Statement stands
+// for one that cannot be read.
+func (q *Queue) queued(sba hashpipe.Digest) verifier.Statement {
 	text, err := readBounded(q.sbaFile(sba))
 	if err != nil {
-		return ""
+		return verifier.Statement{}
 	}
 	e, err := dsse.Parse(text)
 	if err != nil {
-		return ""
+		return verifier.Statement{}
 	}
 	l, err := verifier.ParseLedger(e.UnverifiedPayload())
 	if err != nil {
-		return ""
+		return verifier.Statement{}
 	}
-	return l.Statement().Predicate.Publisher.KeyID
+	return l.Statement()
 }
 
 // takenBack says whether a capability is revoked before it is admitted. What
@@ -277,6 +327,11 @@ func (q *Queue) takenBack(sba hashpipe.Digest, envelope []byte) *Failure {
 	}
 	for _, s := range st.Subject {
 		targets[capstore.KindFile] = append(targets[capstore.KindFile], s.Digest.SHA256.String())
+	}
+	for _, claim := range st.Predicate.Bases {
+		if _, live := q.store.View().Live(claim, time.Now()); !live {
+			return fail(capstore.PolicyRefused, "the model of claim %s, which this build started from, was taken back or expired meanwhile", claim)
+		}
 	}
 	return q.findRevocation(targets)
 }

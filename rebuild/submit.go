@@ -12,8 +12,10 @@ import (
 )
 
 const (
-	// maxWaiting bounds the jobs that have not ended.
+	// maxWaiting bounds the jobs that have not ended, maxOfOne those of one
+	// publisher, so that there is room for others.
 	maxWaiting = 1000
+	maxOfOne   = 500
 	// maxLocation bounds one hint in bytes, and maxHints all of a job.
 	maxLocation = 4096
 	maxHints    = 64 << 10
@@ -21,10 +23,11 @@ const (
 
 // Submit adds a job for an attestation, or returns the one that is pending,
 // running, or minted with a capability that is neither revoked nor expired.
-// sba is the envelope that att was verified from. A *Failure means that a
-// revocation forbids the job. Submit returns after the job is on stable
-// storage; after an error the queue is what it was.
-func (q *Queue) Submit(sba []byte, att verifier.Attestation, loc capstore.Locations) (capstore.Job, error) {
+// sba is the envelope that att was verified from; a higher priority than the
+// job has is given to it if it is still pending. A *Failure means that a
+// revocation or the publisher's budget forbids the job. Submit returns after
+// the job is on stable storage; after an error the queue is what it was.
+func (q *Queue) Submit(sba []byte, att verifier.Attestation, loc capstore.Locations, priority int) (capstore.Job, error) {
 	if att.IsZero() || !bytes.Equal(sba, att.Envelope()) {
 		return capstore.Job{}, errors.New("submitting: the attestation was not verified from this envelope")
 	}
@@ -32,33 +35,46 @@ func (q *Queue) Submit(sba []byte, att verifier.Attestation, loc capstore.Locati
 	if err := checkHints(loc, st); err != nil {
 		return capstore.Job{}, fmt.Errorf("submitting %s: %w", st.Predicate.Model, err)
 	}
+	if err := capstore.CheckPriority(priority); err != nil {
+		return capstore.Job{}, fmt.Errorf("submitting %s: %w", st.Predicate.Model, err)
+	}
 	if f := q.revoked(att.Digest(), att.Publisher().ID()); f != nil {
 		return capstore.Job{}, f
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	jobs, err := q.store.Jobs()
+	jobs, err := q.list()
 	if err != nil {
 		return capstore.Job{}, fmt.Errorf("submitting %s: %w", st.Predicate.Model, err)
 	}
-	waiting := 0
+	now, waiting := time.Now(), 0
 	for _, job := range jobs {
 		if !job.State.HasEnded() {
 			waiting++
 		}
-		if job.SBA == att.Digest() && q.stands(job, time.Now()) {
-			return job, nil
+		if job.SBA == att.Digest() && q.stands(job, now) {
+			if job.State != capstore.JobPending || priority <= job.Priority {
+				return job, nil
+			}
+			return q.prioritize(job, priority)
 		}
 	}
-	if waiting >= maxWaiting {
+	a := q.accounts(jobs, now).of(st.Predicate.Model)
+	switch {
+	case waiting >= maxWaiting:
 		return capstore.Job{}, fmt.Errorf("submitting %s: %d jobs are waiting, at most %d may: try again when some have ended", st.Predicate.Model, waiting, maxWaiting)
+	case q.Budget != nil && a.waiting >= maxOfOne:
+		return capstore.Job{}, fmt.Errorf("submitting %s: %d jobs of publisher %s are waiting, at most %d of one publisher may: try again when some have ended", st.Predicate.Model, a.waiting, a.publisher, maxOfOne)
+	}
+	if again := a.submitAgain(); !again.IsZero() {
+		return capstore.Job{}, fail(capstore.PolicyRefused, "publisher %s has used up the %d jobs of 24 hours that its budget.jobsPerDay in the policy allows; there is room again at %s", a.publisher, a.budget.JobsPerDay, again.UTC().Format(time.RFC3339))
 	}
 	if err := writeWhole(q.sbaFile(att.Digest()), sba); err != nil {
 		return capstore.Job{}, fmt.Errorf("submitting %s: %w", st.Predicate.Model, err)
 	}
 	job, err := q.store.AddJob(capstore.Job{
 		SBA: att.Digest(), Model: st.Predicate.Model, Version: st.Predicate.Version,
-		State: capstore.JobPending, Locations: loc, CreatedAt: time.Now().UTC(),
+		State: capstore.JobPending, Locations: loc, Priority: priority, CreatedAt: now.UTC(),
 	})
 	if err != nil {
 		os.Remove(q.sbaFile(att.Digest()))
@@ -106,7 +122,45 @@ func checkHints(loc capstore.Locations, st verifier.Statement) error {
 			return err
 		}
 	}
+	for name, hint := range loc.Inputs {
+		if !st.HasInput(name) {
+			return fmt.Errorf("a location for input %.100q, which the ledger does not name", name)
+		}
+		if err := check("input "+name, hint); err != nil {
+			return err
+		}
+	}
 	return errors.Join(check("source", loc.Source), check("image", loc.Image), check("lockfile", loc.Lockfile))
+}
+
+// ErrRunning: the job runs already, and its turn does not matter any more.
+var ErrRunning = errors.New("job runs already")
+
+// SetPriority gives a pending job another priority. ErrRunning: it runs.
+// capstore.ErrFinished: it has ended. capstore.ErrNotFound: there is none.
+func (q *Queue) SetPriority(id string, priority int) (capstore.Job, error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	job, err := q.store.Job(id)
+	switch {
+	case err != nil:
+		return capstore.Job{}, fmt.Errorf("changing the priority: %w", err)
+	case job.State.HasEnded():
+		return capstore.Job{}, fmt.Errorf("changing the priority of job %s: %w", id, capstore.ErrFinished)
+	case job.State == capstore.JobRunning:
+		return capstore.Job{}, fmt.Errorf("changing the priority of job %s: %w", id, ErrRunning)
+	}
+	return q.prioritize(job, priority)
+}
+
+// prioritize writes a pending job's priority. Callers hold q.mu.
+func (q *Queue) prioritize(job capstore.Job, priority int) (capstore.Job, error) {
+	job.Priority = priority
+	if err := q.store.PutJob(job); err != nil {
+		return capstore.Job{}, fmt.Errorf("changing the priority: %w", err)
+	}
+	q.nudge()
+	return job, nil
 }
 
 // Cancel ends a job that has not ended, so that it never mints; the row says
@@ -119,6 +173,10 @@ func (q *Queue) Cancel(id string) (capstore.Job, error) {
 	if err != nil {
 		return capstore.Job{}, fmt.Errorf("cancelling: %w", err)
 	}
+	if job.State == capstore.JobPending {
+		job.StartedAt = time.Time{} // what was waited for took no build time
+	}
+	job.Waits, job.NotBefore = "", time.Time{}
 	job.State, job.Verdict, job.FinishedAt = capstore.JobCancelled, "", time.Now().UTC()
 	if err := q.store.PutJob(job); err != nil {
 		return capstore.Job{}, fmt.Errorf("cancelling: %w", err)

@@ -34,6 +34,48 @@ type PublisherRule struct {
 	Threshold       int64            `json:"threshold"`                 // of different keys that must sign
 	Images          []string         `json:"images"`                    // "sha256:<hex>" of manifests, or "*" alone
 	MinimumSequence map[string]int64 `json:"minimumSequence,omitempty"` // by model
+	Budget          *Budget          `json:"budget,omitzero"`           // nil: as much as the machine gives
+}
+
+// Budget bounds how much of a machine the rebuilds of one publisher may use. A
+// bound that is 0 was not set; in the text it is left out, and 0 is an error.
+type Budget struct {
+	Concurrent         int64 `json:"concurrent,omitzero"`         // rebuilds that run at the same time
+	JobsPerDay         int64 `json:"jobsPerDay,omitzero"`         // submissions in 24 hours
+	BuildSecondsPerDay int64 `json:"buildSecondsPerDay,omitzero"` // of rebuilds that ended in the last 24 hours
+}
+
+// UnmarshalJSONFrom tells a bound of 0 from one that is not there.
+func (b *Budget) UnmarshalJSONFrom(d *jsontext.Decoder) error {
+	var in struct {
+		Concurrent         *int64 `json:"concurrent"`
+		JobsPerDay         *int64 `json:"jobsPerDay"`
+		BuildSecondsPerDay *int64 `json:"buildSecondsPerDay"`
+	}
+	if err := json.UnmarshalDecode(d, &in, json.RejectUnknownMembers(true)); err != nil {
+		return err
+	}
+	for _, f := range []struct {
+		name string
+		from *int64
+		to   *int64
+	}{
+		{"concurrent", in.Concurrent, &b.Concurrent},
+		{"jobsPerDay", in.JobsPerDay, &b.JobsPerDay},
+		{"buildSecondsPerDay", in.BuildSecondsPerDay, &b.BuildSecondsPerDay},
+	} {
+		if f.from == nil {
+			continue
+		}
+		if *f.from < 1 || *f.from > maxInteger {
+			return fmt.Errorf("budget: %s: expected 1 to 2^53-1, got %d; leave it out if there is no bound", f.name, *f.from)
+		}
+		*f.to = *f.from
+	}
+	if *b == (Budget{}) {
+		return errors.New("budget is empty; leave it out")
+	}
+	return nil
 }
 
 // Operator is one party and its keys. Parties are counted, not keys.

@@ -39,6 +39,32 @@ func TestPolicyRoundTrip(t *testing.T) {
 	}
 }
 
+// TestPolicyBudget: what is in the text is what is read, and it is printed again.
+func TestPolicyBudget(t *testing.T) {
+	text := string(encode(t, newParty(t, dsse.Ed25519).policy))
+	for budget, want := range map[string]verifier.Budget{
+		`{"concurrent": 2}`: {Concurrent: 2},
+		`{"jobsPerDay": 20, "buildSecondsPerDay": 7200, "concurrent": 1}`: {Concurrent: 1, JobsPerDay: 20, BuildSecondsPerDay: 7200},
+	} {
+		p, err := verifier.ParsePolicy([]byte(strings.Replace(text, `"threshold": 1`, `"threshold": 1, "budget": `+budget, 1)))
+		if err != nil || p.Publishers[0].Budget == nil || *p.Publishers[0].Budget != want {
+			t.Fatalf("budget %s: %+v, %v, want %+v", budget, p, err, want)
+		}
+		if again, err := verifier.ParsePolicy(encode(t, p)); err != nil || !reflect.DeepEqual(again, p) {
+			t.Errorf("printed and read again: %+v, %v, want %+v", again, err, p)
+		}
+	}
+	bad := newParty(t, dsse.Ed25519).policy
+	bad.Publishers[0].Budget = &verifier.Budget{JobsPerDay: -1}
+	if text, err := bad.Encode(); err == nil {
+		t.Errorf("a negative budget was printed: %s", text)
+	}
+	bad.Publishers[0].Budget = &verifier.Budget{}
+	if text, err := bad.Encode(); err == nil {
+		t.Errorf("an empty budget was printed: %s", text)
+	}
+}
+
 // TestPolicyText holds the format.
 func TestPolicyText(t *testing.T) {
 	p := newParty(t, dsse.Ed25519)
@@ -110,6 +136,15 @@ func TestPolicyTextRefused(t *testing.T) {
 	}
 	lowOrder := base64.StdEncoding.EncodeToString(identity)
 	tests := []struct{ name, old, new, want string }{
+		{"empty budget", `"threshold": 1`, `"threshold": 1, "budget": {}`, "budget is empty"},
+		{"null budget", `"threshold": 1`, `"threshold": 1, "budget": null`, "null"},
+		{"budget of 0 jobs", `"threshold": 1`, `"threshold": 1, "budget": {"jobsPerDay": 0}`, "jobsPerDay: expected 1 to 2^53-1, got 0"},
+		{"budget of -1 at a time", `"threshold": 1`, `"threshold": 1, "budget": {"concurrent": -1, "jobsPerDay": 4}`, "concurrent: expected 1"},
+		{"budget of half a second", `"threshold": 1`, `"threshold": 1, "budget": {"buildSecondsPerDay": 0.5}`, "buildSecondsPerDay"},
+		{"budget without an end", `"threshold": 1`, `"threshold": 1, "budget": {"buildSecondsPerDay": 9007199254740992}`, "buildSecondsPerDay: expected 1"},
+		{"budget of something else", `"threshold": 1`, `"threshold": 1, "budget": {"jobsPerHour": 1}`, "jobsPerHour"},
+		{"budget bound twice", `"threshold": 1`, `"threshold": 1, "budget": {"jobsPerDay": 1, "jobsPerDay": 2}`, "duplicate"},
+		{"budget as a number", `"threshold": 1`, `"threshold": 1, "budget": 5`, "budget"},
 		{"threshold 0", `"threshold": 1`, `"threshold": 0`, "threshold: expected 1 to 1 (the number of keys), got 0"},
 		{"threshold missing", `"threshold": 1,`, ``, "threshold"},
 		{"threshold -1", `"threshold": 1`, `"threshold": -1`, "threshold"},

@@ -204,6 +204,18 @@ func (s Statement) named(prefix string) map[string]Dependency {
 	return found
 }
 
+// HasInput reports whether the ledger has a model, a submodule or a large file
+// of that full name, such as "model:base".
+func (s Statement) HasInput(name string) bool {
+	for _, prefix := range []string{ModelPrefix, SubmodulePrefix, LFSPrefix} {
+		if strings.HasPrefix(name, prefix) {
+			_, ok := s.dependency(name)
+			return ok
+		}
+	}
+	return false
+}
+
 // Places returns where a dependency may be, the likeliest first: hints, none
 // of them trusted.
 func (d Dependency) Places() []string {

@@ -7,6 +7,7 @@ import (
 
 	"github.com/openclaw/clawfs/capstore"
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/control"
+	"github.com/openclaw/clawfs/hashpipe"
 )
 
 // States of a capability as the verbs show them.
@@ -40,6 +41,14 @@ func (d *daemon) capabilities(now time.Time) []control.Capability {
 		}
 		for _, s := range g.Subjects() {
 			c.Files = append(c.Files, control.File{Name: s.Name, SHA256: s.Digest, Size: s.Size})
+		}
+		lost := make(map[hashpipe.Digest]*control.Revocation)
+		for _, l := range d.store.View().LostBases(g.Capability()) {
+			answer := revocationAnswer(l.By)
+			lost[l.Claim] = &answer
+		}
+		for _, claim := range g.Bases() {
+			c.Bases = append(c.Bases, control.Base{Claim: claim, Lost: lost[claim]})
 		}
 		if r, revoked := g.Revoked(); revoked {
 			answer := revocationAnswer(r)
@@ -97,6 +106,15 @@ func (d *daemon) warnings() []string {
 	var list []string
 	if n := len(d.store.Rejected()); n > 0 {
 		list = append(list, fmt.Sprintf("%d rows of the store do not verify and grant nothing; look for who wrote them", n))
+	}
+	unfounded := 0
+	for _, c := range d.capabilities(time.Now()) {
+		if c.State == capLive && c.Lost() {
+			unfounded++
+		}
+	}
+	if unfounded > 0 {
+		list = append(list, fmt.Sprintf("%d live capabilities are for models that were built from one that was taken back; next: clawfs caps, then clawfs revoke those that should fall too", unfounded))
 	}
 	policy, err := d.state.LoadPolicy()
 	switch {

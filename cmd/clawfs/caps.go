@@ -20,8 +20,10 @@ func newCapsCommand(a *app) *cobra.Command {
 		Use:   "caps",
 		Short: "List the capabilities",
 		Long: `caps lists every capability in the store with what it is good for now: live,
-pending (not begun yet), expired or revoked. --files shows each file that a
-capability opens, with its full SHA-256.`,
+pending (not begun yet), expired or revoked. "base revoked" beside it says that a
+model from which it was built was taken back; it opens all the same until it is
+revoked itself. --files shows each file that a capability opens, with its full
+SHA-256.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			caps, err := a.client().Capabilities(c.Context())
@@ -35,17 +37,20 @@ capability opens, with its full SHA-256.`,
 				}
 				var rows [][]string
 				for _, k := range caps {
-					id := k.ID.String()[:shortID]
+					id, state := k.ID.String()[:shortID], k.State
+					if k.Lost() {
+						state += ", base revoked"
+					}
 					if !files {
 						var names []string
 						for _, f := range k.Files {
 							names = append(names, f.Name)
 						}
-						rows = append(rows, []string{id, k.State, k.Model, k.Version, strconv.FormatInt(k.Sequence, 10), k.Level, k.Operator, stamp(k.NotAfter), strings.Join(names, " ")})
+						rows = append(rows, []string{id, state, k.Model, k.Version, strconv.FormatInt(k.Sequence, 10), k.Level, k.Operator, stamp(k.NotAfter), strings.Join(names, " ")})
 						continue
 					}
 					for _, f := range k.Files {
-						rows = append(rows, []string{id, k.State, k.Model, k.Version, f.SHA256.String(), strconv.FormatInt(f.Size, 10), f.Name})
+						rows = append(rows, []string{id, state, k.Model, k.Version, f.SHA256.String(), strconv.FormatInt(f.Size, 10), f.Name})
 					}
 				}
 				a.table(header, rows)

@@ -22,6 +22,7 @@ func newGrantCommand(a *app) *cobra.Command {
 	var where rebuildFlags
 	var wait bool
 	var timeout time.Duration
+	var priority int
 	c := &cobra.Command{
 		Use:   "grant FILE.sba",
 		Short: "Ask for the rebuild that earns a capability",
@@ -42,24 +43,25 @@ the job goes on. Without --wait, 0 means that the job is queued.`,
 			if timeout < 0 || timeout > 0 && !wait {
 				return exitf(codeUsage, "--timeout %v: want a time of at least 0, together with --wait", timeout)
 			}
+			if err := capstore.CheckPriority(priority); err != nil {
+				return exitf(codeUsage, "--%w", err)
+			}
 			loc, err := where.locations()
 			if err != nil {
 				return err
 			}
-			return a.grant(c.Context(), args[0], loc, wait, timeout)
+			return a.grant(c.Context(), args[0], loc, priority, wait, timeout)
 		},
 	}
 	f := c.Flags()
 	f.BoolVar(&wait, "wait", false, "wait for the verdict, with progress on standard error")
 	f.DurationVar(&timeout, "timeout", 0, "with --wait: how long to wait (default for ever)")
-	f.StringVar(&where.source, "source", "", "git repository or bundle to fetch the commit from (default the ledger's URI)")
-	f.StringArrayVar(&where.datasets, "dataset", nil, "`NAME=DIR` where a dataset is (repeat; default the ledger's URI)")
-	f.StringVar(&where.image, "image", "", "OCI image layout `DIR` that holds the environment (default the ledger's URI)")
-	f.StringVar(&where.lockfile, "lockfile", "", "the lockfile (default the ledger's URI)")
+	f.IntVar(&priority, "priority", 0, "from -10 to 10; the higher, the sooner the rebuild starts")
+	where.registerPlaces(c)
 	return c
 }
 
-func (a *app) grant(ctx context.Context, path string, loc capstore.Locations, wait bool, timeout time.Duration) error {
+func (a *app) grant(ctx context.Context, path string, loc capstore.Locations, priority int, wait bool, timeout time.Duration) error {
 	envelope, err := readAttestation(path)
 	if err != nil {
 		return err
@@ -76,7 +78,7 @@ func (a *app) grant(ctx context.Context, path string, loc capstore.Locations, wa
 	if err != nil {
 		return err
 	}
-	job, err := c.Submit(ctx, control.Submission{SBA: envelope, Locations: loc})
+	job, err := c.Submit(ctx, control.Submission{SBA: envelope, Locations: loc, Priority: priority})
 	if err != nil {
 		return a.answered(err)
 	}

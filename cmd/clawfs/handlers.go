@@ -23,6 +23,7 @@ func (d *daemon) handler() http.Handler {
 	reply(mux, "POST /v1/jobs", func(r *http.Request) (any, error) { return d.submit(r) })
 	reply(mux, "GET /v1/jobs/{id}", func(r *http.Request) (any, error) { return d.job(r) })
 	reply(mux, "POST /v1/jobs/{id}/cancel", func(r *http.Request) (any, error) { return d.cancelJob(r) })
+	reply(mux, "POST /v1/jobs/{id}/priority", func(r *http.Request) (any, error) { return d.prioritizeJob(r) })
 	mux.HandleFunc("GET /v1/jobs/{id}/log", func(w http.ResponseWriter, r *http.Request) {
 		d.copyJobFile(w, r, rebuild.LogFile, "text/plain; charset=utf-8")
 	})
@@ -31,6 +32,7 @@ func (d *daemon) handler() http.Handler {
 	})
 	reply(mux, "GET /v1/capabilities", func(*http.Request) (any, error) { return d.capabilities(time.Now()), nil })
 	reply(mux, "GET /v1/revocations", func(*http.Request) (any, error) { return d.revocations(), nil })
+	reply(mux, "GET /v1/jobs/{id}/record", d.jobRecord)
 	reply(mux, "POST /v1/revocations", func(r *http.Request) (any, error) { return d.revoke(r) })
 	mux.HandleFunc("GET /v1/view", d.streamView)
 	reply(mux, "GET /v1/mounts", func(*http.Request) (any, error) { return d.mounts.list(), nil })
@@ -80,7 +82,10 @@ func (d *daemon) submit(r *http.Request) (capstore.Job, error) {
 	if err != nil {
 		return capstore.Job{}, answerError(http.StatusForbidden, exitCode(refusal("attestation", err)), err)
 	}
-	job, err := d.queue.Submit(in.SBA, att, in.Locations)
+	if err := capstore.CheckPriority(in.Priority); err != nil {
+		return capstore.Job{}, answerError(http.StatusBadRequest, codeUsage, err)
+	}
+	job, err := d.queue.Submit(in.SBA, att, in.Locations, in.Priority)
 	var refused *rebuild.Failure
 	if errors.As(err, &refused) {
 		return capstore.Job{}, answerError(http.StatusForbidden, codeRefused, err)
@@ -111,6 +116,21 @@ func (d *daemon) cancelJob(r *http.Request) (capstore.Job, error) {
 	return job, err
 }
 
+func (d *daemon) prioritizeJob(r *http.Request) (capstore.Job, error) {
+	var in control.Priority
+	if err := control.ReadBody(r, &in); err != nil {
+		return capstore.Job{}, err
+	}
+	if err := capstore.CheckPriority(in.Priority); err != nil {
+		return capstore.Job{}, answerError(http.StatusBadRequest, codeUsage, err)
+	}
+	job, err := d.queue.SetPriority(r.PathValue("id"), in.Priority)
+	if errors.Is(err, rebuild.ErrRunning) {
+		return job, answerError(http.StatusConflict, codeError, err)
+	}
+	return jobAnswer(r.PathValue("id"), job, err)
+}
+
 func jobAnswer(id string, job capstore.Job, err error) (capstore.Job, error) {
 	switch {
 	case errors.Is(err, capstore.ErrNotFound):
@@ -119,6 +139,24 @@ func jobAnswer(id string, job capstore.Job, err error) (capstore.Job, error) {
 		return job, answerError(http.StatusConflict, codeError, err)
 	}
 	return job, err
+}
+
+// jobRecord answers with what the worker signed about a job.
+func (d *daemon) jobRecord(r *http.Request) (any, error) {
+	job, err := d.job(r)
+	if err != nil {
+		return nil, err
+	}
+	envelope, err := d.queue.Record(job.ID)
+	switch {
+	case errors.Is(err, os.ErrNotExist) && !job.State.HasEnded():
+		return nil, answerError(http.StatusConflict, codePending, fmt.Errorf("job %s has not ended yet", job.ID))
+	case errors.Is(err, os.ErrNotExist):
+		return nil, answerError(http.StatusNotFound, codeRefused, fmt.Errorf("job %s has no signed record: it was cancelled, its attestation was not believed, or the worker could not sign", job.ID))
+	case err != nil:
+		return nil, err
+	}
+	return control.Envelope{Envelope: envelope}, nil
 }
 
 // followEvery is how often a followed file is looked at for more.

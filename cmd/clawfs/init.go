@@ -25,8 +25,9 @@ const settingsText = `# clawfs.toml: where programs are and how much of this mac
 [build]
 # The OCI runtime. Default: the runc beside clawfs, else the one on PATH.
 #runtime = "/usr/local/sbin/runc"
-# Rebuilds at the same time.
-#concurrency = 1
+# Rebuilds at the same time; 0 is as many as memory and processors hold, each
+# with the limits of policy.json.
+#concurrency = 0
 # Where the builds of jobs run: "local", or "slurm" (docs/operations.md, Building on
 # a cluster).
 #executor = "local"

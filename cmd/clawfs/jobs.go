@@ -15,7 +15,9 @@ func newJobsCommand(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "jobs",
 		Short: "List the rebuilds, oldest first",
-		Args:  cobra.NoArgs,
+		Long: `jobs lists the rebuilds that wait, run or ended in the last 90 days. The last column
+says what a job waits for and until when, or why it did not grant.`,
+		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			jobs, err := a.client().Jobs(c.Context())
 			if err != nil {
@@ -24,9 +26,9 @@ func newJobsCommand(a *app) *cobra.Command {
 			return a.print(jobs, func() {
 				var rows [][]string
 				for _, j := range jobs {
-					rows = append(rows, []string{j.ID, string(j.State), dash(string(j.Verdict)), j.Model, j.Version, stamp(j.CreatedAt), took(j)})
+					rows = append(rows, []string{j.ID, string(j.State), strconv.Itoa(j.Priority), dash(string(j.Verdict)), j.Model, j.Version, stamp(j.CreatedAt), took(j), note(j)})
 				}
-				a.table([]string{"ID", "STATE", "VERDICT", "MODEL", "VERSION", "CREATED", "TOOK"}, rows)
+				a.table([]string{"ID", "STATE", "PRIORITY", "VERDICT", "MODEL", "VERSION", "CREATED", "TOOK", "NOTE"}, rows)
 			})
 		},
 	}
@@ -34,27 +36,36 @@ func newJobsCommand(a *app) *cobra.Command {
 
 func newJobCommand(a *app) *cobra.Command {
 	var logs, follow, cancel bool
+	var priority int
 	c := &cobra.Command{
 		Use:   "job ID",
-		Short: "Show one rebuild, its log, or cancel it",
+		Short: "Show one rebuild, its log, move it in the queue, or cancel it",
 		Long: `job shows one rebuild: its verdict, the reason in one sentence, and what differed.
---logs prints what the build printed, -f until it has ended. --cancel ends it; a
-cancelled job never grants.`,
+--logs prints what the build printed, -f until it has ended. --priority moves a job
+that has not started. --cancel ends it; a cancelled job never grants.`,
 		Example: `  clawfs job mnq5k2w7ra
-  clawfs job mnq5k2w7ra --logs -f`,
+  clawfs job mnq5k2w7ra --logs -f
+  clawfs job mnq5k2w7ra --priority 5`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			switch {
 			case follow && !logs:
 				return exitf(codeUsage, "-f follows the log: give --logs too")
-			case cancel && logs:
-				return exitf(codeUsage, "--cancel and --logs are two commands")
+			case cancel && logs, c.Flags().Changed("priority") && (cancel || logs):
+				return exitf(codeUsage, "--logs, --priority and --cancel are three commands")
+			case capstore.CheckPriority(priority) != nil:
+				return exitf(codeUsage, "--%w", capstore.CheckPriority(priority))
 			case logs:
 				return a.jobLog(c.Context(), args[0], follow)
 			}
 			ask := a.client().Job
-			if cancel {
+			switch {
+			case cancel:
 				ask = a.client().Cancel
+			case c.Flags().Changed("priority"):
+				ask = func(ctx context.Context, id string) (capstore.Job, error) {
+					return a.client().SetPriority(ctx, id, priority)
+				}
 			}
 			job, err := ask(c.Context(), args[0])
 			if err != nil {
@@ -66,6 +77,7 @@ cancelled job never grants.`,
 	f := c.Flags()
 	f.BoolVar(&logs, "logs", false, "print the log of the build")
 	f.BoolVarP(&follow, "follow", "f", false, "with --logs: go on until the job has ended")
+	f.IntVar(&priority, "priority", 0, "from -10 to 10: give a waiting job another place in the queue")
 	f.BoolVar(&cancel, "cancel", false, "end the job")
 	return c
 }
@@ -92,11 +104,15 @@ func (a *app) showJob(j capstore.Job) {
 		{"model", j.Model + " " + j.Version},
 		{"attestation", j.SBA.String()},
 		{"created", stamp(j.CreatedAt)},
+		{"priority", strconv.Itoa(j.Priority)},
 		{"attempts", strconv.Itoa(j.Attempts)},
 		{"took", took(j)},
 	}
 	if j.Verdict.Granted() {
 		rows = append(rows, []string{"capability", j.Capability.String()})
+	}
+	if !j.NotBefore.IsZero() {
+		rows = append(rows, []string{"waiting", "until " + stamp(j.NotBefore)})
 	}
 	if j.Reason != "" {
 		rows = append(rows, []string{"reason", j.Reason})
@@ -114,6 +130,21 @@ func printableLines(s string) string {
 		lines[i] = printable(lines[i])
 	}
 	return strings.Join(lines, "\n")
+}
+
+// maxNote bounds the last column of a list in characters; job ID shows all.
+const maxNote = 100
+
+// note says what a job waits for, or why it did not grant.
+func note(j capstore.Job) string {
+	text := strings.Join(strings.Fields(j.Reason), " ")
+	if !j.NotBefore.IsZero() {
+		text = "waiting until " + stamp(j.NotBefore) + ": " + text
+	}
+	if short := []rune(text); len(short) > maxNote {
+		text = string(short[:maxNote-1]) + "…"
+	}
+	return text
 }
 
 // took is how long a job has been running, or ran.

@@ -115,6 +115,9 @@ func (a *app) showLedger(in inspection, l verifier.Ledger) {
 	}
 	for _, s := range params.Stages {
 		line("stage", "%s: %s", s.Name, quoteWords(s.Argv))
+		for _, path := range s.Artifacts {
+			line("artifact", "%s: /out/%s", s.Name, path)
+		}
 	}
 	for _, o := range params.Outputs {
 		line("output", "%s from /out/%s", o.Name, o.Path)
@@ -124,7 +127,7 @@ func (a *app) showLedger(in inspection, l verifier.Ledger) {
 func platformText(p verifier.Platform) string {
 	s := p.OS + "/" + p.Arch
 	if len(p.CPUFeatures) > 0 {
-		s += " with " + strings.Join(p.CPUFeatures, ",")
+		s += " with " + strings.TrimSpace(strings.Replace(p.CPUDispatch, "exact", "exactly ", 1)+strings.Join(p.CPUFeatures, ","))
 	}
 	return s + ", accelerator " + p.Accelerator
 }
@@ -140,11 +143,24 @@ func dependencyText(d verifier.Dependency) string {
 	if !d.Digest.SHA256.IsZero() {
 		s = append(s, "sha256:"+d.Digest.SHA256.String())
 	}
-	if d.Annotations != nil {
-		s = append(s, fmt.Sprintf("%d files of %d bytes", d.Annotations.Files, d.Annotations.Bytes))
+	if !d.Digest.ClawfsClaim1.IsZero() {
+		s = append(s, "the model of claim "+d.Digest.ClawfsClaim1.String())
 	}
-	if d.URI != "" {
-		s = append(s, "at "+d.URI)
+	a := d.Annotations
+	if a == nil {
+		a = &verifier.Annotations{}
+	}
+	switch {
+	case a.Files > 0:
+		s = append(s, fmt.Sprintf("%d files of %d bytes", a.Files, a.Bytes))
+	case a.Bytes > 0:
+		s = append(s, fmt.Sprintf("%d bytes", a.Bytes))
+	}
+	if a.Format != "" {
+		s = append(s, fmt.Sprintf("read as %s, extra packages of the image %s", a.Format, a.Extras))
+	}
+	if places := d.Places(); len(places) > 0 {
+		s = append(s, "at "+strings.Join(places, " or "))
 	}
 	return strings.Join(s, ", ")
 }

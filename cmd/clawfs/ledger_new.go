@@ -26,6 +26,7 @@ type ledgerFlags struct {
 	lockfile, lockfileURI                    string
 	datasets, datasetURIs, stages, outs, env []string
 	cpuFeatures                              []string
+	inputFlags
 }
 
 func newLedgerNewCommand(a *app) *cobra.Command {
@@ -39,8 +40,8 @@ manifest and of the lockfile, the platform of this machine and the time.
 
 A stage is 'NAME: program argument…'. It is split at white space and quotes, and
 no shell runs: put anything longer into a script of the source. A stage finds
-its inputs below /in (source, dataset/NAME, lockfile, stages/EARLIER) and writes
-below /out. The outputs are looked up in the last stage's /out.
+its inputs below /in (source, dataset/NAME, model/NAME, lockfile, stages/EARLIER)
+and writes below /out. The outputs are looked up in the last stage's /out.
 
 Datasets, source and image are found by the worker at the URIs in the ledger,
 or where the person who runs grant says. Local paths are written down as file:
@@ -94,6 +95,7 @@ sequence goes up by one and the time is now.`,
 	f.StringArrayVar(&v.outs, "output", nil, "`NAME[=PATH]` of an output below the last stage's /out (repeat)")
 	f.StringArrayVar(&v.env, "env", nil, "`K=V` for every stage (repeat)")
 	f.StringSliceVar(&v.cpuFeatures, "cpu-features", nil, "processor features that the bytes depend on (default this machine's); none for a build that depends on none")
+	v.register(f)
 	f.StringVar(&v.out, "out", "-", "`file` to write, - for standard output")
 	return c
 }
@@ -129,10 +131,20 @@ func (a *app) newLedger(ctx context.Context, v ledgerFlags) (verifier.Statement,
 	} else if v.cpuFeatures != nil {
 		p.Platform.CPUFeatures = v.cpuFeatures
 	}
+	switch v.cpuDispatch {
+	case "":
+	case "any":
+		p.Platform.CPUDispatch = ""
+	default:
+		p.Platform.CPUDispatch = v.cpuDispatch // what is no value of it, Payload refuses
+	}
 	if err := setParameters(&p.BuildDefinition.ExternalParameters, v); err != nil {
 		return st, err
 	}
 	if err := a.setDependencies(ctx, &st, v); err != nil {
+		return st, err
+	}
+	if err := v.annotate(p.BuildDefinition.ResolvedDependencies); err != nil {
 		return st, err
 	}
 	return st, missing(st)
@@ -200,7 +212,7 @@ func setParameters(x *verifier.ExternalParameters, v ledgerFlags) error {
 	if env != nil {
 		x.Env = env
 	}
-	return nil
+	return v.setStages(x)
 }
 
 // parsePairs reads NAME=VALUE words; a name may occur once.
@@ -272,7 +284,7 @@ func (a *app) setDependencies(ctx context.Context, st *verifier.Statement, v led
 		}
 		set(d)
 	}
-	return nil
+	return a.setInputs(ctx, v.inputFlags, set)
 }
 
 func (a *app) datasetDependency(ctx context.Context, name, dir, uri string) (verifier.Dependency, error) {

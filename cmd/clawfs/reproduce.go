@@ -24,17 +24,26 @@ import (
 // are and where the build's own output goes.
 type rebuildFlags struct {
 	source, image, lockfile, log, work string
-	datasets                           []string
+	datasets, models, inputs           []string
 }
 
 func (v *rebuildFlags) register(c *cobra.Command) {
+	v.registerPlaces(c)
 	f := c.Flags()
-	f.StringVar(&v.source, "source", "", "git repository or bundle to fetch the commit from (default the ledger's URI)")
-	f.StringArrayVar(&v.datasets, "dataset", nil, "`NAME=DIR` where a dataset is (repeat; default the ledger's URI)")
-	f.StringVar(&v.image, "image", "", "OCI image layout `DIR` that holds the environment (default the ledger's URI)")
-	f.StringVar(&v.lockfile, "lockfile", "", "the lockfile (default the ledger's URI)")
 	f.StringVar(&v.log, "log", "", "`file` for what the builds print, - for standard error")
 	f.StringVar(&v.work, "work", "", "scratch `directory` for inputs and outputs (default below $TMPDIR)")
+}
+
+// registerPlaces are the flags that say where the inputs are. Where one is
+// given, nothing else is tried for that input.
+func (v *rebuildFlags) registerPlaces(c *cobra.Command) {
+	f := c.Flags()
+	f.StringVar(&v.source, "source", "", "git repository or bundle, path or URL, to fetch the commit from (default the ledger's URI)")
+	f.StringArrayVar(&v.datasets, "dataset", nil, "`NAME=WHERE` a dataset is: directory, tar or zip, path, URL or oci:// artifact (repeat; default the ledger's URIs)")
+	f.StringVar(&v.image, "image", "", "`where` the environment is: OCI image layout directory, archive, or oci://registry/name (default the ledger's URIs)")
+	f.StringVar(&v.lockfile, "lockfile", "", "the lockfile, path or URL (default the ledger's URIs)")
+	f.StringArrayVar(&v.models, "model", nil, "`NAME=DIR` where the files of a model are that the build starts from (repeat; default the ledger's URIs)")
+	f.StringArrayVar(&v.inputs, "input", nil, "`submodule:PATH=WHERE` or lfs:PATH=WHERE (repeat; default the ledger's URIs)")
 }
 
 // locations are the flags as the worker wants them: absolute paths, or URLs.
@@ -49,6 +58,26 @@ func (v *rebuildFlags) locations() (capstore.Locations, error) {
 			return loc, err
 		}
 	}
+	models, err := parsePairs("--model", v.models)
+	if err != nil {
+		return loc, err
+	}
+	inputs, err := parsePairs("--input", v.inputs)
+	if err != nil {
+		return loc, err
+	}
+	for name, dir := range models {
+		if inputs == nil {
+			inputs = make(map[string]string)
+		}
+		inputs[verifier.ModelPrefix+name] = dir
+	}
+	for name, where := range inputs {
+		if inputs[name], err = absolute(where); err != nil {
+			return loc, err
+		}
+	}
+	loc.Inputs = inputs
 	for _, f := range []struct {
 		value string
 		field *string
@@ -67,6 +96,11 @@ func known(st verifier.Statement, loc capstore.Locations) error {
 	for name := range loc.Datasets {
 		if _, ok := sets[name]; !ok {
 			return exitf(codeUsage, "--dataset %s: the ledger has no such dataset, but %q", name, slices.Sorted(maps.Keys(sets)))
+		}
+	}
+	for name := range loc.Inputs {
+		if !st.HasInput(name) {
+			return exitf(codeUsage, "%s: the ledger has no such input; next: clawfs ledger inspect FILE", name)
 		}
 	}
 	if _, ok := st.Lockfile(); !ok && loc.Lockfile != "" {
@@ -107,6 +141,10 @@ func (a *app) reproduce(ctx context.Context, l verifier.Ledger, v rebuildFlags) 
 	if err := known(l.Statement(), loc); err != nil {
 		return nil, nil, err
 	}
+	bases, err := a.bases(ctx, l.Statement())
+	if err != nil {
+		return nil, nil, rebuildError(err)
+	}
 	builds, err := a.builds()
 	if err != nil {
 		return nil, nil, err
@@ -136,7 +174,7 @@ func (a *app) reproduce(ctx context.Context, l verifier.Ledger, v rebuildFlags) 
 	bar := a.progress("")
 	r, err := rebuild.Reproduce(ctx, rebuild.Config{
 		Executor: runtime, Dir: scratch, Limits: rebuild.SandboxLimits(builds.Limits),
-		AllowedEnv: builds.Env, Log: log, Observer: bar.observe,
+		Bases: bases, AllowedEnv: builds.Env, Log: log, Observer: bar.observe,
 	}, l, loc)
 	bar.done()
 	err = errors.Join(err, closeLog())

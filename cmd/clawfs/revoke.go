@@ -18,6 +18,7 @@ import (
 
 func newRevokeCommand(a *app) *cobra.Command {
 	var kind, reason, keyFile string
+	var derived bool
 	c := &cobra.Command{
 		Use:   "revoke ID... --reason TEXT",
 		Short: "Take capabilities back, for good",
@@ -37,7 +38,10 @@ what is taken back:
 No file of it opens any more. What is open already is cut off in tier blocks; in
 the tiers sealed and verity a process goes on reading what it has opened or mapped
 until it ends, and such processes are listed with pid, name, path, and how they
-hold it: fd or map. That does not change the exit code.`,
+hold it: fd or map. That does not change the exit code.
+
+Models that were built from what is taken back are listed, and go on opening;
+--derived takes the claims of all of them back too.`,
 		Example: `  clawfs revoke 4f6c1d2e --reason "training data withdrawn"
   clawfs revoke --kind publisher 0449… --reason "key stolen"`,
 		Args: cobra.MinimumNArgs(1),
@@ -45,13 +49,14 @@ hold it: fd or map. That does not change the exit code.`,
 			if keyFile == "" {
 				keyFile = a.config().RevokeKey()
 			}
-			return a.revoke(c.Context(), capstore.Kind(kind), args, reason, keyFile)
+			return a.revoke(c.Context(), capstore.Kind(kind), args, reason, keyFile, derived)
 		},
 	}
 	f := c.Flags()
 	f.StringVar(&kind, "kind", string(capstore.KindClaim), "what is taken back: claim, capability, sba, publisher, mint or file")
 	f.StringVar(&reason, "reason", "", "one line, shown to whoever is refused")
 	f.StringVar(&keyFile, "key", "", "revocation `keyfile` (default revoke.key in the state directory)")
+	f.BoolVar(&derived, "derived", false, "take back too what was built from it, however far down")
 	c.MarkFlagRequired("reason")
 	return c
 }
@@ -60,7 +65,7 @@ var kinds = []capstore.Kind{capstore.KindClaim, capstore.KindCapability, capstor
 
 // revoke prepares every revocation before it sends the first, so that a wrong
 // ID revokes nothing.
-func (a *app) revoke(ctx context.Context, kind capstore.Kind, ids []string, reason, keyFile string) error {
+func (a *app) revoke(ctx context.Context, kind capstore.Kind, ids []string, reason, keyFile string, derived bool) error {
 	if !slices.Contains(kinds, kind) {
 		return exitf(codeUsage, "--kind %q: want claim, capability, sba, publisher, mint or file", string(kind))
 	}
@@ -91,6 +96,24 @@ func (a *app) revoke(ctx context.Context, kind capstore.Kind, ids []string, reas
 		}
 		done = append(done, r)
 	}
+	built, err := unfounded(ctx, c)
+	if err != nil {
+		return a.answered(err)
+	}
+	if derived && len(built) > 0 {
+		more, err := signRevocations(capstore.KindClaim, claims(built), reason, key)
+		if err != nil {
+			return err
+		}
+		for _, e := range more {
+			r, err := c.Revoke(ctx, e)
+			if err != nil {
+				return fmt.Errorf("revoked what was named, and not all that was built from it: %w", a.answered(err))
+			}
+			done = append(done, r)
+		}
+		built = nil
+	}
 	late := a.awaitMounts(ctx, c)
 	answer, unseen, err := stillRead(ctx, c, done)
 	if err != nil {
@@ -101,6 +124,10 @@ func (a *app) revoke(ctx context.Context, kind capstore.Kind, ids []string, reas
 			a.printf("revoked %s %s: %s\n", r.Kind, r.Target, printable(r.Reason))
 			a.showReaders(r.Readers)
 		}
+		for _, k := range built {
+			a.notef("%s %s (capability %.16s) was built from what was taken back, and opens all the same; next: %s\n", printable(k.Model), printable(k.Version), k.ID,
+				a.command("revoke", k.ID.String()[:shortID], "--reason", reason))
+		}
 		for _, m := range unseen {
 			a.notef("the mount at %s is not in this mount namespace: who still reads it is not known\n", printable(m))
 		}
@@ -108,6 +135,27 @@ func (a *app) revoke(ctx context.Context, kind capstore.Kind, ids []string, reas
 			a.notef("the mount at %s has not confirmed it yet; next: %s\n", printable(m), a.command("status"))
 		}
 	})
+}
+
+// unfounded are the live capabilities of models that were built from one that
+// was taken back.
+func unfounded(ctx context.Context, c *control.Client) (list []control.Capability, err error) {
+	caps, err := c.Capabilities(ctx)
+	for _, k := range caps {
+		if k.State == capLive && k.Lost() {
+			list = append(list, k)
+		}
+	}
+	return list, err
+}
+
+func claims(caps []control.Capability) (list []hashpipe.Digest) {
+	for _, k := range caps {
+		if !slices.Contains(list, k.Claim) {
+			list = append(list, k.Claim)
+		}
+	}
+	return list
 }
 
 // revoked is a revocation with those who can go on reading what they had opened:

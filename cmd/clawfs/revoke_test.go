@@ -3,6 +3,7 @@ package main
 import (
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -91,5 +92,54 @@ func TestRevoke(t *testing.T) {
 	r.ok("revoke", "--kind", "file", second.Subjects()[0].Digest.String(), "--reason", "wrong file")
 	if r.opens("b.bin", "b") {
 		t.Error("a file that was revoked by its content opened")
+	}
+}
+
+// A model that was built from one that is taken back is marked wherever it is
+// shown, opens all the same, and falls with --derived.
+func TestRevokedBase(t *testing.T) {
+	r := newRig(t)
+	base := r.admit(map[string]string{"base.bin": "base"})
+	middle := r.admitSubjects(r.measured(map[string]string{"middle.bin": "middle"}), base.Claim())
+	top := r.admitSubjects(r.measured(map[string]string{"top.bin": "top"}), middle.Claim())
+	other := r.admit(map[string]string{"other.bin": "other"})
+	for _, name := range []string{"base", "middle", "top", "other"} {
+		r.file(name+".bin", name)
+	}
+	r.ok("mount", r.src, r.mnt)
+	before := r.ok("caps")
+	if strings.Contains(before, "base revoked") {
+		t.Errorf("marked before anything was revoked:\n%s", before)
+	}
+	got := r.run("revoke", base.ID().String(), "--reason", "poisoned data")
+	for _, c := range []capstore.Capability{middle, top} {
+		if !strings.Contains(got.stderr, c.ID().String()[:shortID]+") was built from what was taken back") {
+			t.Errorf("revoke does not name %s:\n%s", c.ID(), got.stderr)
+		}
+	}
+	if strings.Contains(got.stderr, other.ID().String()[:shortID]) {
+		t.Errorf("revoke names what was built from nothing:\n%s", got.stderr)
+	}
+	if r.opens("base.bin", "base") || !r.opens("middle.bin", "middle") || !r.opens("top.bin", "top") {
+		t.Error("revoking the base alone did not end the base alone")
+	}
+	if list := r.ok("caps"); strings.Count(list, "live, base revoked") != 2 {
+		t.Errorf("caps:\n%s", list)
+	}
+	var s control.Status
+	r.document(&s, "status")
+	if !strings.Contains(strings.Join(s.Warnings, "\n"), "2 live capabilities are for models that were built from one that was taken back") {
+		t.Errorf("status warns %q", s.Warnings)
+	}
+	if why := r.ok("why", filepath.Join(r.mnt, "top.bin")); !strings.Contains(why, "WARNING: built from a model that was taken back since: claim "+middle.Claim().String()) || !strings.Contains(why, "poisoned data") {
+		t.Errorf("why:\n%s", why)
+	}
+	var done []control.Revocation
+	r.document(&done, "revoke", base.ID().String(), "--reason", "poisoned data", "--derived")
+	if len(done) != 3 {
+		t.Errorf("revoke --derived took back %+v, want the base and two models", done)
+	}
+	if r.opens("middle.bin", "middle") || r.opens("top.bin", "top") || !r.opens("other.bin", "other") {
+		t.Error("--derived did not take back what was built from the base, and that alone")
 	}
 }

@@ -254,7 +254,7 @@ func (r *rig) huge(name string, size int64) {
 // capability signs a capability over subjects with the mint key that init made:
 // the test is the worker here. It needs no daemon, and the store only when it
 // is admitted.
-func (r *rig) capability(subjects []capstore.Subject) []byte {
+func (r *rig) capability(subjects []capstore.Subject, bases ...hashpipe.Digest) []byte {
 	r.t.Helper()
 	text, err := config.ReadSecret(r.state.MintKey())
 	if err != nil {
@@ -275,6 +275,7 @@ func (r *rig) capability(subjects []capstore.Subject) []byte {
 		Publisher: capstore.Publisher{KeyID: publisher.Public().ID(), PublicKey: publisher.Public()},
 		Minter:    capstore.Minter{KeyID: mint.Public().ID()},
 		Platform:  capstore.Platform{OS: "linux", Arch: "amd64", Accelerator: "none"},
+		Bases:     bases,
 		NotBefore: now.Add(-time.Minute), NotAfter: now.Add(time.Hour),
 	}).Payload()
 	if err != nil {
@@ -293,7 +294,7 @@ func (r *rig) admit(files map[string]string) capstore.Capability {
 	return r.admitSubjects(r.measured(files))
 }
 
-func (r *rig) admitSubjects(subjects []capstore.Subject) capstore.Capability {
+func (r *rig) admitSubjects(subjects []capstore.Subject, bases ...hashpipe.Digest) capstore.Capability {
 	r.t.Helper()
 	policy, err := r.state.LoadPolicy()
 	if err != nil {
@@ -307,7 +308,7 @@ func (r *rig) admitSubjects(subjects []capstore.Subject) capstore.Capability {
 		r.t.Fatal(err)
 	}
 	defer store.Close()
-	c, err := store.Admit(r.capability(subjects))
+	c, err := store.Admit(r.capability(subjects, bases...))
 	if err != nil {
 		r.t.Fatal(err)
 	}

@@ -19,6 +19,7 @@ var verbs = []func(*app) *cobra.Command{
 	newMountCommand,
 	newMountProcessCommand,
 	newPublisherCommand,
+	newRecordCommand,
 	newRevokeCommand,
 	newStatusCommand,
 	newUmountCommand,

@@ -43,6 +43,10 @@ type explanation struct {
 	Publisher  string `json:"publisher,omitempty"`
 	NotAfter   string `json:"notAfter,omitempty"`
 
+	// LostBases are the models that this one was built from and that were taken
+	// back since.
+	LostBases []string `json:"lostBases,omitempty"`
+
 	// In audit mode: until when, and whether this file, which the rules refuse, is
 	// served all the same.
 	AuditUntil string `json:"auditUntil,omitempty"`
@@ -217,6 +221,9 @@ func (a *app) showExplanation(path string, e explanation) {
 		if f.value != "" && f.value != " " {
 			a.printf("  %-12s %s\n", f.label, printable(f.value))
 		}
+	}
+	for _, base := range e.LostBases {
+		a.printf("WARNING: built from a model that was taken back since: %s\n", printable(base))
 	}
 	if e.Audited {
 		a.printf("AUDIT MODE: it opens all the same, unchecked, until %s\n", printable(e.AuditUntil))

@@ -194,6 +194,7 @@ func TestThreadHints(t *testing.T) {
 		{argv: []string{"sh", "-c", "train --num_threads=8 && true"}, want: "--num_threads 8"},
 		{argv: []string{"train"}, env: map[string]string{"OMP_NUM_THREADS": "4"}, want: "OMP_NUM_THREADS=4"},
 		{argv: []string{"train", "-j", "x"}},
+		{argv: []string{"fasttext", "test", "m.bin", "valid.txt"}},
 	} {
 		got := strings.Join(d.Hints(Build{Env: c.env, Stages: []Stage{{Name: "train", Argv: c.argv}}}), "; ")
 		if (c.want == "") != (got == "") || !strings.Contains(got, c.want) {

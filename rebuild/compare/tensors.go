@@ -8,11 +8,17 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
+	"math/bits"
 	"slices"
+	"strings"
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 )
+
+// maxEntry bounds in bytes what the header says of one tensor.
+const maxEntry = 64 << 10
 
 // parseSafetensors reads the header of huggingface/safetensors: a
 // little-endian length of 8 bytes, a JSON object, then the tensors.
@@ -29,7 +35,7 @@ func parseSafetensors(r io.ReaderAt, size int64) (layout, error) {
 	if err := readFull(r, header, 8); err != nil {
 		return layout{}, err
 	}
-	l := layout{noun: "tensor", parts: map[string]part{}}
+	l := layout{noun: "tensor", parts: map[string]part{}, meta: map[string]meta{}}
 	dec := jsontext.NewDecoder(bytes.NewReader(header))
 	if t, err := dec.ReadToken(); err != nil || t.Kind() != '{' {
 		return layout{}, errors.New("no JSON object")
@@ -56,19 +62,30 @@ func parseSafetensors(r io.ReaderAt, size int64) (layout, error) {
 			Shape   []int64  `json:"shape"`
 			Offsets [2]int64 `json:"data_offsets"`
 		}
-		if err := json.UnmarshalDecode(dec, &t); err != nil {
+		value, err := dec.ReadValue()
+		if err != nil {
+			return layout{}, err
+		}
+		if len(value) > maxEntry {
+			return layout{}, fmt.Errorf("tensor %s has a description of %d bytes", shorten(key), len(value))
+		}
+		if err := json.Unmarshal(value, &t); err != nil {
 			return layout{}, err
 		}
 		if t.Offsets[0] < 0 || t.Offsets[1] < t.Offsets[0] || t.Offsets[1] > size-base {
 			return layout{}, fmt.Errorf("tensor %s lies outside the file", shorten(key))
 		}
-		l.parts[key] = part{offset: base + t.Offsets[0], size: t.Offsets[1] - t.Offsets[0], shape: fmt.Sprint(t.DType, t.Shape)}
+		size := t.Offsets[1] - t.Offsets[0]
+		l.parts[key] = part{
+			offset: base + t.Offsets[0], size: size, shape: fmt.Sprint(t.DType, t.Shape),
+			floats: floatRange{dtype: t.DType, end: size},
+		}
 	}
 	return l, nil
 }
 
-// readMetadata keeps the pairs in the order of the file in order, and sorted
-// in notes, so that another order is told from other metadata.
+// readMetadata keeps the names in the order of the file in order, and what
+// they mean in meta, so that another order is told from other metadata.
 func (l *layout) readMetadata(dec *jsontext.Decoder) error {
 	if t, err := dec.ReadToken(); err != nil || t.Kind() != '{' {
 		return errors.New("__metadata__ is no object")
@@ -81,15 +98,14 @@ func (l *layout) readMetadata(dec *jsontext.Decoder) error {
 		if len(l.order) == maxParts {
 			return fmt.Errorf("more than %d pairs of metadata", maxParts)
 		}
-		pair := key.String()
-		l.order = append(l.order, "__metadata__."+pair)
+		name := key.String()
+		l.order = append(l.order, "__metadata__."+name)
 		value, err := dec.ReadValue()
 		if err != nil {
 			return err
 		}
-		l.notes = append(l.notes, pair+"="+string(value))
+		l.meta[name] = metaOf(value, strings.Trim(string(value[:min(len(value), 64)]), `"`))
 	}
-	slices.Sort(l.notes)
 	_, err := dec.ReadToken()
 	return err
 }
@@ -175,7 +191,7 @@ func parseGGUF(r io.ReaderAt, size int64) (layout, error) {
 	if tensors > maxParts || pairs > maxParts {
 		return layout{}, fmt.Errorf("%d tensors and %d metadata pairs", tensors, pairs)
 	}
-	l := layout{noun: "tensor", parts: map[string]part{}}
+	l := layout{noun: "tensor", parts: map[string]part{}, meta: map[string]meta{}}
 	alignment := int64(32)
 	for range pairs {
 		key, kind := g.str(), g.u32()
@@ -187,9 +203,8 @@ func parseGGUF(r io.ReaderAt, size int64) (layout, error) {
 			alignment = int64(binary.LittleEndian.Uint32(value))
 		}
 		l.order = append(l.order, "metadata."+key)
-		l.notes = append(l.notes, fmt.Sprintf("%s=%d:%x", key, kind, value))
+		l.meta[key] = ggufMeta(kind, value)
 	}
-	slices.Sort(l.notes)
 	if alignment <= 0 || alignment > 1<<20 {
 		return layout{}, fmt.Errorf("alignment of %d bytes", alignment)
 	}
@@ -197,6 +212,7 @@ func parseGGUF(r io.ReaderAt, size int64) (layout, error) {
 		name   string
 		offset uint64
 		shape  string
+		floats floatRange
 	}
 	var found []at
 	for range tensors {
@@ -206,11 +222,20 @@ func parseGGUF(r io.ReaderAt, size int64) (layout, error) {
 			return layout{}, fmt.Errorf("tensor of %d dimensions", dims)
 		}
 		shape := make([]uint64, dims)
+		values := uint64(1)
 		for i := range shape {
 			shape[i] = g.u64()
+			if hi, lo := bits.Mul64(values, shape[i]); hi == 0 && lo < 1<<56 {
+				values = lo
+			} else {
+				values = 0 // more than any file holds
+			}
 		}
 		kind := g.u32()
 		t.offset, t.shape = g.u64(), fmt.Sprint(kind, shape)
+		if dtype := ggufFloats[kind]; dtype != "" {
+			t.floats = floatRange{dtype: dtype, end: int64(values) * int64(floatTypes[dtype].width)}
+		}
 		if g.err != nil {
 			return layout{}, g.err
 		}
@@ -227,7 +252,38 @@ func parseGGUF(r io.ReaderAt, size int64) (layout, error) {
 		if i+1 < len(found) {
 			end = min(end, found[i+1].offset)
 		}
-		l.parts[t.name] = part{offset: base + int64(t.offset), size: int64(end - t.offset), shape: t.shape}
+		l.parts[t.name] = part{offset: base + int64(t.offset), size: int64(end - t.offset), shape: t.shape, floats: t.floats}
 	}
 	return l, nil
+}
+
+// ggufFloats are the types of ggml's tensors that are plain floats.
+var ggufFloats = map[uint32]string{0: "F32", 1: "F16", 28: "F64", 30: "BF16"}
+
+// ggufMeta keeps one value of the metadata: numbers and strings readable, all
+// else by its digest and size.
+func ggufMeta(kind uint32, value []byte) meta {
+	text := fmt.Sprintf("an array of %d bytes", len(value))
+	switch {
+	case kind == 8:
+		text = string(value[:min(len(value), 64)])
+	case kind < 8 || kind > 9:
+		var le [8]byte
+		copy(le[:], value)
+		n := binary.LittleEndian.Uint64(le[:])
+		switch kind {
+		case 1, 3, 5, 11: // signed
+			shift := 64 - 8*len(value)
+			text = fmt.Sprint(int64(n<<shift) >> shift)
+		case 6:
+			text = fmt.Sprint(math.Float32frombits(uint32(n)))
+		case 12:
+			text = fmt.Sprint(math.Float64frombits(n))
+		default:
+			text = fmt.Sprint(n)
+		}
+	}
+	m := metaOf(value, text)
+	m.sum[0] ^= byte(kind) // another type is another value
+	return m
 }

@@ -6,6 +6,9 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
+	"strings"
 )
 
 // budget fails reads after a number of bytes, so that a zip directory of a
@@ -48,12 +51,57 @@ func parseZip(r io.ReaderAt, size int64) (layout, error) {
 			return layout{}, fmt.Errorf("member %s lies outside the file", shorten(f.Name))
 		}
 		l.order = append(l.order, f.Name)
-		l.parts[f.Name] = part{
+		p := part{
 			offset: offset, size: stored, shape: fmt.Sprint(f.Method),
 			time: fmt.Sprint(f.ModifiedDate, f.ModifiedTime), // the raw DOS fields are what differs
 		}
+		if f.Method == zip.Deflate && f.UncompressedSize64 <= maxInflate {
+			p.deflated = int64(f.UncompressedSize64)
+		}
+		l.parts[f.Name] = p
 	}
-	return l, nil
+	if err := l.check(size); err != nil {
+		return layout{}, err
+	}
+	return l, l.nameTensors(r)
+}
+
+// nameTensors says of the stored members of a numpy or torch zip what tensors
+// they hold. Each member is read at most once, and only its header.
+func (l *layout) nameTensors(r io.ReaderAt) error {
+	for _, name := range slices.Sorted(maps.Keys(l.parts)) { // not order: it may hold one name often
+		p := l.parts[name]
+		if p.deflated > 0 || p.size == 0 {
+			continue
+		}
+		dir, pickled := strings.CutSuffix(name, "/data.pkl")
+		switch {
+		case strings.HasSuffix(name, ".npy"):
+			head := make([]byte, min(p.size, maxNPYHeader))
+			if err := readFull(r, head, p.offset); err != nil {
+				return err
+			}
+			if h, err := npyHeader(head, p.size); err == nil {
+				p.floats = h.floats
+				p.shape += h.text
+				l.parts[name] = p
+			}
+		case pickled && p.size <= maxHeader:
+			pickle := make([]byte, p.size)
+			if err := readFull(r, pickle, p.offset); err != nil {
+				return err
+			}
+			for key, s := range torchStorages(pickle) {
+				member, ok := l.parts[dir+"/data/"+key]
+				if !ok {
+					continue
+				}
+				member.tensor, member.floats = s.tensor, floatRange{dtype: s.dtype, end: member.size}
+				l.parts[dir+"/data/"+key] = member
+			}
+		}
+	}
+	return nil
 }
 
 // checkRecords refuses a directory that claims more than maxParts members:

@@ -21,8 +21,8 @@ type Copy struct {
 	Sum  hashpipe.Sum
 }
 
-// Copies finds the regular files below dir whose bytes equal one of wanted,
-// in lexical order. Only files of a wanted size are read; links are not
+// Copies finds the regular files below dir, or dir itself if it is one, whose
+// bytes equal one of wanted, in lexical order. Only files of a wanted size are read; links are not
 // followed. It serves images, sources and datasets alike: names may hold any
 // byte, and directories may be nested deeper than a path can say.
 func Copies(ctx context.Context, dir string, wanted []hashpipe.Measurement) ([]Copy, error) {
@@ -38,7 +38,11 @@ func Copies(ctx context.Context, dir string, wanted []hashpipe.Measurement) ([]C
 		return nil, err
 	}
 	defer top.Close()
-	if err := s.dir(top); err != nil {
+	find := s.dir
+	if info, err := top.Stat(); err == nil && info.Mode().IsRegular() {
+		find = s.file
+	}
+	if err := find(top); err != nil {
 		return nil, fmt.Errorf("searching %s for copies: %w", dir, err)
 	}
 	return s.found, nil

@@ -1,4 +1,5 @@
-// Package oci reads environment images from OCI image layout directories, by
+// Package oci brings environment images and data sets from layout directories,
+// archives and registries, reads images from OCI image layout directories by
 // manifest digest, and writes such layouts.
 //
 // A layout directory is untrusted storage. Every blob is measured before

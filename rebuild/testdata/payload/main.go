@@ -96,6 +96,9 @@ func run(what string, args []string) error {
 	case "slow": // long enough to be killed
 		time.Sleep(1500 * time.Millisecond)
 		return train("/out/model.bin")
+	case "nap": // long enough to be hit
+		time.Sleep(150 * time.Millisecond)
+		return train("/out/model.bin")
 	case "nothing":
 	}
 	return nil

@@ -28,7 +28,8 @@ type Settings struct {
 type Build struct {
 	// Runtime is the absolute path of the OCI runtime; empty: found on PATH.
 	Runtime string `toml:"runtime"`
-	// Concurrency is how many rebuilds run at once, 1 to 64.
+	// Concurrency is how many rebuilds run at once, at most 64; 0: as many as
+	// the machine holds with the policy's limits for each.
 	Concurrency int `toml:"concurrency"`
 	// Executor is where the builds of jobs run: one of Executors.
 	Executor string `toml:"executor"`
@@ -164,7 +165,7 @@ func Defaults(uid int) Settings {
 		seal = "reflink"
 	}
 	return Settings{
-		Build:      Build{Concurrency: 1, Executor: "local"},
+		Build:      Build{Executor: "local"},
 		Capability: Capability{Lifetime: Duration(90 * 24 * time.Hour)},
 		Mount:      Mount{AllowOther: uid == 0, Seal: seal, Bind: "name", Preverify: true},
 	}
@@ -211,8 +212,8 @@ func ParseSettings(text []byte, uid int) (Settings, error) {
 	if v.Build.Runtime != "" && !filepath.IsAbs(v.Build.Runtime) {
 		return Settings{}, fmt.Errorf("build.runtime %q: not an absolute path", v.Build.Runtime)
 	}
-	if n := v.Build.Concurrency; n < 1 || n > 64 {
-		return Settings{}, fmt.Errorf("build.concurrency %d: want 1 to 64", n)
+	if n := v.Build.Concurrency; n < 0 || n > 64 {
+		return Settings{}, fmt.Errorf("build.concurrency %d: want 0 to 64", n)
 	}
 	if !slices.Contains(Executors, v.Build.Executor) {
 		return Settings{}, fmt.Errorf("build.executor %q: want local or slurm", v.Build.Executor)

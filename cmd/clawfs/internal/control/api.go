@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"time"
 
 	"github.com/go-json-experiment/json"
@@ -23,7 +24,9 @@ import (
 //	POST   /v1/jobs                Submission -> capstore.Job
 //	GET    /v1/jobs/{id}           capstore.Job
 //	POST   /v1/jobs/{id}/cancel    capstore.Job
+//	POST   /v1/jobs/{id}/priority  Priority -> capstore.Job
 //	GET    /v1/jobs/{id}/log       text; ?follow=1 until the job has ended
+//	GET    /v1/jobs/{id}/record    Envelope
 //	GET    /v1/jobs/{id}/events    lines of the worker's progress; ?follow=1
 //	GET    /v1/capabilities        []Capability
 //	GET    /v1/revocations         []Revocation
@@ -37,6 +40,12 @@ import (
 type Submission struct {
 	SBA       []byte             `json:"sba"` // the envelope as it was published
 	Locations capstore.Locations `json:"locations"`
+	Priority  int                `json:"priority,omitzero"`
+}
+
+// Priority asks for another place of a pending job.
+type Priority struct {
+	Priority int `json:"priority"`
 }
 
 // Envelope carries a signed record.
@@ -88,7 +97,20 @@ type Capability struct {
 	NotBefore time.Time       `json:"notBefore"`
 	NotAfter  time.Time       `json:"notAfter"`
 	Files     []File          `json:"files"`
+	Bases     []Base          `json:"bases,omitempty"`
 	Revoked   *Revocation     `json:"revoked,omitempty"`
+}
+
+// Base is a model that a capability's files were built from.
+type Base struct {
+	Claim hashpipe.Digest `json:"claim"`
+	Lost  *Revocation     `json:"lost,omitempty"` // what took it back, or one of its own bases
+}
+
+// Lost reports whether something that the files were built from was taken back.
+// They open all the same until they are revoked themselves.
+func (c Capability) Lost() bool {
+	return slices.ContainsFunc(c.Bases, func(b Base) bool { return b.Lost != nil })
 }
 
 // File is one output that a capability opens.
@@ -196,6 +218,11 @@ func (c *Client) Cancel(ctx context.Context, id string) (j capstore.Job, err err
 	return j, c.do(ctx, http.MethodPost, "/v1/jobs/"+url.PathEscape(id)+"/cancel", nil, &j)
 }
 
+// SetPriority changes the priority of a job that has not started.
+func (c *Client) SetPriority(ctx context.Context, id string, priority int) (j capstore.Job, err error) {
+	return j, c.do(ctx, http.MethodPost, "/v1/jobs/"+url.PathEscape(id)+"/priority", Priority{priority}, &j)
+}
+
 // JobLog copies the text of a job's log to w, until the job has ended if
 // follow is set.
 func (c *Client) JobLog(ctx context.Context, id string, follow bool, w io.Writer) error {
@@ -208,6 +235,13 @@ func (c *Client) JobLog(ctx context.Context, id string, follow bool, w io.Writer
 		return fmt.Errorf("reading the log of job %s: %w", id, err)
 	}
 	return nil
+}
+
+// JobRecord returns what the worker signed about a job that has ended.
+func (c *Client) JobRecord(ctx context.Context, id string) (envelope []byte, err error) {
+	var e Envelope
+	err = c.do(ctx, http.MethodGet, "/v1/jobs/"+url.PathEscape(id)+"/record", nil, &e)
+	return e.Envelope, err
 }
 
 // JobEvents hands each line of the worker's progress to each until the job has

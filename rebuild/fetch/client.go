@@ -1,0 +1,57 @@
+package fetch
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+)
+
+// The cache's rules for others that fetch: registries and git.
+
+// Transport returns what carries the requests of another client to a place on
+// host: for a trusted place to whatever host's addresses are, else, like every
+// redirect to another host, to public addresses only.
+func (c *Cache) Transport(host string, trusted bool) http.RoundTripper {
+	if !trusted {
+		host = ""
+	}
+	return route{c, host}
+}
+
+// Resolver returns a function that looks a host up for a place on it, and leaves
+// out the addresses that such a place may not lead to.
+func (c *Cache) Resolver(trusted bool) func(ctx context.Context, host string) ([]netip.Addr, error) {
+	return func(ctx context.Context, host string) ([]netip.Addr, error) {
+		all, err := net.DefaultResolver.LookupNetIP(ctx, "ip", strings.Trim(host, "[]"))
+		if err != nil || trusted || (route{c, ""}).allowed(host) {
+			return all, err
+		}
+		var may []netip.Addr
+		for _, a := range all {
+			if public(a) {
+				may = append(may, a)
+			}
+		}
+		if len(may) == 0 {
+			return nil, fmt.Errorf("%w to connect to %s for a ledger: none of its addresses is public; the operator can allow the host", errRefused, host)
+		}
+		return may, nil
+	}
+}
+
+// LocalPath returns the local path that a place leads to, and whether it leads
+// to one. One that a ledger names lies below Options.LocalRoots.
+func (c *Cache) LocalPath(p Place) (path string, local bool, err error) {
+	u, err := parse(strings.TrimPrefix(p.URI, "git+"))
+	if err != nil || u.Scheme != "" {
+		return "", false, nil
+	}
+	if p.Trusted {
+		return u.Path, true, nil
+	}
+	path, err = c.allowedPath(u.Path)
+	return path, true, err
+}

@@ -1,0 +1,244 @@
+package oci
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/registry"
+	"golang.org/x/crypto/bcrypt"
+	"oras.land/oras-go/v2"
+	orasoci "oras.land/oras-go/v2/content/oci"
+	"oras.land/oras-go/v2/registry/remote"
+	"oras.land/oras-go/v2/registry/remote/auth"
+
+	"github.com/openclaw/clawfs/hashpipe"
+)
+
+// inProcess runs a registry in this process and returns its address.
+func inProcess(t testing.TB) string {
+	t.Helper()
+	srv := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
+	t.Cleanup(srv.Close)
+	return strings.TrimPrefix(srv.URL, "http://")
+}
+
+// distribution runs the distribution registry as a process and returns its
+// address. more is added to its configuration.
+func distribution(t testing.TB, more string) string {
+	t.Helper()
+	program, err := filepath.Abs("../../build/servers/usr/bin/docker-registry")
+	if err == nil {
+		_, err = os.Stat(program)
+	}
+	if err != nil {
+		t.Fatalf("the registry of Debian is missing: make servers (%v)", err)
+	}
+	dir := t.TempDir()
+	config := filepath.Join(dir, "config.yml")
+	text := fmt.Sprintf("version: 0.1\nlog: {level: info}\nstorage: {filesystem: {rootdirectory: %s}}\nhttp: {addr: '127.0.0.1:0'}\n%s", filepath.Join(dir, "data"), more)
+	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(program, "serve", config)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	out, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	addr := make(chan string, 1)
+	go func() {
+		listening := regexp.MustCompile(`listening on (127\.0\.0\.1:\d+)`)
+		for lines := bufio.NewScanner(out); lines.Scan(); {
+			if m := listening.FindStringSubmatch(lines.Text()); m != nil {
+				addr <- m[1]
+			}
+		}
+		close(addr)
+	}()
+	select {
+	case a, ok := <-addr:
+		if !ok {
+			t.Fatal("the registry ended before it listened")
+		}
+		return a
+	case <-time.After(30 * time.Second):
+		t.Fatal("the registry does not listen")
+	}
+	return ""
+}
+
+// push copies what a layout has under a name to a registry, by another
+// implementation than the one under test.
+func push(t testing.TB, layout, ref, target string, credential auth.CredentialFunc) {
+	t.Helper()
+	from, err := orasoci.NewFromFS(t.Context(), os.DirFS(layout))
+	if err != nil {
+		t.Fatal(err)
+	}
+	to, err := remote.NewRepository(target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	to.PlainHTTP = true
+	to.Client = &auth.Client{Credential: credential}
+	if _, err := oras.Copy(t.Context(), from, ref, to, to.Reference.Reference, oras.DefaultCopyOptions); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestPullFromRegistries(t *testing.T) {
+	layout, d := twoLayers(t)
+	multi := index(t, layout, describe(t, layout, d, "amd64"), armImage(t, layout))
+	if err := record(layout, multi); err != nil {
+		t.Fatal(err)
+	}
+	for name, host := range map[string]string{"in process": inProcess(t), "distribution": distribution(t, "")} {
+		t.Run(name, func(t *testing.T) {
+			push(t, layout, "v1", host+"/acme/base:v1", nil)
+			push(t, layout, string(multi.Digest), host+"/acme/base:multi", nil)
+			repository := "oci://" + host + "/acme/base"
+			for _, from := range []string{
+				repository, "docker" + strings.TrimPrefix(repository, "oci"), repository + ":v1", repository + ":multi", repository + ":never",
+				repository + "@sha256:" + d.String(), repository + "@" + string(multi.Digest), repository + ":v1@" + string(multi.Digest),
+			} {
+				dest := t.TempDir()
+				if err := Pull(t.Context(), from, d, dest, options()); err != nil {
+					t.Errorf("Pull: %v", err)
+					continue
+				}
+				checkPulled(t, dest, d)
+			}
+			absent := hashpipe.SumBytes([]byte("absent")).Claim()
+			for _, tt := range []struct {
+				from string
+				want hashpipe.Digest
+				arch string
+				text string
+				is   error
+			}{
+				{repository, absent, "amd64", "is not there", nil},
+				{repository + "x", d, "amd64", "is not there", nil},
+				{repository + ":v1", absent, "amd64", "leads to the manifest sha256:" + d.String(), ErrOtherBytes},
+				{repository + ":multi", absent, "amd64", d.String(), ErrOtherBytes},
+				{repository + "@" + string(multi.Digest), d, "arm64", "has another manifest", ErrOtherBytes},
+				{repository + "@" + string(multi.Digest), d, "s390x", "nothing for linux/s390x", ErrOtherBytes},
+				{repository, mustParse(t, multi.Digest), "amd64", "a ledger names the manifest of one platform", nil},
+			} {
+				o := options()
+				o.Platform.Architecture = tt.arch
+				err := Pull(t.Context(), tt.from, tt.want, t.TempDir(), o)
+				if err == nil || !strings.Contains(err.Error(), tt.text) {
+					t.Errorf("Pull of %v from %s: %v, want an error with %q", tt.want, tt.from, err, tt.text)
+					continue
+				}
+				checkKind(t, err, tt.is)
+			}
+			// A half that another call left is completed by a range.
+			_, layers, err := inspect(t.Context(), layout, d)
+			if err != nil {
+				t.Fatal(err)
+			}
+			blob, err := os.ReadFile(filepath.Join(layout, "blobs/sha256", layers[0].blob.String()))
+			if err != nil {
+				t.Fatal(err)
+			}
+			dest := t.TempDir()
+			half := filepath.Join(dest, "blobs/sha256/.part-"+layers[0].blob.String())
+			if err := errors.Join(os.MkdirAll(filepath.Dir(half), 0o755), os.WriteFile(half, blob[:2<<20], 0o644)); err != nil {
+				t.Fatal(err)
+			}
+			var seen int64
+			o := options()
+			o.Seen = func(n int64) { seen += n }
+			if err := Pull(t.Context(), repository, d, dest, o); err != nil || name == "distribution" && seen > int64(len(blob))-1<<20 {
+				t.Errorf("Pull onto a half: %v, %d bytes came", err, seen)
+			}
+			checkPulled(t, dest, d)
+		})
+	}
+}
+
+// Credentials come from a Docker configuration; a helper program runs only where
+// the operator named the place.
+func TestRegistryCredentials(t *testing.T) {
+	layout, d := twoLayers(t)
+	hash, err := bcrypt.GenerateFromPassword([]byte("letmein"), bcrypt.MinCost)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	passwords := filepath.Join(dir, "htpasswd")
+	ran := filepath.Join(dir, "ran")
+	bin := filepath.Join(dir, "bin")
+	helper := fmt.Sprintf("#!/bin/sh\ntouch %s\necho '{\"ServerURL\":\"x\",\"Username\":\"worker\",\"Secret\":\"letmein\"}'\n", ran)
+	if err := errors.Join(os.WriteFile(passwords, []byte("worker:"+string(hash)+"\n"), 0o600), os.Mkdir(bin, 0o755),
+		os.WriteFile(filepath.Join(bin, "docker-credential-toy"), []byte(helper), 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+	host := distribution(t, fmt.Sprintf("auth: {htpasswd: {realm: acme, path: %s}}\n", passwords))
+	push(t, layout, "v1", host+"/acme/base:v1", func(context.Context, string) (auth.Credential, error) {
+		return auth.Credential{Username: "worker", Password: "letmein"}, nil
+	})
+	config := func(text string) string {
+		name := filepath.Join(t.TempDir(), "config.json")
+		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return name
+	}
+	good := config(`{"auths":{"` + host + `":{"auth":"d29ya2VyOmxldG1laW4="}}}`)
+	wrong := config(`{"auths":{"` + host + `":{"auth":"d29ya2VyOndyb25n"}}}`)
+	elsewhere := config(`{"auths":{"registry.example":{"auth":"d29ya2VyOmxldG1laW4="}}}`)
+	withHelper := config(`{"credHelpers":{"` + host + `":"toy"}}`)
+	for _, tt := range []struct {
+		name, config string
+		trusted      bool
+		text         string // or "": it works
+	}{
+		{"none", "", true, "the registry wants credentials"},
+		{"absent file", filepath.Join(dir, "absent.json"), true, "the registry wants credentials"},
+		{"no JSON", config("{"), true, "reading credentials"},
+		{"wrong password", wrong, true, "it wants other credentials"},
+		{"of another registry", elsewhere, true, "the registry wants credentials"},
+		{"helper for a ledger's location", withHelper, false, "the registry wants credentials"},
+		{"in the file", good, false, ""},
+		{"in the file, operator's location", good, true, ""},
+		{"helper for the operator's location", withHelper, true, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			o := options()
+			o.DockerConfig, o.Trusted = tt.config, tt.trusted
+			err := Pull(t.Context(), "oci://"+host+"/acme/base:v1", d, t.TempDir(), o)
+			if tt.text == "" && err != nil {
+				t.Error(err)
+			}
+			if tt.text != "" {
+				if err == nil || !strings.Contains(err.Error(), tt.text) || strings.Contains(err.Error(), "wrong") {
+					t.Fatalf("Pull: %v, want an error with %q", err, tt.text)
+				}
+				checkKind(t, err, nil)
+			}
+			if _, err := os.Stat(ran); (err == nil) != (tt.config == withHelper && tt.trusted) {
+				t.Errorf("the helper ran: %v", err == nil)
+			}
+		})
+	}
+}
