@@ -39,6 +39,11 @@ DEBS := ca-certificates git make gcc libc6-dev libseccomp-dev pkg-config fuse3 f
 CLIENT_DEBS := python3-torch python3-numpy python3-xgboost python3-h5py python3-onnx rsync \
                $(if $(shell command -v npm),,nodejs npm)
 
+# A Slurm cluster for the tests of rebuild/engine/slurm. What starts daemons is
+# unpacked and not installed; the rest is libraries.
+SLURM_UNPACKED := slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge libmunge2 liblua5.1-0
+SLURM_DEBS     := libhwloc15 libjson-c5 libyaml-0-2 libdbus-1-3 libnuma1 liblz4-1 libreadline8 libpam0g libgcrypt20 libbz2-1.0 zlib1g util-linux
+
 # What make test-verity needs beside them.
 #   qemu-system-x86       a machine for a kernel that has fs-verity
 #   btrfs-progs           its disks, beside those of e2fsprogs
@@ -57,7 +62,7 @@ UNIT    := ./...
 #   openssh-server libwrap0   sshd: the source of a ledger over ssh
 SERVER_DEBS := docker-registry openssh-server libwrap0
 
-.PHONY: deps clients client-deps servers build install demo demo-torch demo-xgboost demo-quantize demo-all test test-arm64 test-verity race lint fuzz bench repro ci clean tools
+.PHONY: deps clients client-deps servers slurm slurm-deps build install demo demo-torch demo-xgboost demo-quantize demo-all test test-arm64 test-verity race lint fuzz bench repro ci clean tools
 
 # $(call install,PACKAGES) installs those that are missing.
 define install
@@ -99,6 +104,16 @@ build/clients/node_modules/.package-lock.json: $(CLIENTS)/package.json $(CLIENTS
 	cd build/clients && npm ci --ignore-scripts --omit=optional --no-audit --no-fund
 	@touch $@
 
+slurm: build/slurm/usr/sbin/munged ## a Slurm cluster, for the tests of builds that run on one
+
+slurm-deps: deps
+	$(call install,$(SLURM_DEBS))
+
+build/slurm/usr/sbin/munged: | slurm-deps
+	@rm -rf build/slurm.new && mkdir -p build/slurm.new
+	cd build/slurm.new && { apt-get download -q $(SLURM_UNPACKED) || { apt-get update -q; apt-get download -q $(SLURM_UNPACKED); }; } && for d in *.deb; do dpkg-deb -x $$d .; done
+	rm -rf build/slurm && mv build/slurm.new build/slurm
+
 tools: bin/runc
 
 bin/runc: tools/go.mod tools/go.sum
@@ -133,7 +148,7 @@ demo-quantize: build clients
 
 demo-all: demo demo-quantize demo-xgboost demo-torch
 
-test: build clients servers ## the whole suite
+test: build clients servers slurm ## the whole suite
 	$(GO) test -count=1 -timeout 15m $(UNIT)
 	@$(MAKE) test-arm64
 
@@ -148,7 +163,7 @@ test-verity: deps
 	$(call install,$(VERITY_DEBS))
 	integration/verity/run.sh
 
-race: build clients servers
+race: build clients servers slurm
 	CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 30m $(UNIT)
 
 lint: deps

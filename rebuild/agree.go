@@ -90,14 +90,12 @@ func same(a, b hashpipe.Measurement) bool {
 	return a.Size() == b.Size() && a.Sum().Is(b.Sum().Claim()) && a.Tree().Is(b.Tree().Claim())
 }
 
-// surroundings are those of two builds that ran one after the other on this
-// machine until now.
+// surroundings are those of two builds that ran one after the other until now.
 func surroundings(first, second sandbox.Result) [2]compare.Environment {
-	features := HostPlatform().CPUFeatures
 	began := time.Now().Add(-second.Wall)
 	return [2]compare.Environment{
-		{Began: began.Add(-first.Wall), Varied: first.Varied, Features: features},
-		{Began: began, Varied: second.Varied, Features: features},
+		{Began: began.Add(-first.Wall), Varied: first.Varied, Features: platformOf(first.Host).CPUFeatures},
+		{Began: began, Varied: second.Varied, Features: platformOf(second.Host).CPUFeatures},
 	}
 }
 

@@ -14,6 +14,9 @@ import (
 // evidence is what a build was, for the record.
 func evidence(r sandbox.Result) record.Build {
 	b := record.Build{Run: r.Run, Seconds: r.Wall.Seconds(), Varied: r.Varied}
+	if r.Host.Name != sandbox.ThisHost().Name {
+		b.Node = r.Host.Name
+	}
 	for _, s := range r.Stages {
 		b.Stages = append(b.Stages, record.Stage{Name: s.Name, Seconds: s.Wall.Seconds(), PeakMemory: s.PeakMemory})
 	}
@@ -45,7 +48,7 @@ func (c JobConfig) record(job jobFile, l verifier.Ledger, r Result, builds []rec
 	}
 	j := record.Job{
 		ID: job.ID, Ledger: l, StartedAt: r.StartedAt, FinishedAt: r.FinishedAt, Program: c.Program,
-		Machine: machine(c.Runtime.String()), Builds: builds,
+		Machine: machine(c.Executor.String()), Builds: builds,
 	}
 	var rec record.Record
 	var err error

@@ -1,6 +1,7 @@
 package rebuild
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,7 +15,6 @@ import (
 	"github.com/openclaw/clawfs/hashpipe"
 	"github.com/openclaw/clawfs/rebuild/internal/mint"
 	"github.com/openclaw/clawfs/rebuild/record"
-	"github.com/openclaw/clawfs/rebuild/sandbox"
 	"github.com/openclaw/clawfs/verifier"
 	"github.com/openclaw/clawfs/verifier/dsse"
 )
@@ -34,11 +34,14 @@ const (
 )
 
 // JobConfig is what a worker process knows beside its job directory. All
-// fields but Observer are required.
+// fields but Scratch and Observer are required.
 type JobConfig struct {
-	Dir     string // the job directory
-	Policy  *verifier.Policy
-	Runtime *sandbox.Runtime
+	Dir      string // the job directory
+	Policy   *verifier.Policy
+	Executor Executor
+	// Scratch is a directory for inputs and outputs that the Executor's
+	// machines have, and nobody else uses meanwhile; empty means Dir.
+	Scratch string
 	// MintKey is the path of the key file. It is opened after both builds are
 	// dead and only if their outputs are equal.
 	MintKey string
@@ -69,8 +72,8 @@ type Result struct {
 // no answer and no ResultFile; the queue decides whether to try again. If the
 // directory already has an answer, RunJob returns it and does nothing.
 func RunJob(ctx context.Context, c JobConfig) (Result, error) {
-	if c.Dir == "" || c.Policy == nil || c.Runtime == nil || c.MintKey == "" || c.Program == "" || c.Validity <= 0 {
-		return Result{}, errors.New("running a job: directory, policy, runtime, mint key, program and validity are required")
+	if c.Dir == "" || c.Policy == nil || c.Executor == nil || c.MintKey == "" || c.Program == "" || c.Validity <= 0 {
+		return Result{}, errors.New("running a job: directory, policy, executor, mint key, program and validity are required")
 	}
 	dir, err := filepath.Abs(c.Dir)
 	if err != nil {
@@ -105,12 +108,12 @@ func (c JobConfig) run(ctx context.Context, job jobFile, envelope []byte) (Resul
 		return Result{}, err
 	}
 	defer log.close()
-	if swept, err := c.Runtime.Sweep(ctx); err != nil {
+	if swept, err := c.Executor.Sweep(ctx); err != nil {
 		return Result{}, log.trouble(err)
 	} else if len(swept) > 0 {
 		log.text.printf("removed what dead workers left: %s", strings.Join(swept, ", "))
 	}
-	work := filepath.Join(c.Dir, workDir)
+	work := filepath.Join(cmp.Or(c.Scratch, c.Dir), workDir)
 	if err := errors.Join(removeTree(work), os.Mkdir(work, 0o700)); err != nil {
 		return Result{}, log.trouble(err)
 	}
@@ -167,7 +170,7 @@ func (c JobConfig) earn(ctx context.Context, job jobFile, envelope []byte, work 
 		return nil, e, err
 	}
 	rep, err := Reproduce(ctx, Config{
-		Runtime: c.Runtime, Dir: work, Limits: SandboxLimits(c.Policy.Builds.Limits),
+		Executor: c.Executor, Dir: work, Limits: SandboxLimits(c.Policy.Builds.Limits),
 		Bases: bases, AllowedEnv: c.Policy.Builds.Env, Log: log.builds, Observer: log.event,
 	}, att.Ledger(), job.Locations)
 	if err != nil {

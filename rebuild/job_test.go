@@ -53,7 +53,7 @@ func newJobSite(t *testing.T, argv ...string) *jobSite {
 		t.Fatal(err)
 	}
 	s.envelope, s.att = s.attest(t, s.st)
-	s.config = JobConfig{Dir: s.dir, Policy: s.policy, Runtime: s.runtime, MintKey: key, Program: "test", Validity: time.Hour}
+	s.config = JobConfig{Dir: s.dir, Policy: s.policy, Executor: s.runtime, MintKey: key, Program: "test", Validity: time.Hour}
 	s.place(s.envelope, jobFile{ID: "aaaaaaaaaa", SBA: s.att.Digest(), Attempt: 1, Locations: s.loc})
 	return s
 }
@@ -207,8 +207,8 @@ func TestRunJobErrors(t *testing.T) {
 		{"no policy", func(s *jobSite) { s.config.Policy = nil }, "are required"},
 		{"empty policy", func(s *jobSite) { s.config.Policy = &verifier.Policy{} }, "policy"},
 		{"no validity", func(s *jobSite) { s.config.Validity = 0 }, "are required"},
-		{"no runtime", func(s *jobSite) { s.config.Runtime = nil }, "are required"},
-		{"broken runtime", func(s *jobSite) { s.config.Runtime = &sandbox.Runtime{} }, ""},
+		{"no executor", func(s *jobSite) { s.config.Executor = nil }, "are required"},
+		{"broken runtime", func(s *jobSite) { s.config.Executor = &sandbox.Runtime{} }, ""},
 		{"no directory", func(s *jobSite) { s.config.Dir += "-not" }, "no such file"},
 		{"job for another attestation", func(s *jobSite) { s.place(s.envelope, jobFile{ID: "aaaaaaaaaa", SBA: digest("x")}) }, "the job is for"},
 		{"job without a name", func(s *jobSite) { s.place(s.envelope, jobFile{SBA: s.att.Digest()}) }, "names no job"},
@@ -257,7 +257,7 @@ func rebuilder(dir string) error {
 		return err
 	}
 	syscall.Umask(0o077)
-	_, err = RunJob(context.Background(), JobConfig{Dir: dir, Policy: policy, Runtime: runtime, MintKey: filepath.Join(state, "mint.key"), Program: "test", Validity: time.Hour})
+	_, err = RunJob(context.Background(), JobConfig{Dir: dir, Policy: policy, Executor: runtime, MintKey: filepath.Join(state, "mint.key"), Program: "test", Validity: time.Hour})
 	return err
 }
 

@@ -211,7 +211,7 @@ func openLog(c JobConfig, job jobFile) (*jobLog, error) {
 		text: &logWriter{w: log, left: 1 << 20}, builds: log,
 		logFile: log, eventFile: events, observer: c.Observer,
 	}
-	r.text.printf("job %s, attempt %d, attestation %s, %s", job.ID, job.Attempt, job.SBA, c.Runtime)
+	r.text.printf("job %s, attempt %d, attestation %s, %s", job.ID, job.Attempt, job.SBA, c.Executor)
 	return r, nil
 }
 

@@ -82,7 +82,7 @@ func builder(dir string) error {
 		return err
 	}
 	syscall.Umask(0o077)
-	_, err = RunJob(context.Background(), JobConfig{Dir: dir, Policy: policy, Runtime: runtime, MintKey: site.path("mint.pem"), Validity: time.Hour})
+	_, err = RunJob(context.Background(), JobConfig{Dir: dir, Policy: policy, Executor: runtime, MintKey: site.path("mint.pem"), Program: "test", Validity: time.Hour})
 	return err
 }
 

@@ -1,13 +1,11 @@
 package rebuild
 
 import (
-	"bufio"
-	"os"
-	"runtime"
 	"slices"
 	"strings"
 
 	"github.com/openclaw/clawfs/capstore"
+	"github.com/openclaw/clawfs/rebuild/sandbox"
 	"github.com/openclaw/clawfs/verifier"
 )
 
@@ -26,10 +24,13 @@ var dispatched = []string{
 // by which numeric libraries choose their code; the accelerator is "none",
 // because a build gets no device.
 func HostPlatform() verifier.Platform {
-	p := verifier.Platform{OS: runtime.GOOS, Arch: runtime.GOARCH, Accelerator: "none"}
-	has := hostFeatures()
+	return platformOf(sandbox.ThisHost())
+}
+
+func platformOf(h sandbox.Host) verifier.Platform {
+	p := verifier.Platform{OS: h.OS, Arch: h.Arch, Accelerator: "none"}
 	for _, f := range dispatched {
-		if slices.Contains(has, f) {
+		if slices.Contains(h.CPUFeatures, f) {
 			p.CPUFeatures = append(p.CPUFeatures, f)
 		}
 	}
@@ -37,28 +38,11 @@ func HostPlatform() verifier.Platform {
 	return p
 }
 
-// hostFeatures lists all features of the first processor; none if the kernel
-// does not tell, which makes every ledger that asks for one NOT_COMPARABLE.
-func hostFeatures() []string {
-	f, err := os.Open("/proc/cpuinfo")
-	if err != nil {
-		return nil
-	}
-	defer f.Close()
-	lines := bufio.NewScanner(f)
-	for lines.Scan() {
-		name, value, _ := strings.Cut(lines.Text(), ":")
-		if name = strings.TrimSpace(name); name == "flags" || name == "Features" {
-			return strings.Fields(value)
-		}
-	}
-	return nil
-}
-
 // sameClass says whether bytes built here may be expected to be the
 // ledger's: the same system and processor family, every feature that the
-// ledger names, and no accelerator. More features than named are a difference
-// only if the ledger says so: its author knows which matter.
+// ledger names, and no accelerator. A machine that tells no features has none.
+// More features than named are a difference only if the ledger says so: its
+// author knows which matter.
 func sameClass(host verifier.Platform, has []string, want verifier.Platform) error {
 	switch {
 	case want.OS != host.OS || want.Arch != host.Arch:

@@ -22,8 +22,6 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/openclaw/clawfs/capstore"
 	"github.com/openclaw/clawfs/rebuild/fetch"
 	"github.com/openclaw/clawfs/rebuild/oci"
@@ -39,10 +37,10 @@ var imageLimits = oci.Limits{Bytes: 64 << 30, Entries: 2_000_000}
 // directories make each entry cost milliseconds (measured: 28 s for 73 entries).
 const maxUnpack = time.Hour
 
-// Config is what this machine allows a rebuild. Runtime, Dir and Limits are
+// Config is what this machine allows a rebuild. Executor, Dir and Limits are
 // required.
 type Config struct {
-	Runtime *sandbox.Runtime
+	Executor Executor
 	// Dir is the absolute path of a directory for inputs and outputs, readable
 	// by nobody else. Reproduce makes one directory in it.
 	Dir    string
@@ -114,17 +112,16 @@ func (r *Reproduction) Close() error {
 // granted; any other error, also the context's, is no answer. In both cases
 // nothing is left in c.Dir.
 func Reproduce(ctx context.Context, c Config, l verifier.Ledger, loc capstore.Locations) (*Reproduction, error) {
-	if c.Runtime == nil || l.IsZero() || !filepath.IsAbs(c.Dir) {
-		return nil, errors.New("rebuilding: runtime, ledger and an absolute scratch directory are required")
+	if c.Executor == nil || l.IsZero() || !filepath.IsAbs(c.Dir) {
+		return nil, errors.New("rebuilding: executor, ledger and an absolute scratch directory are required")
 	}
 	st := l.Statement()
-	if err := sameClass(HostPlatform(), hostFeatures(), st.Predicate.Platform); err != nil {
-		return nil, err
+	if here, ok := c.Executor.(hosted); ok {
+		if err := onHost(here.Host(), st); err != nil {
+			return nil, err
+		}
 	}
 	if err := c.Bases.check(st); err != nil {
-		return nil, err
-	}
-	if err := dispatchable(st, hostFeatures()); err != nil {
 		return nil, err
 	}
 	if err := allowed(c, st); err != nil {
@@ -177,6 +174,7 @@ func (r *Reproduction) run(ctx context.Context, c Config, l verifier.Ledger, st 
 	}
 	spec.Log = log
 	var began time.Time
+	var ran []string // machines
 	for i, v := range variations(in.rootfs) {
 		if err := sleep(ctx, apart-time.Since(began)); err != nil {
 			return err
@@ -190,10 +188,15 @@ func (r *Reproduction) run(ctx context.Context, c Config, l verifier.Ledger, st 
 		spec.Progress = func(stage string) {
 			p.say(PhaseBuild, escape(fmt.Sprintf("build %d of 2, stage %s", i+1, stage)), 0)
 		}
-		result, err := c.Runtime.Run(ctx, spec)
+		spec.Variation.NotOn = ran
+		result, err := c.Executor.Run(ctx, spec)
 		if err != nil {
 			return buildFailure(i+1, err)
 		}
+		if err := onHost(result.Host, st); err != nil {
+			return onNode(result.Host, err)
+		}
+		ran = append(ran, result.Host.Name)
 		if i == 0 {
 			r.first = result
 		} else {
@@ -228,9 +231,10 @@ func sleep(ctx context.Context, d time.Duration) error {
 
 // recipe lays out what both builds have in common.
 func recipe(c Config, l verifier.Ledger, st verifier.Statement, in inputs) sandbox.Spec {
-	params := st.Predicate.BuildDefinition.ExternalParameters
+	params, want := st.Predicate.BuildDefinition.ExternalParameters, st.Predicate.Platform
 	spec := sandbox.Spec{
 		Recipe: l.Digest(), Rootfs: in.rootfs, Inputs: in.mounts, Limits: c.Limits, Env: make(map[string]string),
+		Needs: sandbox.Needs{OS: want.OS, Arch: want.Arch, CPUFeatures: want.CPUFeatures},
 	}
 	for _, e := range in.env {
 		if name, value, ok := strings.Cut(e, "="); ok {
@@ -250,26 +254,16 @@ func recipe(c Config, l verifier.Ledger, st verifier.Statement, in inputs) sandb
 }
 
 // variations are the surroundings of the two builds. The second has one
-// processor less where there are two.
+// processor less where there are two, and another machine where the executor
+// has several.
 //
 // BUG: inputs larger than sandbox.Variation.ReverseInputs allows list in the
 // same order for both builds.
 func variations(rootfs string) [2]sandbox.Variation {
-	v := [2]sandbox.Variation{
+	return [2]sandbox.Variation{
 		{Hostname: "build", WorkDir: freeDir(rootfs, "work"), UID: 1 << 30},
-		{Hostname: "rebuilder-2", WorkDir: freeDir(rootfs, "again") + "/work", UID: 1<<30 + 1<<20, ReverseEnv: true, ReverseInputs: true, Uptime: 37*24*time.Hour + 11*time.Hour},
+		{Hostname: "rebuilder-2", WorkDir: freeDir(rootfs, "again") + "/work", UID: 1<<30 + 1<<20, OneCPULess: true, ReverseEnv: true, ReverseInputs: true, Uptime: 37*24*time.Hour + 11*time.Hour},
 	}
-	var may unix.CPUSet
-	if err := unix.SchedGetaffinity(0, &may); err == nil && may.Count() > 1 {
-		for cpu, skipped := 0, false; len(v[1].CPUs) < may.Count()-1; cpu++ {
-			if may.IsSet(cpu) && !skipped {
-				skipped = true
-			} else if may.IsSet(cpu) {
-				v[1].CPUs = append(v[1].CPUs, cpu)
-			}
-		}
-	}
-	return v
 }
 
 // freeDir returns the first of /name, /name-1, … that the image does not have:
@@ -284,6 +278,15 @@ func freeDir(rootfs, name string) string {
 	}
 }
 
+// onNode says of which machine a failure is.
+func onNode(h sandbox.Host, err error) error {
+	var f *Failure
+	if errors.As(err, &f) {
+		f.Detail = escape("on "+h.Name+": ") + f.Detail
+	}
+	return err
+}
+
 // buildFailure translates what the sandbox says about the build; what it says
 // about this host stays an error.
 func buildFailure(build int, err error) error {
@@ -294,6 +297,7 @@ func buildFailure(build int, err error) error {
 	verdict, known := map[sandbox.Kind]capstore.Verdict{
 		sandbox.BuildFailed: capstore.BuildFailed, sandbox.Timeout: capstore.Timeout,
 		sandbox.LimitExceeded: capstore.LimitExceeded, sandbox.OutputMissing: capstore.OutputMissing,
+		sandbox.NotComparable: capstore.NotComparable,
 	}[f.Kind]
 	if !known {
 		return fmt.Errorf("build %d of 2: %w", build, err)

@@ -177,7 +177,7 @@ func (s *site) config(log io.Writer) Config {
 			s.t.Errorf("%d entries left in the scratch directory, %v", len(left), err)
 		}
 	})
-	return Config{Runtime: s.runtime, Dir: dir, Limits: SandboxLimits(s.policy.Builds.Limits), AllowedEnv: s.policy.Builds.Env, Log: log}
+	return Config{Executor: s.runtime, Dir: dir, Limits: SandboxLimits(s.policy.Builds.Limits), AllowedEnv: s.policy.Builds.Env, Log: log}
 }
 
 func (s *site) dependency(name string) *verifier.Dependency {
@@ -356,7 +356,7 @@ func TestReproduceStops(t *testing.T) {
 	if !errors.Is(err, context.Canceled) || errors.As(err, &f) {
 		t.Errorf("Reproduce = %v, want %v", err, context.Canceled)
 	}
-	for _, c := range []Config{{}, {Runtime: s.runtime, Dir: "relative"}} {
+	for _, c := range []Config{{}, {Executor: s.runtime, Dir: "relative"}} {
 		if _, err := Reproduce(t.Context(), c, s.ledger(), s.loc); err == nil || errors.As(err, &f) {
 			t.Errorf("Reproduce with %+v = %v, want an error that is no answer", c, err)
 		}

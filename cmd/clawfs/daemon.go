@@ -17,7 +17,6 @@ import (
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/config"
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/control"
 	"github.com/openclaw/clawfs/rebuild"
-	"github.com/openclaw/clawfs/rebuild/sandbox"
 )
 
 // endPatience bounds how long a daemon that was told to end waits for its
@@ -129,17 +128,12 @@ func (a *app) newDaemon(log *slog.Logger) (*daemon, error) {
 	queue.Parallel, queue.Budget, queue.Room = bounds.parallel(settings.Build.Concurrency), bounds.budget, bounds.room
 	queue.Sweep = func(ctx context.Context) error {
 		// Without a runtime nothing can have been left, and jobs say what is missing.
-		path, err := runtimePath(settings)
+		executor, err := newExecutor(settings)
 		if err != nil {
 			log.Warn("rebuilds cannot run here", "error", err)
 			return nil
 		}
-		runtime, err := sandbox.Find(path)
-		if err != nil {
-			log.Warn("rebuilds cannot run here", "error", err)
-			return nil
-		}
-		if _, err := runtime.Sweep(ctx); err != nil {
+		if _, err := executor.Sweep(ctx); err != nil {
 			log.Error("something that a dead worker left stays", "error", err)
 		}
 		return nil

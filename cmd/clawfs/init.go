@@ -28,6 +28,23 @@ const settingsText = `# clawfs.toml: where programs are and how much of this mac
 # Rebuilds at the same time; 0 is as many as memory and processors hold, each
 # with the limits of policy.json.
 #concurrency = 0
+# Where the builds of jobs run: "local", or "slurm" (docs/operations.md, Building on
+# a cluster).
+#executor = "local"
+
+[build.slurm]
+# A directory that all nodes have under this path and where only root writes.
+#shared_dir = "/shared/clawfs"
+# clawfs on the nodes.
+#clawfs = "/usr/local/libexec/clawfs/clawfs"
+# Default: the cluster's.
+#partition = "build"
+# More options of sbatch: --account, --qos, --constraint, --reservation, --nice, --nodelist.
+#sbatch_args = ["--account=models"]
+# Where sbatch is. Default: on PATH.
+#commands = "/usr/bin"
+# Default: where sbatch looks.
+#conf = "/etc/slurm/slurm.conf"
 
 [capability]
 # How long a minted capability opens files.

@@ -17,7 +17,6 @@ import (
 	"github.com/openclaw/clawfs/capstore"
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/config"
 	"github.com/openclaw/clawfs/rebuild"
-	"github.com/openclaw/clawfs/rebuild/sandbox"
 	"github.com/openclaw/clawfs/verifier"
 )
 
@@ -154,11 +153,9 @@ func (a *app) reproduce(ctx context.Context, l verifier.Ledger, v rebuildFlags) 
 	if err != nil {
 		return nil, nil, err
 	}
-	path, err := runtimePath(settings)
-	if err != nil {
-		return nil, nil, err
-	}
-	runtime, err := sandbox.Find(path)
+	// Here, whatever build.executor says: what is tried by hand is tried on
+	// this machine.
+	runtime, err := findRuntime(settings)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -176,7 +173,7 @@ func (a *app) reproduce(ctx context.Context, l verifier.Ledger, v rebuildFlags) 
 	}
 	bar := a.progress("")
 	r, err := rebuild.Reproduce(ctx, rebuild.Config{
-		Runtime: runtime, Dir: scratch, Limits: rebuild.SandboxLimits(builds.Limits),
+		Executor: runtime, Dir: scratch, Limits: rebuild.SandboxLimits(builds.Limits),
 		Bases: bases, AllowedEnv: builds.Env, Log: log, Observer: bar.observe,
 	}, l, loc)
 	bar.done()

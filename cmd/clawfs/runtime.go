@@ -8,7 +8,21 @@ import (
 	"path/filepath"
 
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/config"
+	"github.com/openclaw/clawfs/rebuild/sandbox"
 )
+
+// findRuntime probes this machine's runtime.
+func findRuntime(s config.Settings) (*sandbox.Runtime, error) {
+	path, err := runtimePath(s)
+	if err != nil {
+		return nil, err
+	}
+	runtime, err := sandbox.Find(path)
+	if err != nil {
+		return nil, fmt.Errorf("OCI runtime %s: %w", path, err)
+	}
+	return runtime, nil
+}
 
 // runtimePath finds the OCI runtime: where clawfs.toml says, else the runc
 // beside this program (make build puts one there), else the one on PATH.

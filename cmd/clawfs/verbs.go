@@ -5,6 +5,7 @@ import "github.com/spf13/cobra"
 // verbs are the constructors of all verbs, one file each. Cobra sorts them
 // for --help.
 var verbs = []func(*app) *cobra.Command{
+	newBuildRunCommand,
 	newCapsCommand,
 	newDaemonCommand,
 	newGrantCommand,

@@ -14,7 +14,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/openclaw/clawfs/rebuild"
-	"github.com/openclaw/clawfs/rebuild/sandbox"
 )
 
 // workerPatience is how long a worker may take to take its containers down.
@@ -52,20 +51,20 @@ func (a *app) runWorker(ctx context.Context, dir string) error {
 	if err != nil {
 		return err
 	}
-	path, err := runtimePath(settings)
+	executor, err := newExecutor(settings)
 	if err != nil {
 		return err
 	}
-	runtime, err := sandbox.Find(path)
+	scratch, release, err := scratchFor(ctx, executor)
 	if err != nil {
-		return fmt.Errorf("OCI runtime %s: %w", path, err)
+		return err
 	}
 	result, err := rebuild.RunJob(ctx, rebuild.JobConfig{
-		Dir: dir, Policy: policy.Policy, Runtime: runtime, MintKey: s.MintKey(),
+		Dir: dir, Policy: policy.Policy, Executor: executor, Scratch: scratch, MintKey: s.MintKey(),
 		Program:  "clawfs " + readVersion().Version,
 		Validity: time.Duration(settings.Capability.Lifetime),
 	})
-	if err != nil {
+	if err := errors.Join(err, release()); err != nil {
 		return err
 	}
 	a.notef("%s %s\n", result.Job, result.Verdict)

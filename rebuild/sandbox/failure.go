@@ -14,13 +14,15 @@ const (
 	LimitExceeded Kind = "limit exceeded"
 	// OutputMissing: an output is absent or is not a plain file.
 	OutputMissing Kind = "output missing"
+	// NotComparable: the machine lacks what Spec.Needs asks for. Nothing ran.
+	NotComparable Kind = "not comparable"
 )
 
 // Failure is the build's own fault, in contrast to every other error of Run,
 // which is this host's.
 type Failure struct {
 	Kind  Kind
-	Stage string
+	Stage string // empty if none had started
 	// Detail says what happened, with expected and found values.
 	Detail string
 	// LogTail is the end of the log with control characters escaped, at most
@@ -29,5 +31,8 @@ type Failure struct {
 }
 
 func (f *Failure) Error() string {
+	if f.Stage == "" {
+		return fmt.Sprintf("%s: %s", f.Kind, f.Detail)
+	}
 	return fmt.Sprintf("stage %s: %s: %s", f.Stage, f.Kind, f.Detail)
 }

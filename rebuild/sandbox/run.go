@@ -56,6 +56,10 @@ func (r *Runtime) Run(ctx context.Context, s Spec) (result Result, err error) {
 	if s, err = s.complete(); err != nil {
 		return Result{}, fmt.Errorf("sandbox: %w", err)
 	}
+	host := r.Host()
+	if err := s.Needs.check(host); err != nil {
+		return Result{}, fmt.Errorf("sandbox: %w", err)
+	}
 	if _, err := r.Sweep(ctx); err != nil {
 		return Result{}, err
 	}
@@ -73,7 +77,7 @@ func (r *Runtime) Run(ctx context.Context, s Spec) (result Result, err error) {
 	if err != nil {
 		return Result{}, fmt.Errorf("sandbox: %w", errors.Join(err, os.RemoveAll(x.kept.dir)))
 	}
-	result.Run, result.Wall = st.run, time.Since(begin)
+	result.Run, result.Wall, result.Host = st.run, time.Since(begin), host
 	return result, nil
 }
 

@@ -9,6 +9,9 @@
 // disk and log. A limit that this host cannot enforce is an error of Find,
 // never a build without it.
 //
+// Runtime runs a recipe on this machine. Remote has a Launcher run it on
+// another one of the operator's, by the same code.
+//
 // What the build sees:
 //
 //	/                   the image, read-only
@@ -89,9 +92,11 @@ type Spec struct {
 	// Log gets what the build prints, at most Limits.LogBytes bytes, in lines
 	// of at most MaxLine bytes. It is the build's text: escape it before
 	// showing it. nil drops it. Writes come from one goroutine at a time.
-	Log io.Writer
+	Log io.Writer `json:"-"`
 	// Progress, if not nil, is told the name of each stage before it starts.
-	Progress func(stage string)
+	Progress func(stage string) `json:"-"`
+	// Needs is what the machine that runs this must have.
+	Needs Needs
 }
 
 // Input is a file tree, or one file, that the build finds at /in/<Name>.
@@ -130,6 +135,12 @@ type Variation struct {
 	UID uint32
 	// CPUs are the processors the build may run on; empty means all.
 	CPUs []int
+	// OneCPULess keeps the build off the first of the processors that the
+	// machine which runs it offers, where there are at least two.
+	OneCPULess bool
+	// NotOn names machines where this recipe has run already. An executor that
+	// has several avoids them; a Runtime has one.
+	NotOn []string
 	// ReverseEnv hands the environment over in descending order.
 	ReverseEnv bool
 	// ReverseInputs shows the build the directories of its inputs in the
@@ -151,6 +162,8 @@ type Result struct {
 	// Varied lists every part of Spec.Variation with the value that it had in
 	// this run, or, after "not varied: ", why it could not be carried out.
 	Varied []string
+	// Host is the machine that ran it, by its own account.
+	Host Host
 }
 
 // StageRecord is what one stage used, and the artifacts that it declared, in
@@ -165,9 +178,9 @@ type StageRecord struct {
 	Artifacts  []Artifact
 }
 
-// file is what a run of a recipe wrote, measured while no process of
-// that run lived. Only Run makes one; the zero file belongs to no recipe and
-// no run.
+// file is what a run of a recipe wrote, measured while no process of that run
+// lived, or what a node brought back from such a run, measured again here.
+// Only the two Run make one; the zero file belongs to no recipe and no run.
 type file struct {
 	recipe      hashpipe.Digest
 	run         string

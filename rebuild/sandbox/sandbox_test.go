@@ -72,6 +72,9 @@ var world = sync.OnceValues(func() (w struct {
 })
 
 func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == "build-run" {
+		os.Exit(beNode(os.Args[2:])) // started by a Launcher of these tests
+	}
 	code := m.Run()
 	if w, err := world(); err == nil {
 		os.RemoveAll(filepath.Dir(w.image))

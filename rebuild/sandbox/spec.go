@@ -253,12 +253,20 @@ func checkWorkDir(rootfs, dir string) error {
 
 // cpuList is the kernel's text for CPUs, as cpuset.cpus prints it back.
 func (v Variation) cpuList() (string, error) {
-	if len(v.CPUs) == 0 {
+	if len(v.CPUs) == 0 && !v.OneCPULess {
 		return "", nil
 	}
 	var may unix.CPUSet
 	if err := unix.SchedGetaffinity(0, &may); err != nil {
 		return "", fmt.Errorf("reading the CPU set: %w", err)
+	}
+	if v.OneCPULess {
+		if len(v.CPUs) > 0 {
+			return "", fmt.Errorf("both CPUs %v and one CPU less are asked for", v.CPUs)
+		}
+		if v.CPUs = allButFirst(may); len(v.CPUs) == 0 {
+			return "", nil
+		}
 	}
 	cpus := slices.Compact(slices.Sorted(slices.Values(v.CPUs)))
 	var ranges []string
@@ -278,4 +286,15 @@ func (v Variation) cpuList() (string, error) {
 		i = j + 1
 	}
 	return strings.Join(ranges, ","), nil
+}
+
+// allButFirst lists the processors of a set but its first.
+func allButFirst(set unix.CPUSet) []int {
+	var cpus []int
+	for cpu, left := 0, set.Count(); left > 0; cpu++ {
+		if set.IsSet(cpu) {
+			cpus, left = append(cpus, cpu), left-1
+		}
+	}
+	return cpus[min(1, len(cpus)):]
 }

@@ -59,21 +59,26 @@ func lockStateDir(ctx context.Context) (*os.File, error) {
 	if err := mkdirMode(StateDir, 0o711); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, err
 	}
-	st, err := os.Lstat(StateDir)
+	return lockDir(ctx, StateDir)
+}
+
+// lockDir takes the lock of a directory of root's, and waits for it.
+func lockDir(ctx context.Context, dir string) (*os.File, error) {
+	st, err := os.Lstat(dir)
 	if err != nil {
 		return nil, err
 	}
 	if owner := st.Sys().(*syscall.Stat_t).Uid; !st.IsDir() || owner != 0 || st.Mode().Perm()&0o022 != 0 {
-		return nil, fmt.Errorf("%s is %v of user %d, wanted a directory that only root writes", StateDir, st.Mode(), owner)
+		return nil, fmt.Errorf("%s is %v of user %d, wanted a directory that only root writes", dir, st.Mode(), owner)
 	}
 	for {
-		f, err := tryLock(filepath.Join(StateDir, ".lock"))
+		f, err := tryLock(filepath.Join(dir, ".lock"))
 		if !errors.Is(err, unix.EWOULDBLOCK) {
 			return f, err
 		}
 		select {
 		case <-ctx.Done():
-			return nil, fmt.Errorf("waiting for %s: %w", StateDir, context.Cause(ctx))
+			return nil, fmt.Errorf("waiting for %s: %w", dir, context.Cause(ctx))
 		case <-time.After(2 * time.Millisecond):
 		}
 	}

@@ -44,7 +44,9 @@ func (x *run) variedCPUs() string {
 	switch {
 	case x.cpus != "":
 		return x.cpus
-	case len(x.spec.Variation.CPUs) > 0:
+	case x.spec.Variation.OneCPULess && runtime.NumCPU() == 1:
+		return notVaried + "this host has one"
+	case len(x.spec.Variation.CPUs) > 0 || x.spec.Variation.OneCPULess:
 		return notVaried + "this host has no cpuset controller"
 	default:
 		return fmt.Sprintf("all %d", runtime.NumCPU())

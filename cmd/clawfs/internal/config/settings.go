@@ -31,6 +31,47 @@ type Build struct {
 	// Concurrency is how many rebuilds run at once, at most 64; 0: as many as
 	// the machine holds with the policy's limits for each.
 	Concurrency int `toml:"concurrency"`
+	// Executor is where the builds of jobs run: one of Executors.
+	Executor string `toml:"executor"`
+	Slurm    Slurm  `toml:"slurm"`
+}
+
+// Executors are the values of Build.Executor.
+var Executors = []string{"local", "slurm"}
+
+// Slurm is the table [build.slurm].
+type Slurm struct {
+	// SharedDir is a directory that all nodes have under this path, where only
+	// root writes. Required.
+	SharedDir string `toml:"shared_dir"`
+	// Clawfs is the path of clawfs on the nodes. Required.
+	Clawfs string `toml:"clawfs"`
+	// Partition is where jobs go; empty: the cluster's default.
+	Partition string `toml:"partition"`
+	// SbatchArgs are more options of sbatch, such as "--account=models".
+	SbatchArgs []string `toml:"sbatch_args"`
+	// Commands is the directory with sbatch; empty: found on PATH.
+	Commands string `toml:"commands"`
+	// Conf is the path of slurm.conf; empty: where the commands look.
+	Conf string `toml:"conf"`
+}
+
+// check refuses values that mean nothing for an executor; what the cluster
+// accepts is not known here.
+func (s Slurm) check(executor string) error {
+	required := executor == "slurm"
+	for _, p := range []struct {
+		name, path string
+		required   bool
+	}{{"shared_dir", s.SharedDir, required}, {"clawfs", s.Clawfs, required}, {"commands", s.Commands, false}, {"conf", s.Conf, false}} {
+		switch {
+		case p.path == "" && p.required:
+			return fmt.Errorf("%s is missing: executor = \"slurm\" needs it", p.name)
+		case p.path != "" && (!filepath.IsAbs(p.path) || filepath.Clean(p.path) != p.path):
+			return fmt.Errorf("%s %q: want an absolute, clean path", p.name, p.path)
+		}
+	}
+	return nil
 }
 
 // Capability is the table [capability].
@@ -124,6 +165,7 @@ func Defaults(uid int) Settings {
 		seal = "reflink"
 	}
 	return Settings{
+		Build:      Build{Executor: "local"},
 		Capability: Capability{Lifetime: Duration(90 * 24 * time.Hour)},
 		Mount:      Mount{AllowOther: uid == 0, Seal: seal, Bind: "name", Preverify: true},
 	}
@@ -173,6 +215,12 @@ func ParseSettings(text []byte, uid int) (Settings, error) {
 	if n := v.Build.Concurrency; n < 0 || n > 64 {
 		return Settings{}, fmt.Errorf("build.concurrency %d: want 0 to 64", n)
 	}
+	if !slices.Contains(Executors, v.Build.Executor) {
+		return Settings{}, fmt.Errorf("build.executor %q: want local or slurm", v.Build.Executor)
+	}
+	if err := v.Build.Slurm.check(v.Build.Executor); err != nil {
+		return Settings{}, fmt.Errorf("build.slurm.%w", err)
+	}
 	if d := time.Duration(v.Capability.Lifetime); d < time.Hour || d > 366*24*time.Hour {
 		return Settings{}, fmt.Errorf("capability.lifetime %s: want 1h to 8784h", d)
 	}
@@ -183,10 +231,15 @@ func ParseSettings(text []byte, uid int) (Settings, error) {
 }
 
 // settingNames are the keys of clawfs.toml, such as "mount.seal".
-func settingNames() (names []string) {
-	for _, table := range reflect.VisibleFields(reflect.TypeFor[Settings]()) {
-		for _, key := range reflect.VisibleFields(table.Type) {
-			names = append(names, table.Tag.Get("toml")+"."+key.Tag.Get("toml"))
+func settingNames() []string { return namesOf("", reflect.TypeFor[Settings]()) }
+
+func namesOf(prefix string, table reflect.Type) (names []string) {
+	for _, key := range reflect.VisibleFields(table) {
+		name := prefix + key.Tag.Get("toml")
+		if key.Type.Kind() == reflect.Struct {
+			names = append(names, namesOf(name+".", key.Type)...)
+		} else {
+			names = append(names, name)
 		}
 	}
 	return names
