@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -201,16 +200,12 @@ func TestInstalledRefuses(t *testing.T) {
 			if tt.more != nil {
 				tt.more(t, root)
 			}
-			begin := time.Now()
 			have, err := Installed(context.Background(), root)
 			if err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Fatalf("Installed = %v, %v, want an error with %q", have, err, tt.want)
 			}
 			if have != nil || len(err.Error()) > 1000 || strings.ContainsAny(err.Error(), "\x1b\n") {
 				t.Errorf("Installed = %v, error %q", have, err)
-			}
-			if d := time.Since(begin); d > 10*time.Second {
-				t.Errorf("took %v", d)
 			}
 		})
 	}

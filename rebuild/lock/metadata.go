@@ -74,10 +74,10 @@ func pythonMetadata(b []byte) (Package, error) {
 	}
 	name, ok := PyPIName(f["name"])
 	if !ok {
-		return Package{}, fmt.Errorf("Name is %s, expected a package's name", shown(f["name"]))
+		return Package{}, fmt.Errorf("field Name is %s, expected a package's name", shown(f["name"]))
 	}
 	if f["version"] != "" && !goodVersion(f["version"]) {
-		return Package{}, fmt.Errorf("Version of %s is %s, expected a version", name, shown(f["version"]))
+		return Package{}, fmt.Errorf("field Version of %s is %s, expected a version", name, shown(f["version"]))
 	}
 	return Package{Ecosystem: PyPI, Name: name, Version: f["version"]}, nil
 }

@@ -15,7 +15,7 @@ import (
 // each level, and keeps some hundred bytes for each value.
 const (
 	maxTOMLDepth  = 32        // brackets and braces within each other
-	maxTOMLValues = 1_000_000 // brackets, braces, commas and equals signs
+	maxTOMLWeight = 1_000_000 // commas and equals signs, and four times brackets, braces and dots
 	maxTOMLDots   = 64        // dots of one line outside of texts
 	maxEdges      = 1_000_000 // dependencies of all packages
 )
@@ -39,9 +39,9 @@ func decodeTOML(text []byte, into any) error {
 // weighTOML counts what stands outside of strings and comments. Where the text
 // is not TOML, it may count wrongly, but then the parser stops at that place too.
 func weighTOML(text []byte) error {
-	depth, values, dots, line := 0, 0, 0, 1
+	depth, weight, dots, line := 0, 0, 0, 1
 	for i := 0; i < len(text); i++ {
-		switch c := text[i]; c {
+		switch text[i] {
 		case '\n':
 			line, dots = line+1, 0
 		case '#':
@@ -52,18 +52,19 @@ func weighTOML(text []byte) error {
 			end := stringEnd(text, i)
 			line += strings.Count(string(text[i:end]), "\n")
 			i = end - 1
-		case '[', '{', ',', '=':
-			values++
-			if c == '[' || c == '{' {
-				depth++
-			}
+		case ',', '=':
+			weight++
+		case '[', '{':
+			weight += 4 // a table takes several times the memory of a value
+			depth++
 		case ']', '}':
 			depth--
 		case '.':
+			weight += 4
 			dots++
 		}
-		if depth > maxTOMLDepth || values > maxTOMLValues || dots > maxTOMLDots {
-			return fmt.Errorf("line %d: expected at most %d brackets in each other, %d values and %d dots in a line", line, maxTOMLDepth, maxTOMLValues, maxTOMLDots)
+		if depth > maxTOMLDepth || weight > maxTOMLWeight || dots > maxTOMLDots {
+			return fmt.Errorf("line %d: too many values; expected at most %d brackets in each other, %d dots in a line, and %d commas and equals signs", line, maxTOMLDepth, maxTOMLDots, maxTOMLWeight)
 		}
 	}
 	return nil
