@@ -81,10 +81,8 @@ func Compare(list List, have []Package, extras Extras) Difference {
 	return d
 }
 
+// matches is false for a package of unknown version: a Row has one always.
 func matches(r Row, p Package) bool {
-	if p.Version == "" {
-		return false
-	}
 	if r.Ecosystem == PyPI {
 		return matches440(r.Version, p.Version)
 	}

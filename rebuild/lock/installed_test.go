@@ -281,6 +281,14 @@ func TestInstalledIsBounded(t *testing.T) {
 	if have, err := installed(context.Background(), root, enough); err != nil || len(have) != 100 {
 		t.Fatalf("installed = %d packages, %v", len(have), err)
 	}
+	// Names are kept only until their directory is done.
+	dirs := map[string]string{}
+	for i := range 50 {
+		dirs[fmt.Sprintf("x/d%d/f", i)], dirs[fmt.Sprintf("y/d%d/f", i)] = "", ""
+	}
+	if have, err := installed(context.Background(), tree(t, dirs), bounds{names: 1000, waiting: 1200, packages: 1, read: 1}); err != nil {
+		t.Errorf("installed of two directories = %v, %v", have, err)
+	}
 	for _, tt := range []struct {
 		change func(*bounds)
 		want   string
