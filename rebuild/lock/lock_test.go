@@ -229,6 +229,8 @@ pypi uvicorn 0.35.0 #
 pypi zope-interface 7.2 #
 `},
 		{"requirements", "", []byte("a==1 --hash=sha256:" + sumA + "\nA==1 --hash=sha256:" + sumB), "pypi a 1 ##\n"},
+		{"requirements", "", []byte("a==1 ; python_version < '3.9' --hash=sha256:" + sumA + "\na==1 --hash=sha256:" + sumB), "pypi a 1 ##\n"},
+		{"requirements", "", []byte("a==1 --hash=sha256:" + sumA + "\na==1 ; python_version < '3.9' --hash=sha256:" + sumB), "pypi a 1 ##\n"},
 		{"pip-freeze", "", []byte(freeze), "pypi my-pkg 2004d_beta-x\npypi numpy 1.26.4\npypi zope-interface 7.2\n"},
 		{"conda-explicit", "", testdata(t, "explicit.txt"), `conda _libgcc_mutex 0.1-conda_forge
 conda ca-certificates 2025.8.3-hbd8a1cb_0

@@ -60,6 +60,7 @@ func TestMarker(t *testing.T) {
 		{`python_full_version <= '3.11'`, unknown, unknown},
 		// Beyond what is known, or what packaging 21.3 knows.
 		{``, yes, yes},
+		{`os_name == 'posix' or os_name == 'nt'`, yes, yes},
 		{`platform_release >= '5'`, unknown, unknown},
 		{`extra == 'gpu'`, unknown, unknown},
 		{`'gpu' in extras`, unknown, unknown},

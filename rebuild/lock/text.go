@@ -97,9 +97,7 @@ func requirements(text []byte, env environment) ([]Row, error) {
 			}
 			continue
 		}
-		if !remark {
-			joined.WriteString(line)
-		}
+		joined.WriteString(line)
 		if err := flush(); err != nil {
 			return nil, err
 		}
