@@ -26,8 +26,10 @@ var jobDirName = regexp.MustCompile(`^[a-z2-7]{10}$`)
 
 // Prune removes the rows of jobs that ended longer ago than keep, which counts
 // as a day at least, and of the oldest beyond maxEnded, and the directories of
-// jobs that have no row, with log and records. The row of a minted job stays
-// while its capability opens files. An error says what stays; whatever could be
+// jobs that have no row, with their logs. The row of a minted job stays while
+// its capability opens files. The signed record of a job goes with its row, but
+// the provenance of what was minted stays: it is evidence, and as little as the
+// capabilities, which stay too. An error says what stays; whatever could be
 // removed is gone.
 func (q *Queue) Prune(keep time.Duration) error {
 	q.mu.Lock()
@@ -47,6 +49,11 @@ func (q *Queue) Prune(keep time.Duration) error {
 	for i, job := range old { // in the order of their submission
 		if now.Sub(job.FinishedAt) < keep && len(old)-i <= maxEnded {
 			continue
+		}
+		if !job.Verdict.Granted() {
+			if err := os.Remove(q.recordFile(job.ID)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				errs = append(errs, err)
+			}
 		}
 		if err := q.store.RemoveJob(job.ID); err != nil && !errors.Is(err, capstore.ErrLive) {
 			errs = append(errs, err)

@@ -42,6 +42,11 @@ func TestPrune(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	for _, job := range []capstore.Job{old, young, minted} {
+		if err := os.WriteFile(b.queue.recordFile(job.ID), []byte("{}"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
 	unlock, err := lockJob(b.queue.JobDir(locked.ID))
 	if err != nil {
 		t.Fatal(err)
@@ -93,6 +98,11 @@ func TestPrune(t *testing.T) {
 	}
 	dirs[b.queue.JobDir(minted.ID)] = false
 	check(pending, today)
+	for job, want := range map[string]bool{old.ID: false, young.ID: false, minted.ID: true} {
+		if _, err := b.queue.Record(job); (err == nil) != want {
+			t.Errorf("the record of %s: %v, want it kept: %t", job, err, want)
+		}
+	}
 }
 
 // TestRunPrunes: a queue that starts removes what is older than Keep.

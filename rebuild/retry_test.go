@@ -219,7 +219,7 @@ func TestFetchRetryRestart(t *testing.T) {
 func TestFetchRetryKilled(t *testing.T) {
 	b := newBench(t, mints)
 	b.queue.FetchRetry = []time.Duration{time.Millisecond}
-	job := b.submit("1")
+	b.submit("1")
 	job, _, err := b.queue.next(time.Now())
 	if err != nil {
 		t.Fatal(err)
