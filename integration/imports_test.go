@@ -30,7 +30,7 @@ var allowed = map[string][]string{
 	"rebuild/sandbox":                {"hashpipe"},
 	"rebuild/oci":                    {"hashpipe", "hashpipe/cas", "verifier/tree"},
 	"rebuild/compare":                {"hashpipe"},
-	"rebuild/lint":                   {"verifier", "rebuild/compare"},
+	"rebuild/lint":                   {"verifier", "rebuild/lock", "rebuild/compare"},
 	"rebuild/record":                 {"hashpipe", "verifier", "verifier/dsse", "capstore"},
 	"rebuild/internal/mint":          {"hashpipe", "verifier", "verifier/dsse", "capstore", "rebuild/sandbox", "rebuild/record"},
 	"rebuild/fetch":                  {"hashpipe", "verifier/tree"},

@@ -135,18 +135,19 @@ func TestManyParts(t *testing.T) {
 	}
 }
 
-// One part more than that is plain bytes.
+// One part more than that is an unreadable header.
 func TestTooManyParts(t *testing.T) {
 	for _, c := range []struct {
-		name, want string
-		a, b       []byte
+		want  string
+		parse func(io.ReaderAt, int64) (layout, error)
+		data  []byte
 	}{
-		{"m.safetensors", "more than 200000 tensors", manyTensors(maxParts+1, 1), manyTensors(maxParts+1, 2)},
-		{"m.gguf", "200001 tensors", manyGGUF(maxParts+1, 1), manyGGUF(maxParts+1, 2)},
-		{"m.onnx", "more than 200000 tensors", manyInitializers(maxParts+1, 1), manyInitializers(maxParts+1, 2)},
+		{"more than 200000 tensors", parseSafetensors, manyTensors(maxParts+1, 1)},
+		{"200001 tensors", parseGGUF, manyGGUF(maxParts+1, 1)},
+		{"more than 200000 tensors", parseONNX, manyInitializers(maxParts+1, 1)},
 	} {
-		if d := files(t, c.a, c.b, c.name); d.Part != "" || !strings.Contains(d.String(), c.want) {
-			t.Errorf("%s: %.300q, want %q", c.name, d, c.want)
+		if _, err := c.parse(bytes.NewReader(c.data), int64(len(c.data))); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("error %v, want %q", err, c.want)
 		}
 	}
 }
@@ -269,36 +270,70 @@ func TestDeflated(t *testing.T) {
 	}
 }
 
-// slow is a file whose reads let a deadline pass.
-type slow struct {
-	r     io.ReaderAt
-	after int
-	ctx   context.Context
+// hourglass is a context whose deadline comes with the n-th read of a file.
+type hourglass struct {
+	context.Context
+	r    io.ReaderAt
+	left int
 }
 
-func (s *slow) ReadAt(p []byte, off int64) (int, error) {
-	if s.after--; s.after < 0 {
-		<-s.ctx.Done()
+func (h *hourglass) ReadAt(p []byte, off int64) (int, error) {
+	h.left--
+	return h.r.ReadAt(p, off)
+}
+
+func (h *hourglass) Err() error {
+	if h.left <= 0 {
+		return context.DeadlineExceeded
 	}
-	return s.r.ReadAt(p, off)
+	return nil
 }
 
 func TestTimeIsUp(t *testing.T) {
 	size := int64(8 * bufferSize)
 	a, b := make([]byte, size), make([]byte, size)
 	a[5], a[size-1] = 1, 1
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Millisecond)
-	defer cancel()
-	d, err := Files(ctx, &slow{bytes.NewReader(a), 3, ctx}, bytes.NewReader(b), size, size, "w.bin")
+	h := &hourglass{context.Background(), bytes.NewReader(a), 4}
+	d, err := Files(h, h, bytes.NewReader(b), size, size, "w.bin")
 	if err != nil || d.Complete() || d.Equal() || d.First != 5 || d.Differing != 1 || d.Compared != 4*bufferSize || !strings.Contains(d.String(), "more may differ") {
 		t.Errorf("after the difference: %v, %q, %d bytes compared", err, d, d.Compared)
 	}
 	// Nothing was found, which is not the answer that nothing is there.
 	same := bytes.Clone(b)
 	same[size-1] = 9
-	ctx, cancel = context.WithTimeout(context.Background(), 30*time.Millisecond)
-	defer cancel()
-	if d, err := Files(ctx, &slow{bytes.NewReader(b), 3, ctx}, bytes.NewReader(same), size, size, "w.bin"); !errors.Is(err, context.DeadlineExceeded) {
+	h = &hourglass{context.Background(), bytes.NewReader(b), 4}
+	if d, err := Files(h, h, bytes.NewReader(same), size, size, "w.bin"); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("before the difference: %v, %q; want %v", err, d, context.DeadlineExceeded)
+	}
+	// In the middle of the tensors, of the lines, of the inflating.
+	header := `{"a":{"dtype":"U8","shape":[1000000],"data_offsets":[0,1000000]},"b":{"dtype":"U8","shape":[1000000],"data_offsets":[1000000,2000000]}}`
+	for _, c := range []struct {
+		name string
+		a, b []byte
+		most int
+	}{
+		{"m.safetensors", safetensors(header, a[:2000000]...), safetensors(header, b[:2000000]...), 20},
+		{"m.txt", []byte(strings.Repeat("a\n", 1<<20)), []byte("b" + strings.Repeat("\na", 1<<20)), 60},
+	} {
+		whole := files(t, c.a, c.b, c.name)
+		for n := 1; ; n++ {
+			h := &hourglass{context.Background(), bytes.NewReader(c.a), n}
+			d, err := Files(h, h, bytes.NewReader(c.b), int64(len(c.a)), int64(len(c.b)), c.name)
+			if err != nil {
+				t.Fatalf("%s, %d reads: %v", c.name, n, err)
+			}
+			if d.First != whole.First || d.Differing > whole.Differing {
+				t.Errorf("%s, %d reads: %q, in the end %q", c.name, n, d, whole)
+			}
+			if !strings.Contains(d.String(), "more may differ") {
+				if d.String() != whole.String() {
+					t.Errorf("%s, %d reads: %q, in the end %q", c.name, n, d, whole)
+				}
+				break
+			}
+			if n == c.most {
+				t.Fatalf("%s: more than %d reads", c.name, n)
+			}
+		}
 	}
 }

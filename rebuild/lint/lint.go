@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/openclaw/clawfs/rebuild/lock"
 	"github.com/openclaw/clawfs/verifier"
 )
 
@@ -53,14 +54,11 @@ func (f Finding) String() string {
 	return fmt.Sprintf("%s: %s: %s; %s (%s)", f.Severity, f.Where, f.Text, f.Hint, f.Rule)
 }
 
-// Installed is a package of the environment image.
-type Installed struct{ Ecosystem, Name, Version string } // ecosystem "pypi", "conda", "dpkg"
-
 // Check looks for all that the rules know. have lists what the image has
-// installed; nil if nobody looked, which is not the empty list. Findings come in
+// installed, as lock.Installed reads it; nil if nobody looked, which is not the empty list. Findings come in
 // the order of the ledger; there is at most one of each rule for each stage or
 // dependency.
-func Check(st verifier.Statement, have []Installed) []Finding {
+func Check(st verifier.Statement, have []lock.Package) []Finding {
 	c := &checker{st: st, have: have}
 	c.ledger()
 	for _, g := range st.Predicate.BuildDefinition.ExternalParameters.Stages {
@@ -74,7 +72,7 @@ func Check(st verifier.Statement, have []Installed) []Finding {
 
 type checker struct {
 	st    verifier.Statement
-	have  []Installed
+	have  []lock.Package
 	found []Finding
 }
 

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/openclaw/clawfs/rebuild/lock"
 	"github.com/openclaw/clawfs/verifier"
 )
 
@@ -157,13 +158,15 @@ func TestCommands(t *testing.T) {
 	}
 }
 
-func TestInstalled(t *testing.T) {
-	debian := func(names ...string) (have []Installed) {
-		for _, n := range names {
-			have = append(have, Installed{"dpkg", n, "1"})
-		}
-		return have
+// debian lists packages of an image.
+func debian(names ...string) (have []lock.Package) {
+	for _, n := range names {
+		have = append(have, lock.Package{Ecosystem: lock.Deb, Name: n, Version: "1"})
 	}
+	return have
+}
+
+func TestInstalled(t *testing.T) {
 	base := map[string]string{"PYTHONHASHSEED": "0", "SOURCE_DATE_EPOCH": "1763600000"}
 	with := func(pairs ...string) map[string]string {
 		env := map[string]string{}
@@ -180,18 +183,18 @@ func TestInstalled(t *testing.T) {
 		name string
 		argv string
 		env  map[string]string
-		have []Installed
+		have []lock.Package
 		want string // rules
 		hint string // in a hint
 	}{
 		{"nobody looked", "python3 x.py", base, nil, "dispatch threads", "OPENBLAS_CORETYPE=Nehalem"},
-		{"nothing there", "python3 x.py", base, []Installed{}, "", ""},
+		{"nothing there", "python3 x.py", base, []lock.Package{}, "", ""},
 		{"no numbers", "python3 x.py", base, debian("python3", "libc6", "zip"), "", ""},
 		{"Debian's torch", "python3 x.py", base, debian("python3-torch", "python3-numpy", "libdnnl2"), "dispatch threads", "set ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41, or"},
 		{"Debian's torch, pinned", "python3 x.py", with("OMP_NUM_THREADS=1", "ATEN_CPU_CAPABILITY=default", "DNNL_MAX_CPU_ISA=SSE41"), debian("python3-torch", "python3-numpy", "libdnnl2", "libblas3"), "", ""},
 		{"and OpenBLAS", "python3 x.py", with("OMP_NUM_THREADS=1", "ATEN_CPU_CAPABILITY=default", "DNNL_MAX_CPU_ISA=SSE41"), debian("python3-torch", "libdnnl2", "libopenblas0-pthread"), "dispatch", "OPENBLAS_CORETYPE=Nehalem"},
 		{"Debian's numpy with the reference BLAS", "python3 x.py", with("OMP_NUM_THREADS=1"), debian("python3-numpy", "libblas3"), "", ""},
-		{"numpy of PyPI", "python3 x.py", with("OMP_NUM_THREADS=1"), []Installed{{"pypi", "NumPy", "2.0"}}, "dispatch", "OPENBLAS_CORETYPE=Nehalem"},
+		{"numpy of PyPI", "python3 x.py", with("OMP_NUM_THREADS=1"), []lock.Package{{Ecosystem: lock.PyPI, Name: "numpy", Version: "2.0"}}, "dispatch", "OPENBLAS_CORETYPE=Nehalem"},
 		{"a script that nobody reads", "sh /in/source/train.sh", base, debian("python3-torch"), "dispatch threads", "OMP_NUM_THREADS=1"},
 		{"a program of the source", "/in/source/train", base, debian("libopenblas0"), "dispatch threads", "OPENBLAS_CORETYPE"},
 		{"no part of the stage", "cp /in/dataset/d/x /out/x", base, debian("python3-torch", "libopenblas0"), "", ""},
@@ -281,14 +284,14 @@ func TestLedger(t *testing.T) {
 func TestExamples(t *testing.T) {
 	stage := regexp.MustCompile(`--stage '([a-z]+): ([^']+)'`)
 	variable := regexp.MustCompile(`--env ([A-Z_]+)=(\w+)|pins=\(([^)]*)\)`)
-	torch := []Installed{{"dpkg", "python3-torch", "1"}, {"dpkg", "python3-numpy", "1"}, {"dpkg", "libdnnl2", "1"}, {"dpkg", "libblas3", "1"}}
+	torch := debian("python3-torch", "python3-numpy", "libdnnl2", "libblas3")
 	for _, c := range []struct {
 		example string
-		have    []Installed
+		have    []lock.Package
 		want    []string // rules of each stage beside timeout and epoch
 	}{
 		{"langid", nil, []string{"", RuleThreads}}, // the second is the one that shall not repeat
-		{"langid", []Installed{{"dpkg", "fasttext", "1"}}, []string{"", RuleThreads}},
+		{"langid", []lock.Package{{Ecosystem: lock.Deb, Name: "fasttext", Version: "1"}}, []string{"", RuleThreads}},
 		{"torch", nil, []string{""}},
 		{"torch", torch, []string{""}},
 	} {
@@ -327,7 +330,7 @@ func FuzzCheck(f *testing.F) {
 	f.Fuzz(func(t *testing.T, a, b, script string) {
 		st := ledger(verifier.Stage{Name: "x\x1b", Argv: []string{a, b, script}})
 		st.Predicate.BuildDefinition.ResolvedDependencies = []verifier.Dependency{{Name: b, URI: "oci://" + script}, {Name: a, URI: script}}
-		for _, f := range Check(st, []Installed{{a, b, script}}) {
+		for _, f := range Check(st, []lock.Package{{Ecosystem: a, Name: b, Version: script}}) {
 			if s := f.String(); strings.ContainsAny(s, "\n\x1b\x00") || len(s) > 2000 {
 				t.Fatalf("%q", s)
 			}

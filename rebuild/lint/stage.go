@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/openclaw/clawfs/rebuild/compare"
+	"github.com/openclaw/clawfs/rebuild/lock"
 	"github.com/openclaw/clawfs/verifier"
 )
 
@@ -112,7 +113,7 @@ var dispatching = []struct {
 	{"", regexp.MustCompile(`^(torch|pytorch|python3-torch|libtorch1.*|libtorch2.*)$`), []string{"ATEN_CPU_CAPABILITY"}, "ATEN_CPU_CAPABILITY=default"},
 	{"", regexp.MustCompile(`^(torch|pytorch|tensorflow.*|onednn|libdnnl[0-9].*)$`), []string{"ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"}, "ONEDNN_MAX_CPU_ISA=SSE41"},
 	{"", regexp.MustCompile(`^(openblas|libopenblas.*)$`), []string{"OPENBLAS_CORETYPE"}, "OPENBLAS_CORETYPE=Nehalem"},
-	{"pypi", regexp.MustCompile(`^(numpy|scipy)$`), []string{"OPENBLAS_CORETYPE"}, "OPENBLAS_CORETYPE=Nehalem"},
+	{lock.PyPI, regexp.MustCompile(`^(numpy|scipy)$`), []string{"OPENBLAS_CORETYPE"}, "OPENBLAS_CORETYPE=Nehalem"},
 	{"", regexp.MustCompile(`^(mkl|intel-mkl.*|libmkl-rt.*)$`), []string{"MKL_CBWR"}, "MKL_CBWR=COMPATIBLE"},
 }
 
@@ -130,8 +131,8 @@ func (c *checker) dispatch(p program) {
 		if p.set(d.variables...) || slices.Contains(pins, d.pin) {
 			continue
 		}
-		if slices.ContainsFunc(c.have, func(i Installed) bool {
-			return (d.ecosystem == "" || strings.EqualFold(d.ecosystem, i.Ecosystem)) && d.name.MatchString(strings.ToLower(i.Name))
+		if slices.ContainsFunc(c.have, func(i lock.Package) bool {
+			return (d.ecosystem == "" || d.ecosystem == i.Ecosystem) && d.name.MatchString(strings.ToLower(i.Name))
 		}) {
 			pins = append(pins, d.pin)
 		}
