@@ -37,6 +37,15 @@ type exitError struct {
 func (e *exitError) Error() string { return e.err.Error() }
 func (e *exitError) Unwrap() error { return e.err }
 
+// diagnosed is an error with what is known of its cause, one finding a line.
+type diagnosed struct {
+	err       error
+	diagnosis string
+}
+
+func (d *diagnosed) Error() string { return d.err.Error() }
+func (d *diagnosed) Unwrap() error { return d.err }
+
 // exit gives err an exit code. A nil err stays nil.
 func exit(code int, err error) error {
 	if err == nil {
@@ -113,6 +122,10 @@ func reportError(w io.Writer, err error, format string) {
 	var f *rebuild.Failure
 	if errors.As(err, &f) {
 		doc.Verdict, doc.Diagnosis = f.Verdict, strings.TrimRight(f.Diagnosis, "\n")
+	}
+	var d *diagnosed
+	if errors.As(err, &d) {
+		doc.Diagnosis = d.diagnosis
 	}
 	if format == "json" {
 		b, _ := json.Marshal(doc, jsontext.Multiline(true), jsontext.WithIndent("  ")) // strings and a number: cannot fail

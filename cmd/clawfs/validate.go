@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -43,7 +44,8 @@ func newValidateCommand(a *app) *cobra.Command {
   4 derive   the digest of the output with FILE's name is taken from the rebuild
   5 compare  FILE has that digest
 
-Nothing is granted and nothing is stored.
+Nothing is granted and nothing is stored. If the bytes differ, it says where:
+how many, in which tensors of a known format, and which known causes fit.
 
 Exit code 0: FILE is what the recipe produces. 4: the signature or the signer is
 not acceptable. 5: the builds differ from each other, or FILE differs from them.
@@ -113,12 +115,30 @@ func (a *app) validate(ctx context.Context, file, sbaFile, keyFile, output strin
 	r.Expected = made.Measurement().Sum().String()
 	a.step(4, "derive", "%s is %s", output, r.Expected)
 	if !m.Sum().Is(made.Measurement().Sum().Claim()) {
-		return r, exitf(codeDiffers, "step 5, compare: %s is not what the recipe produces: expected sha256 %s of %d bytes, got %s of %d bytes",
-			file, r.Expected, made.Measurement().Size(), r.Got, r.Size)
+		diagnosis, err := differs(ctx, file, made, st)
+		if err != nil {
+			diagnosis = "no diagnosis: " + err.Error() // FILE differs all the same
+		}
+		return r, &diagnosed{exitf(codeDiffers, "step 5, compare: %s is not what the recipe produces: expected sha256 %s of %d bytes, got %s of %d bytes",
+			file, r.Expected, made.Measurement().Size(), r.Got, r.Size), diagnosis}
 	}
 	r.Valid = true
 	a.step(5, "compare", "%s is the same", file)
 	return r, nil
+}
+
+// differs says in what the file at path differs from its rebuild.
+func differs(ctx context.Context, path string, made sandbox.Output, st verifier.Statement) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return "", err
+	}
+	return rebuild.Differs(ctx, f, fi.Size(), made, st)
 }
 
 // verifyWithKey verifies an SBA with one key, which may speak for the model
