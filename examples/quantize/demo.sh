@@ -26,15 +26,21 @@ mountpoint=$consumer/models
 mkdir -p "$publisher/text" "$publisher/native" "$consumer/downloads/mirror" "$mountpoint"
 image=(--image "$publisher/image")
 tiny=(--source "$publisher/tiny" --dataset text="$publisher/text" "${image[@]}")
-# The conversion starts from the first ledger's output.
-base=(--dataset base="$publisher/built")
+# How the second ledger names the first one's output, where the build finds it,
+# and where whoever builds has it.
+base_input=(--dataset base="$publisher/built")
 base_file=/in/dataset/base/tiny.gguf
+base=(--dataset base="$publisher/built")
 q8=(--source "$publisher/q8" "${base[@]}" "${image[@]}")
 pins=(--env PYTHONDONTWRITEBYTECODE=1 --env PYTHONHASHSEED=0)
 # quantize TYPE is the one stage of a conversion.
 quantize() { echo "quantize: python3 /in/source/quantize.py /usr/lib/llama.cpp/libllama.so $base_file /out/tiny-q8_0.gguf $1"; }
+# convert MODEL TYPE does the same on this machine.
+convert() {
+	"$python" "$publisher/q8/quantize.py" "$packages"/@node-llama-cpp/linux-x64/bins/linux-x64/libllama.v*.so "$publisher/built/tiny.gguf" "$@"
+}
 # client CODE MODEL lets llama.cpp write what follows a letter.
-client() { step "$1" node "$here/client.mjs" "$packages" "$2" S; }
+client() { step "$1" node "$here/client.mjs" "$packages" "$2" t; }
 
 say "PUBLISHER. Python, NumPy and llama.cpp in one image, a text that Debian ships."
 step 0 "$here/image.sh" "$cache" "$packages" "$publisher/image"
@@ -53,46 +59,49 @@ step 0 "$clawfs" ledger new --model acme/tiny --version 1.0 --sequence 1 --key "
 step 0 "$clawfs" ledger check "$publisher/tiny.json" "${tiny[@]}" --output-dir "$publisher/built"
 step 0 "$clawfs" ledger sign "$publisher/tiny.json" --key "$publisher/acme" --out "$publisher/tiny.sba"
 
-say "They convert it without clawfs, on their own machine, and upload both."
-step 0 "$python" "$publisher/q8/quantize.py" "$packages"/@node-llama-cpp/linux-x64/bins/linux-x64/libllama.v*.so \
-	"$publisher/built/tiny.gguf" "$publisher/native/tiny-q8_0.gguf" q8_0
-cp "$publisher/built/tiny.gguf" "$publisher/native/tiny-q8_0.gguf" "$consumer/downloads/"
+say "CONSUMER. Before a rebuild, llama.cpp does not open it; after it, it writes text."
+cp "$publisher/built/tiny.gguf" "$consumer/downloads/"
+step 0 "$clawfs" init
+step 0 "$clawfs" publisher trust "$publisher/acme.pub" --name acme --models 'acme/*'
+step 0 "$clawfs" mount "$consumer/downloads" "$mountpoint"
+client 1 "$mountpoint/tiny.gguf"
+expect "EACCES: permission denied"
+step 0 "$clawfs" grant "$publisher/tiny.sba" --wait "${tiny[@]}"
+client 0 "$mountpoint/tiny.gguf"
+expect '"the the the'
+
+say "PUBLISHER. They convert it without clawfs, on their own machine, and upload that too."
+step 0 convert "$publisher/native/tiny-q8_0.gguf" q8_0
+cp "$publisher/native/tiny-q8_0.gguf" "$consumer/downloads/"
 native=$(digest "$publisher/native/tiny-q8_0.gguf")
 
-say "A conversion that hands out its input is none, and is not signed."
-step 0 "$clawfs" ledger new --model acme/tiny-q8 --version 1.0 --sequence 1 --key "$publisher/acme.pub" "${q8[@]}" "${pins[@]}" \
+say "A conversion that hands out its input is none. ledger check says so before anybody signs."
+step 0 "$clawfs" ledger new --model acme/tiny-q8 --version 1.0 --sequence 1 --key "$publisher/acme.pub" \
+	--source "$publisher/q8" "${base_input[@]}" "${image[@]}" "${pins[@]}" \
 	--stage "quantize: python3 -c 'import shutil; shutil.copy(\"$base_file\", \"/out/tiny-q8_0.gguf\")'" \
 	--output tiny-q8_0.gguf --cpu-features none --out "$publisher/copy.json"
 step 3 "$clawfs" ledger check "$publisher/copy.json" "${q8[@]}"
 expect COPIED_INPUT
 step 0 "$clawfs" ledger sign "$publisher/copy.json" --key "$publisher/acme" --out "$publisher/copy.sba"
 
-say "The second ledger converts. Its bytes depend on no processor feature, and it says so."
+say "One that converts. Its bytes depend on no processor feature, and it says so."
 step 0 "$clawfs" ledger new --from "$publisher/copy.json" --version 1.1 --stage "$(quantize q8_0)" --out "$publisher/q8.json"
 step 0 "$clawfs" ledger check "$publisher/q8.json" "${q8[@]}"
 expect "$native" # the sandbox made the bytes of the publisher's machine
 step 0 "$clawfs" ledger sign "$publisher/q8.json" --key "$publisher/acme" --out "$publisher/q8.sba"
 
-say "CONSUMER. Before the rebuilds, llama.cpp opens neither; the ledger that copies changes nothing."
-step 0 "$clawfs" init
-step 0 "$clawfs" publisher trust "$publisher/acme.pub" --name acme --models 'acme/*'
-step 0 "$clawfs" mount "$consumer/downloads" "$mountpoint"
-client 1 "$mountpoint/tiny.gguf"
+say "CONSUMER. The grant of the base opens nothing else, and neither does the ledger that copies."
+client 1 "$mountpoint/tiny-q8_0.gguf"
 expect "EACCES: permission denied"
 step 3 "$clawfs" grant "$publisher/copy.sba" --wait "${q8[@]}"
 expect COPIED_INPUT
 client 1 "$mountpoint/tiny-q8_0.gguf"
 expect "EACCES: permission denied"
 
-say "Each model needs its own rebuild."
-step 0 "$clawfs" grant "$publisher/tiny.sba" --wait "${tiny[@]}"
-client 0 "$mountpoint/tiny.gguf"
-expect '"Sor the the'
-client 1 "$mountpoint/tiny-q8_0.gguf"
-expect "EACCES: permission denied"
+say "After its own rebuild, the 8-bit model writes the same text."
 step 0 "$clawfs" grant "$publisher/q8.sba" --wait "${q8[@]}"
 client 0 "$mountpoint/tiny-q8_0.gguf"
-expect '"Sor the the'
+expect '"the the the'
 step 0 "$clawfs" why "$mountpoint/tiny-q8_0.gguf"
 
 say "Neither one flipped bit nor a 4-bit model under the name opens."
@@ -100,11 +109,11 @@ flip "$consumer/downloads/tiny-q8_0.gguf" "$consumer/downloads/mirror/tiny-q8_0.
 client 1 "$mountpoint/mirror/tiny-q8_0.gguf"
 expect "EACCES: permission denied"
 step 3 "$clawfs" why "$mountpoint/mirror/tiny-q8_0.gguf"
-step 0 "$python" "$publisher/q8/quantize.py" "$packages"/@node-llama-cpp/linux-x64/bins/linux-x64/libllama.v*.so \
-	"$publisher/built/tiny.gguf" "$consumer/downloads/mirror/tiny-q8_0.gguf" q4_0
+step 0 convert "$consumer/downloads/mirror/tiny-q8_0.gguf" q4_0
 client 1 "$mountpoint/mirror/tiny-q8_0.gguf"
 expect "EACCES: permission denied"
 step 5 "$clawfs" validate "$consumer/downloads/mirror/tiny-q8_0.gguf" --sba "$publisher/q8.sba" --publisher-key "$publisher/acme.pub" "${q8[@]}"
+expect "8 of 12 tensors differ (blk.0."
 
 step 0 "$clawfs" caps
 step 0 "$clawfs" umount "$mountpoint"

@@ -14,7 +14,7 @@ import numpy as np
 SPECIAL = [b"<unk>", b"<s>", b"</s>"]
 VOCABULARY, WIDTH, FEED, CONTEXT = len(SPECIAL) + 256, 64, 128, 256
 EPSILON = 1e-5
-STEPS, RATE = 150, 0.01
+STEPS, RATE = 60, 0.01
 
 
 def rms(x):
@@ -58,7 +58,7 @@ def train(pairs):
             mean[name] += 0.1 * (g - mean[name])
             square[name] += 0.01 * (g * g - square[name])
             w[name] -= RATE * (mean[name] / (1 - 0.9**step)) / (np.sqrt(square[name] / (1 - 0.99**step)) + 1e-8)
-        if step % 50 == 0:
+        if step % 20 == 0:
             print(f"step {step}: {loss / np.log(2):.3f} bits a byte", flush=True)
     return w
 
