@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -28,6 +29,9 @@ const (
 	// maxSourceNames bounds the paths of one commit together in bytes: trees
 	// that share their subtrees list gigabytes of them out of a few kilobytes.
 	maxSourceNames = 64 << 20
+	// maxGitMemory bounds the data segment of each of git's processes in bytes:
+	// a server's answers are gathered in memory before the pack begins.
+	maxGitMemory = 3 << 30
 	// maxFetch bounds the time of one fetch.
 	maxFetch = 30 * time.Minute
 )
@@ -94,7 +98,7 @@ func CheckOut(ctx context.Context, s Source, scratch, dest string, seen func(byt
 		return tree.Root{}, fmt.Errorf("fetching source: %w", err)
 	}
 	defer os.RemoveAll(dir)
-	g := &gitProgram{dir: dir, repository: filepath.Join(dir, "repo.git"), protocol: remote.protocol}
+	g := &gitProgram{dir: dir, repository: filepath.Join(dir, "repo.git"), protocol: remote.protocol, memory: maxGitMemory}
 	if err := g.prepare(ctx, s, remote); err != nil {
 		return tree.Root{}, err
 	}
@@ -183,6 +187,7 @@ type gitProgram struct {
 	dir        string // holds home, configuration and repository
 	repository string
 	protocol   string
+	memory     int64 // bytes, for each process
 }
 
 func (g *gitProgram) prepare(ctx context.Context, s Source, r remote) error {
@@ -213,9 +218,13 @@ func (g *gitProgram) prepare(ctx context.Context, s Source, r remote) error {
 }
 
 // command builds a git command whose process group dies with ctx and with the
-// thread that starts it.
+// thread that starts it. A shell sets the limit that git's helpers inherit.
 func (g *gitProgram) command(ctx context.Context, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, "git", args...)
+	if cmd.Err == nil {
+		const limited = `ulimit -d "$1" && shift && exec "$@"`
+		cmd = exec.CommandContext(ctx, "/bin/sh", append([]string{"-c", limited, "sh", strconv.FormatInt(g.memory>>10, 10), cmd.Path}, args...)...)
+	}
 	cmd.Dir = g.dir
 	cmd.Env = []string{
 		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",

@@ -6,6 +6,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/cgi"
@@ -190,6 +191,40 @@ func TestCheckOutStopsAtOnce(t *testing.T) {
 		time.Sleep(20 * time.Millisecond)
 	}
 	t.Error("a helper of git is still there")
+}
+
+// A server whose first answer has no end fills no memory.
+func TestGitMemoryBounded(t *testing.T) {
+	const limit = 128 << 20
+	var sent atomic.Int64
+	srv := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/x-git-upload-pack-advertisement")
+		io.WriteString(w, "001e# service=git-upload-pack\n0000000eversion 2\n")
+		for line := []byte(strings.Repeat("fff0"+strings.Repeat("a", 0xffec), 16)); r.Context().Err() == nil; {
+			n, err := w.Write(line)
+			if sent.Add(int64(n)); err != nil {
+				return
+			}
+		}
+	}))
+	defer srv.Close()
+	dir := t.TempDir()
+	r, err := parseRemote(srv.URL+"/repo", false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := &gitProgram{dir: dir, repository: filepath.Join(dir, "repo.git"), protocol: r.protocol, memory: limit}
+	s := Source{Commit: verifier.GitCommit(strings.Repeat("1", 40)), Access: Access{CAFile: authority(t, srv)}}
+	if err := g.prepare(t.Context(), s, r); err != nil {
+		t.Fatal(err)
+	}
+	err = g.fetch(t.Context(), r, string(s.Commit), nil)
+	if err == nil || !strings.Contains(err.Error(), "ut of memory") {
+		t.Errorf("fetch of an answer without end: %v, want git to run out of memory", err)
+	}
+	if n := sent.Load(); n < limit/8 || n > 4*limit { // the fetch is tried twice
+		t.Errorf("%d bytes were sent, the limit is %d", n, limit)
+	}
 }
 
 // sshServer is a real sshd on loopback.

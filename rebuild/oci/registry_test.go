@@ -284,6 +284,11 @@ func TestRegistryTokens(t *testing.T) {
 	defer srv.Close()
 	host = strings.TrimPrefix(srv.URL, "http://")
 	o := options()
+	asked := map[string]bool{} // the transport carries all of it, so that it can refuse
+	o.Transport = roundTripper(func(r *http.Request) (*http.Response, error) {
+		asked[r.URL.Host+strings.SplitAfterN(r.URL.Path, "/", 3)[1]] = true
+		return http.DefaultTransport.RoundTrip(r)
+	})
 	o.DockerConfig = filepath.Join(t.TempDir(), "config.json")
 	if err := os.WriteFile(o.DockerConfig, []byte(`{"auths":{"`+host+`":{"auth":"d29ya2VyOmxldG1laW4="}}}`), 0o600); err != nil {
 		t.Fatal(err)
@@ -295,6 +300,10 @@ func TestRegistryTokens(t *testing.T) {
 	checkPulled(t, dest, d)
 	if len(leaked) != 0 {
 		t.Errorf("the other place got %q", leaked)
+	}
+	other := strings.TrimPrefix(blobs.URL, "http://")
+	if !asked[host+"v2/"] || !asked[host+"token"] || !asked[other+"v2/"] {
+		t.Errorf("the transport carried %v, want the registry, its tokens and its other place", asked)
 	}
 	if len(scopes) != 1 || !strings.HasPrefix(scopes[0], "repository:acme/base:") {
 		t.Errorf("tokens were asked for %q, want one for the repository", scopes)
