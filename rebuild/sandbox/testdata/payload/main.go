@@ -164,6 +164,11 @@ func main() {
 		check(err)
 		burn(d)
 		check(os.WriteFile("/out/a", nil, 0o644))
+	case "true":
+	case "work": // work DIR ROUNDS: what training does to a machine, in small
+		rounds, err := strconv.Atoi(args[1])
+		check(err)
+		work(args[0], rounds)
 	case "openfiles": // until an error
 		var all []*os.File
 		for {
