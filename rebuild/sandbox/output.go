@@ -20,9 +20,11 @@ type keptFiles struct {
 	dir   string // made for the first
 	files int
 	bytes int64
+	last  map[string]file // the artifacts of the last stage, by path
 }
 
-// outputs keeps the recipe's outputs, which lie in the last stage's /out.
+// outputs keeps the recipe's outputs, which lie in the last stage's /out. One
+// that is an artifact of that stage is kept already.
 func (x *run) outputs(ctx context.Context) ([]Output, error) {
 	files, err := x.keep(ctx, len(x.outs)-1, "outputs", x.spec.Outputs)
 	if err != nil {
@@ -42,12 +44,15 @@ func (x *run) artifacts(ctx context.Context, i int) ([]Artifact, error) {
 	for j, p := range stage.Artifacts {
 		wanted[j] = Wanted{Name: p, Path: p}
 	}
+	x.kept.last = nil
 	files, err := x.keep(ctx, i, "artifacts", wanted)
 	if err != nil {
 		return nil, err
 	}
+	x.kept.last = make(map[string]file)
 	artifacts := make([]Artifact, len(files))
 	for j, f := range files {
+		x.kept.last[stage.Artifacts[j]] = f
 		artifacts[j] = Artifact{file: f, stage: stage.Name, path: stage.Artifacts[j]}
 	}
 	return artifacts, nil
@@ -64,6 +69,9 @@ func (x *run) keep(ctx context.Context, i int, what string, list []Wanted) ([]fi
 	var missing []string
 	var total int64
 	for _, w := range list {
+		if _, ok := x.kept.last[w.Path]; ok {
+			continue
+		}
 		src, size, err := openOutput(root, w.Path)
 		var not *notOutput
 		if errors.As(err, &not) {
@@ -91,6 +99,10 @@ func (x *run) keep(ctx context.Context, i int, what string, list []Wanted) ([]fi
 	}
 	files := make([]file, len(list))
 	for j, w := range list {
+		if f, ok := x.kept.last[w.Path]; ok {
+			files[j] = f
+			continue
+		}
 		f := file{recipe: x.spec.Recipe, run: x.state.run, kept: filepath.Join(x.kept.dir, strconv.Itoa(x.kept.files))}
 		x.kept.files++
 		src, _, err := openOutput(root, w.Path)

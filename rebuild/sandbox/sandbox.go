@@ -115,7 +115,8 @@ type Stage struct {
 	Limits StageLimits
 	// Artifacts are paths below this stage's /out that are kept and measured
 	// when the stage has ended. All are required. Their lengths and those of
-	// the outputs count against OutputBytes together.
+	// the outputs count against OutputBytes together; a file that is both counts
+	// once.
 	Artifacts []string
 }
 
