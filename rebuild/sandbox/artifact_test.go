@@ -53,39 +53,31 @@ func TestArtifacts(t *testing.T) {
 }
 
 func TestArtifactsRefuse(t *testing.T) {
-	for _, tt := range []struct {
-		make, artifacts string
-		kind            Kind
-		detail          string
-	}{
-		{"make dir /out/b", "a", OutputMissing, "1 of 1 artifacts: a (/out/a) does not exist"},
-		{"make symlink /out/a /etc/passwd", "a b/c", OutputMissing, "2 of 2 artifacts: a (/out/a) is a symbolic link; b/c (/out/b/c) does not exist"},
-		{"make symlink /out/d /etc", "d/passwd", OutputMissing, "through a symbolic link"},
-		{"make hardlink /out/a", "a", OutputMissing, "has 2 hard links"},
-		{"make fifo /out/a", "a", OutputMissing, "not a regular file"},
-		{"make setuid /out/a", "a", OutputMissing, "set-id bits"},
-		{"sparse 8388609", "a", LimitExceeded, "artifacts are 8388609 bytes long, the limit is 8388608"},
-	} {
-		r, s := spec(t, strings.Fields(tt.make)...)
-		s.Stages[0].Artifacts = strings.Fields(tt.artifacts)
-		s.Stages = append(s.Stages, Stage{Name: "next", Argv: []string{"payload", "env"}})
-		var told []string
-		s.Progress = func(stage string) { told = append(told, stage) }
-		_, _, err := run1(t, r, s)
-		wantFailure(t, err, tt.kind, "build", tt.detail)
-		if len(told) != 1 {
-			t.Errorf("%s: stages %q started, want only the first", tt.make, told)
-		}
+	r, s := spec(t, "makeall", "symlink /out/a /etc/passwd", "symlink /out/d /etc", "hardlink /out/h", "fifo /out/f", "setuid /out/s", "dir /out/e")
+	s.Stages[0].Artifacts = []string{"a", "d/passwd", "h", "f", "s", "e", "none", "h.other"}
+	s.Stages = append(s.Stages, Stage{Name: "next", Argv: []string{"payload", "env"}})
+	var told []string
+	s.Progress = func(stage string) { told = append(told, stage) }
+	_, _, err := run1(t, r, s)
+	wantFailure(t, err, OutputMissing, "build", "8 of 8 artifacts: a (/out/a) is a symbolic link; d/passwd (/out/d/passwd) is reached through a symbolic link; "+
+		"h (/out/h) has 2 hard links, wanted 1; f (/out/f) is not a regular file; s (/out/s) has set-id bits (mode 4755); e (/out/e) is a directory; "+
+		"none (/out/none) does not exist; h.other (/out/h.other) has 2 hard links, wanted 1")
+	if len(told) != 1 {
+		t.Errorf("stages %q started, want only the first", told)
 	}
+	r, s = spec(t, "sparse", "8388609")
+	s.Stages[0].Artifacts = []string{"a"}
+	_, _, err = run1(t, r, s)
+	wantFailure(t, err, LimitExceeded, "build", "artifacts are 8388609 bytes long, the limit is 8388608")
 	// Artifacts and outputs together: each within the limit, the sum is not. A
 	// file that is both counts once.
-	r, s := spec(t, "sparse", "5000000")
+	r, s = spec(t, "sparse", "5000000")
 	s.Stages[0].Artifacts = []string{"a"}
 	if _, _, err := run1(t, r, s); err != nil {
 		t.Error(err)
 	}
 	s.Stages = append(s.Stages, Stage{Name: "next", Argv: s.Stages[0].Argv})
-	_, _, err := run1(t, r, s)
+	_, _, err = run1(t, r, s)
 	wantFailure(t, err, LimitExceeded, "next", "outputs, with the artifacts before them, are 10000000 bytes long, the limit is 8388608")
 	// What was kept goes when a later stage fails.
 	r, s = spec(t, "env")

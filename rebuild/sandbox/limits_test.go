@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"fmt"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -115,32 +116,35 @@ func TestFailureText(t *testing.T) {
 }
 
 func TestOddOutputs(t *testing.T) {
-	for _, tt := range []struct{ make, path, detail string }{
-		{"symlink /out/a /etc/passwd", "a", "is a symbolic link"},
-		{"symlink /out/a b", "a", "is a symbolic link"},
-		{"symlink /out/d /etc", "d/passwd", "through a symbolic link"},
-		{"symlink /out/d ../../../../../../etc", "d/passwd", "through a symbolic link"},
-		{"symlink /out/d .", "d/a", "through a symbolic link"},
-		{"hardlink /out/a", "a", "has 2 hard links"},
-		{"fifo /out/a", "a", "not a regular file"},
-		{"socket /out/a", "a", "not a regular file"},
-		{"dir /out/a", "a", "is a directory"},
-		{"setuid /out/a", "a", "set-id bits"},
-		{"device /out/a", "a", "does not exist"},
-		{"dir /out/b", "b/a", "does not exist"},
-		{"setuid /out/a", "a/b", "does not exist"},
+	r, s := spec(t, "makeall")
+	s.Outputs = nil
+	var want []string
+	for i, tt := range []struct{ make, path, detail string }{
+		{"symlink /out/0/a /etc/passwd", "0/a", "is a symbolic link"},
+		{"symlink /out/1/a b", "1/a", "is a symbolic link"},
+		{"symlink /out/2/d /etc", "2/d/passwd", "is reached through a symbolic link"},
+		{"symlink /out/3/d ../../../../../../etc", "3/d/passwd", "is reached through a symbolic link"},
+		{"symlink /out/4/d .", "4/d/a", "is reached through a symbolic link"},
+		{"hardlink /out/5/a", "5/a", "has 2 hard links, wanted 1"},
+		{"fifo /out/6/a", "6/a", "is not a regular file"},
+		{"socket /out/7/a", "7/a", "is not a regular file"},
+		{"dir /out/8/a", "8/a", "is a directory"},
+		{"setuid /out/9/a", "9/a", "has set-id bits (mode 4755)"},
+		{"device /out/10/a", "10/a", "does not exist"},
+		{"dir /out/11/b", "11/b/a", "does not exist"},
+		{"setuid /out/12/a", "12/a/b", "does not exist"},
+		{"dir /out/13", "13/" + strings.Repeat("x", 256), "has too long a name"},
 	} {
-		t.Run(tt.make, func(t *testing.T) {
-			r, s := spec(t, append([]string{"make"}, strings.Fields(tt.make)...)...)
-			s.Outputs = []Wanted{{"other", "not/there"}, {"a", tt.path}}
-			_, _, err := run1(t, r, s)
-			f := wantFailure(t, err, OutputMissing, "build", tt.detail)
-			if !strings.Contains(f.Detail, "2 of 2 outputs: other (/out/not/there) does not exist; a (/out/"+tt.path+")") {
-				t.Errorf("detail %q does not list both outputs", f.Detail)
-			}
-		})
+		s.Stages[0].Argv = append(s.Stages[0].Argv, tt.make)
+		name := fmt.Sprint("o", i)
+		s.Outputs = append(s.Outputs, Wanted{name, tt.path})
+		want = append(want, fmt.Sprintf("%s (/out/%s) %s", name, tt.path, tt.detail))
 	}
-	r, s := spec(t, "make", "unreadable", "/out/a")
+	s.Stages[0].Argv = append(s.Stages[0].Argv, "unreadable /out/a")
+	s.Outputs = append(s.Outputs, Wanted{"good", "a"})
+	_, _, err := run1(t, r, s)
+	wantFailure(t, err, OutputMissing, "build", "14 of 15 outputs: "+strings.Join(want, "; "))
+	s.Outputs = s.Outputs[14:]
 	if got, _, err := run1(t, r, s); err != nil || got != "secret of the build" {
 		t.Errorf("mode 0 output: %q, %v", got, err)
 	}

@@ -144,6 +144,10 @@ func main() {
 		*p = 1
 	case "make": // make KIND PATH [TARGET]: a file that is no output
 		mkodd(args)
+	case "makeall": // makeall "KIND PATH [TARGET]"...
+		for _, a := range args {
+			mkodd(strings.Fields(a))
+		}
 	case "env":
 		check(os.WriteFile("/out/a", []byte(strings.Join(os.Environ(), "\n")), 0o644))
 	case "list": // list DST DIR...: names in directory order
