@@ -300,10 +300,21 @@ func (g group) cpuTime() (time.Duration, error) {
 	return time.Duration(ns), nil
 }
 
-// living lists the processes of the container.
-func (g group) living() ([]string, error) {
-	b, err := os.ReadFile(filepath.Join(g.pids, "cgroup.procs"))
-	return strings.Fields(string(b)), err
+// emptyTime bounds how long the kernel may list a process that was reaped.
+const emptyTime = time.Second
+
+// awaitEmpty returns when the container has no process. One that is dead may be
+// listed for a moment; one that lives is an error.
+func (g group) awaitEmpty() error {
+	for deadline := time.Now().Add(emptyTime); ; time.Sleep(time.Millisecond) {
+		b, err := os.ReadFile(filepath.Join(g.pids, "cgroup.procs"))
+		if err != nil || len(b) == 0 {
+			return err
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("the container's first process is dead and these live: %s", strings.Join(strings.Fields(string(b)), " "))
+		}
+	}
 }
 
 func counter(file, key string) (int64, error) {

@@ -265,8 +265,8 @@ func (x *run) execute(ctx context.Context, id, bundle string, out *outFS, l Limi
 		return ending{}, err
 	}
 	// By the kernel's rule for pid namespaces none can be left; this looks.
-	if living, err := group.living(); err != nil || len(living) > 0 {
-		return ending{}, errors.Join(err, fmt.Errorf("the stage's first process is dead and its processes %q live", living))
+	if err := group.awaitEmpty(); err != nil {
+		return ending{}, err
 	}
 	log.stop()
 	end.status = c.status

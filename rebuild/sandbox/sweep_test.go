@@ -149,6 +149,7 @@ func TestSweepRemains(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := os.WriteFile(filepath.Join(group, "cgroup.procs"), fmt.Append(nil, sleeper.Process.Pid), 0); err != nil {
+		sleeper.Process.Kill()
 		t.Fatal(err)
 	}
 	ended := make(chan error, 1)
@@ -167,6 +168,38 @@ func TestSweepRemains(t *testing.T) {
 	}
 	if exists(dir) || exists(group) {
 		t.Error("directory or cgroup is still there")
+	}
+}
+
+// TestAwaitEmpty: a stage whose cgroup holds a process is not looked at.
+func TestAwaitEmpty(t *testing.T) {
+	r, _ := spec(t)
+	dir, err := r.cgroups.dir("self", "pids")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if dir, err = os.MkdirTemp(dir, idPrefix+"test-"); err != nil {
+		t.Fatal(err)
+	}
+	defer removeGroup(dir)
+	g := group{pids: dir}
+	if err := g.awaitEmpty(); err != nil {
+		t.Errorf("awaitEmpty of an empty cgroup: %v", err)
+	}
+	sleeper := exec.Command("sleep", "600")
+	if err := sleeper.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), fmt.Append(nil, sleeper.Process.Pid), 0); err != nil {
+		t.Error(err)
+	}
+	if err := g.awaitEmpty(); err == nil || !strings.Contains(err.Error(), fmt.Sprint(sleeper.Process.Pid)) {
+		t.Errorf("awaitEmpty = %v, want an error that names process %d", err, sleeper.Process.Pid)
+	}
+	sleeper.Process.Kill()
+	sleeper.Wait()
+	if err := g.awaitEmpty(); err != nil {
+		t.Errorf("awaitEmpty after the process's end: %v", err)
 	}
 }
 
