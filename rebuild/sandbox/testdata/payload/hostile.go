@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -199,6 +200,13 @@ var attempts = []struct {
 		check(os.WriteFile("/tmp/mine", nil, 0o755))
 		return os.Chown("/tmp/mine", 0, 0)
 	}},
+	{"32-bit program", func() error {
+		if runtime.GOARCH != "amd64" {
+			return errors.New("this processor has none")
+		}
+		check(os.WriteFile("/tmp/program32", program32, 0o755))
+		return exec.Command("/tmp/program32").Run()
+	}},
 	{"ptrace", func() error { return call(unix.SYS_PTRACE, unix.PTRACE_TRACEME) }},
 	{"process_vm_readv", func() error { return call(unix.SYS_PROCESS_VM_READV, 1) }},
 	{"pidfd_getfd", func() error { return call(unix.SYS_PIDFD_GETFD, 0, 0, 0) }},
@@ -254,6 +262,13 @@ var attempts = []struct {
 	{"file in an input", func() error { return put("/in/model.bin", "x") }},
 	{"program of the image", func() error { return put("/bin/payload", "x") }},
 }
+
+// program32 is an ELF file for i386 that exits with status 0: its headers of 52
+// and 32 bytes, mov eax, 1; xor ebx, ebx; int 0x80.
+var program32 = append(append([]byte("\x7fELF\x01\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00"+
+	"\x02\x00\x03\x00\x01\x00\x00\x00\x54\x80\x04\x08\x34\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x34\x00\x20\x00\x01\x00\x00\x00\x00\x00\x00\x00"),
+	"\x01\x00\x00\x00\x00\x00\x00\x00\x00\x80\x04\x08\x00\x80\x04\x08\x5d\x00\x00\x00\x5d\x00\x00\x00\x05\x00\x00\x00\x00\x10\x00\x00"...),
+	"\xb8\x01\x00\x00\x00\x31\xdb\xcd\x80"...)
 
 func dial(network, address string) error {
 	c, err := net.DialTimeout(network, address, 3*time.Second)
