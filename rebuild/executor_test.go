@@ -70,7 +70,9 @@ func TestReproduceElsewhere(t *testing.T) {
 			c := s.config(nil)
 			c.Executor = m
 			rep, err := Reproduce(t.Context(), c, s.ledger(), s.loc)
-			defer rep.Close()
+			if err == nil {
+				defer rep.Close()
+			}
 			var f *Failure
 			switch failed := errors.As(err, &f); {
 			case tt.want == "":

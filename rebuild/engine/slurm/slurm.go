@@ -35,7 +35,8 @@ type Config struct {
 	// Args are more options of sbatch, such as "--account=models". Those that
 	// New does not know are refused: they could run a job twice, or elsewhere.
 	Args []string
-	// Poll is how often the cluster is asked; zero means 2 s.
+	// Poll is how often the cluster is asked about a job that is not young;
+	// zero means 2 s.
 	Poll time.Duration
 	// Patience is how long it may fail to answer before a job counts as lost;
 	// zero means 5 min, which a controller takes to restart.
@@ -60,6 +61,9 @@ const (
 	maxText     = 16 << 20 // bytes that a command may print
 	maxErrors   = 4 << 10  // bytes of its error that are shown
 	commandTime = time.Minute
+	// firstPoll is half of the first pause: a worker that is told to end has
+	// seconds to see its job cancelled.
+	firstPoll = 50 * time.Millisecond
 )
 
 // New refuses a Config that this package cannot keep.
@@ -188,6 +192,7 @@ func (l *Launcher) Wait(ctx context.Context, id string) (sandbox.Exit, error) {
 		return sandbox.Exit{}, fmt.Errorf("slurm: job %q is no number", id)
 	}
 	answered, waits := time.Now(), time.Now()
+	pause := firstPoll
 	for {
 		jobs, err := l.jobs(ctx)
 		switch {
@@ -212,8 +217,9 @@ func (l *Launcher) Wait(ctx context.Context, id string) (sandbox.Exit, error) {
 				return sandbox.Exit{}, fmt.Errorf("no machine for %v (%.64q); next: squeue --me --long", l.c.Queue, jobs[i].reason)
 			}
 		}
+		pause = min(2*pause, l.c.Poll)
 		select {
-		case <-time.After(l.c.Poll):
+		case <-time.After(pause):
 		case <-ctx.Done():
 			return sandbox.Exit{}, context.Cause(ctx)
 		}
