@@ -315,7 +315,7 @@ func (h *Host) check() error {
 	if len(h.CPUFeatures) > maxFeatures {
 		return fmt.Errorf("%d processor features, at most %d", len(h.CPUFeatures), maxFeatures)
 	}
-	for _, s := range append([]string{h.Name, h.OS, h.Arch, h.Kernel, h.Runtime}, h.CPUFeatures...) {
+	for _, s := range append([]string{h.Name, h.OS, h.Arch, h.Processor, h.Kernel, h.Runtime}, h.CPUFeatures...) {
 		if len(s) > 256 || escape([]byte(s)) != s {
 			return fmt.Errorf("the node describes itself as %.256q", s)
 		}
@@ -419,7 +419,7 @@ func (x *exchange) attest(ctx context.Context, s Spec, a answer, root *os.File) 
 		f.measurement, err = takeFile(ctx, root, said, f.kept)
 		return f, err
 	}
-	res := Result{Varied: append(a.Result.Varied, "node="+a.Host.Name), Host: a.Host}
+	res := Result{Varied: variedNodes(a.Result.Varied, a.Host), Host: a.Host}
 	for _, said := range a.Result.Outputs {
 		f, err := take(said)
 		if err != nil {
@@ -439,6 +439,15 @@ func (x *exchange) attest(ctx context.Context, s Spec, a answer, root *os.File) 
 		res.Stages = append(res.Stages, record)
 	}
 	return res, nil
+}
+
+// variedNodes adds what differs between runs because machines do, in place of
+// what a machine says about itself: that it has one kernel and one processor.
+func variedNodes(varied []string, h Host) []string {
+	list := slices.DeleteFunc(slices.Clone(varied), func(v string) bool {
+		return strings.HasPrefix(v, "kernel=") || strings.HasPrefix(v, "processor=")
+	})
+	return append(list, "kernel="+h.Kernel, "processor="+h.Processor, "node="+h.Name)
 }
 
 // takeFile copies one file of an answer and measures the copy's bytes.

@@ -18,13 +18,15 @@ type Host struct {
 	// CPUFeatures are all that the kernel lists for the first processor; empty
 	// where it does not tell.
 	CPUFeatures []string
+	Processor   string // model, where the kernel tells
 	Kernel      string // release
 	Runtime     string // Runtime.String
 }
 
 // ThisHost describes this machine, without a runtime.
 func ThisHost() Host {
-	h := Host{OS: runtime.GOOS, Arch: runtime.GOARCH, CPUFeatures: cpuFeatures()}
+	h := Host{OS: runtime.GOOS, Arch: runtime.GOARCH}
+	h.Processor, h.CPUFeatures = firstProcessor()
 	h.Name, _ = os.Hostname()
 	var u unix.Utsname
 	if unix.Uname(&u) == nil {
@@ -40,20 +42,23 @@ func (r *Runtime) Host() Host {
 	return h
 }
 
-func cpuFeatures() []string {
+func firstProcessor() (model string, features []string) {
 	f, err := os.Open("/proc/cpuinfo")
 	if err != nil {
-		return nil
+		return "", nil
 	}
 	defer f.Close()
 	lines := bufio.NewScanner(f)
-	for lines.Scan() {
+	for lines.Scan() && lines.Text() != "" {
 		name, value, _ := strings.Cut(lines.Text(), ":")
-		if name = strings.TrimSpace(name); name == "flags" || name == "Features" {
-			return strings.Fields(value)
+		switch strings.TrimSpace(name) {
+		case "model name":
+			model = strings.TrimSpace(value)
+		case "flags", "Features":
+			features = strings.Fields(value)
 		}
 	}
-	return nil
+	return model, features
 }
 
 // Needs is what a machine must have to run a recipe. The zero Needs is met by

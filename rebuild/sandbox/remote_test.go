@@ -213,10 +213,13 @@ func TestRemoteRun(t *testing.T) {
 	if !slices.Equal(stages, []string{"one", "build"}) || len(res.Stages) != 2 || res.Stages[0].PeakMemory <= 0 {
 		t.Errorf("stages %q, %+v", stages, res.Stages)
 	}
-	for _, want := range []string{"node=n1", "hostname=elsewhere"} {
+	for _, want := range []string{"node=n1", "hostname=elsewhere", "kernel=" + ThisHost().Kernel, "processor=" + ThisHost().Processor} {
 		if !slices.Contains(res.Varied, want) {
 			t.Errorf("Varied = %q, want %s", res.Varied, want)
 		}
+	}
+	if strings.Contains(strings.Join(res.Varied, "\n"), notVaried+"one machine") {
+		t.Errorf("Varied = %q speaks of one machine", res.Varied)
 	}
 	if h := res.Host; h.Name != "n1" || !strings.HasPrefix(h.Runtime, "runc ") || h.Kernel == "" || len(h.CPUFeatures) == 0 {
 		t.Errorf("Host = %+v", h)
