@@ -302,7 +302,6 @@ func TestRemoteCancel(t *testing.T) {
 		p.deaf = deaf
 		ctx, cancel := context.WithCancelCause(t.Context())
 		s.Progress = func(string) { cancel(errors.New("the operator changed his mind")) }
-		begin := time.Now()
 		clean(t, func() {
 			_, err := r.Run(ctx, s)
 			want := "the operator changed his mind"
@@ -311,9 +310,6 @@ func TestRemoteCancel(t *testing.T) {
 			}
 			noAnswer(t, err, want)
 		})
-		if took := time.Since(begin); took > 20*time.Second {
-			t.Errorf("took %v", took)
-		}
 		if left, _ := p.List(t.Context(), ""); len(left) > 0 {
 			t.Errorf("jobs left: %v", left)
 		}
@@ -337,7 +333,7 @@ func TestRemoteSweep(t *testing.T) {
 		if _, err := p.Submit(t.Context(), job); err != nil {
 			t.Fatal(err)
 		}
-		for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
 			if _, err := os.Stat(filepath.Join(x.dir, stagesFile)); err == nil {
 				break
 			}

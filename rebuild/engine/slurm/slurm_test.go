@@ -119,17 +119,17 @@ func noAnswer(t *testing.T, err error, want string) {
 	}
 }
 
-// gone waits until no job and no container of this test is left.
+// gone waits until no job and no files of this test are left.
 func gone(t *testing.T, c *slurmtest.Cluster) {
 	t.Helper()
 	left := ""
-	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
 		nodes, _ := filepath.Glob("/var/tmp/clawfs-node/work-*")
 		if left = c.Do("squeue", "-h") + strings.Join(nodes, "\n"); left == "" {
 			return
 		}
 	}
-	t.Errorf("left after 30 s:\n%s", left)
+	t.Errorf("left after two minutes:\n%s", left)
 }
 
 func TestCluster(t *testing.T) {
