@@ -17,6 +17,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -38,8 +39,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// child runs in another process: "file" leases one file and says so; "loop"
-// makes and evicts entries of all kinds until it is killed, or so many times.
+// child runs in another process: "file" leases one file and says so, "tree" one
+// tree; "loop" makes and evicts entries of all kinds until it is killed, or so many times.
 func child(mode string, args []string) error {
 	ctx := context.Background()
 	dir, uri, from := args[0], args[1], args[2]
@@ -59,6 +60,17 @@ func child(mode string, args []string) error {
 		fmt.Println("leased", l.Path())
 		io.Copy(io.Discard, os.Stdin) // the lease ends with the process
 		return nil
+	}
+	if mode == "tree" {
+		c, err := Open(dir, 1, Options{})
+		if err != nil {
+			return err
+		}
+		l, err := c.Tree(ctx, want, &Size{3, 20005}, []Place{{URI: uri, Trusted: true}}, nil)
+		if err != nil {
+			return err
+		}
+		return l.Close()
 	}
 	root, err := tree.Walk(ctx, from, tree.Data, nil)
 	if err != nil {
@@ -824,6 +836,82 @@ func TestManyProcesses(t *testing.T) {
 	}
 }
 
+// A worker that is not root cannot move or remove what is read-only, except as
+// its owner.
+func TestAsAnotherUser(t *testing.T) {
+	base, err := os.MkdirTemp("", "fetch")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { remove(base) })
+	dir, from, file := filepath.Join(base, "cache"), filepath.Join(base, "from"), filepath.Join(base, "file")
+	content := randomBytes(1, 1000)
+	write(t, from, map[string]string{"a/b": "1", "c": "2"})
+	archive := filepath.Join(base, "archive")
+	members := corpus("top/")
+	if err := errors.Join(os.Chmod(base, 0o755), os.Mkdir(dir, 0o700), os.Chown(dir, 65534, 65534),
+		os.WriteFile(file, content, 0o644), os.WriteFile(archive, tarOf(t, members), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{"loop", dir, file, from, digest(content).String(), "3"}, {"tree", dir, archive, "-", rootOf(t, corpus("")).Digest.String()}} {
+		cmd := childCommand(args[0], args[1:]...)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+		if err := cmd.Run(); err != nil {
+			t.Errorf("%s: %v", args[0], err)
+		}
+	}
+	if left := append(names(t, dir, "entries"), names(t, dir, "tmp")...); len(left) != 0 {
+		t.Errorf("left %q", left)
+	}
+}
+
+// Waiting for another's work ends with the context.
+func TestWaitingEnds(t *testing.T) {
+	c, j := testCache(t, filepath.Join(t.TempDir(), "cache"), 1<<20, Options{})
+	begun, end := make(chan struct{}), make(chan struct{})
+	done := make(chan error)
+	go func() {
+		l, err := c.Make(context.Background(), "x", func(ctx context.Context, dir string) error {
+			close(begun)
+			<-end
+			return makeNumbers(ctx, dir)
+		}, checkNumbers)
+		if err == nil {
+			err = l.Close()
+		}
+		done <- err
+	}()
+	<-begun
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	if _, err := c.Make(ctx, "x", makeNumbers, checkNumbers); !errors.Is(err, context.DeadlineExceeded) || len(j.of(Waiting)) != 1 {
+		t.Errorf("waiting: %v\n%v", err, j)
+	}
+	// Another entry does not wait.
+	if l, err := c.Make(t.Context(), "y", makeNumbers, checkNumbers); err != nil {
+		t.Error(err)
+	} else {
+		closeLease(t, l)
+	}
+	close(end)
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+func TestNotesAreOneLine(t *testing.T) {
+	for n, want := range map[Note]string{
+		{Entry: "file-1", Event: Lied, Place: Place{URI: "https://m.example/\x1b[2J\n"}, Expected: "a", Got: "b"}: `file-1: lied "https://m.example/\x1b[2J\n": expected a, got b`,
+		{Entry: "file-1", Event: Resumed, Bytes: 7}:                                                               `file-1: resumed, 7 bytes`,
+		{Entry: "file-1", Event: Failed, Place: Place{URI: "/a"}, Err: io.EOF}:                                    `file-1: failed "/a": EOF`,
+		{Entry: "e", Event: Hit, Place: Place{URI: strings.Repeat("x", 300)}}:                                     `e: hit "` + strings.Repeat("x", 200) + `"…`,
+	} {
+		if got := n.String(); got != want {
+			t.Errorf("note %q, want %q", got, want)
+		}
+	}
+}
+
 // TestKill: whenever a process is killed that makes and evicts entries, each
 // entry that is there afterwards is whole, and what it left is removed.
 func TestKill(t *testing.T) {
@@ -866,6 +954,11 @@ func TestKill(t *testing.T) {
 		c, _ := testCache(t, dir, 1<<30, Options{})
 		if n := names(t, dir, "tmp"); len(n) != 0 {
 			t.Errorf("after Open tmp holds %q", n)
+		}
+		for _, name := range names(t, dir, "locks") {
+			if !slices.Contains(append(names(t, dir, "entries"), names(t, dir, "partial")...), name) {
+				t.Errorf("after Open the lock of nothing is there: %s", name)
+			}
 		}
 		for _, name := range names(t, dir, "entries") {
 			whole++

@@ -191,7 +191,7 @@ func TestResumeInAnotherJob(t *testing.T) {
 	}
 
 	s.set(func() { s.served = nil })
-	c3, j := testCache(t, filepath.Join(t.TempDir(), "cache"), 1, Options{Stall: 100 * time.Millisecond})
+	c3, j := testCache(t, filepath.Join(t.TempDir(), "cache"), 1, Options{Stall: 500 * time.Millisecond})
 	if _, err := c3.File(t.Context(), digest(content), 1<<20, []Place{s.place()}, nil); !errors.As(err, new(*Unavailable)) {
 		t.Fatal(err)
 	}
@@ -332,11 +332,11 @@ func TestStallAsksTheNextPlace(t *testing.T) {
 	content := randomBytes(1, 1<<20)
 	head := newSite(t, false, nil, func(w http.ResponseWriter, r *http.Request, n int) bool { <-r.Context().Done(); return true })
 	body := newSite(t, false, content, hang(content))
-	c, j := testCache(t, filepath.Join(t.TempDir(), "cache"), 1<<30, Options{Stall: 150 * time.Millisecond})
+	c, j := testCache(t, filepath.Join(t.TempDir(), "cache"), 1<<30, Options{Stall: 500 * time.Millisecond})
 	closeLease(t, mustFile(t, c, content, head.place(), body.place(), place(t, content)))
 	failed := j.of(Failed)
-	if len(failed) != 2 || head.answers() != 1 || body.answers() != 1 || !strings.Contains(failed[0].Err.Error(), "sent nothing for 150ms") ||
-		!strings.Contains(failed[1].Err.Error(), "sent nothing for 150ms") {
+	if len(failed) != 2 || head.answers() != 1 || body.answers() != 1 || !strings.Contains(failed[0].Err.Error(), "sent nothing for 500ms") ||
+		!strings.Contains(failed[1].Err.Error(), "sent nothing for 500ms") {
 		t.Errorf("notes:\n%v", j)
 	}
 	_, err := c.File(t.Context(), digest([]byte("x")), 1, []Place{head.place()}, nil)
@@ -349,11 +349,11 @@ func TestStallAsksTheNextPlace(t *testing.T) {
 		for part := range slices.Chunk(content, len(content)/8) {
 			w.Write(part)
 			http.NewResponseController(w).Flush()
-			time.Sleep(40 * time.Millisecond)
+			time.Sleep(200 * time.Millisecond)
 		}
 		return true
 	})
-	c, j = testCache(t, filepath.Join(t.TempDir(), "cache"), 1<<30, Options{Stall: 200 * time.Millisecond})
+	c, j = testCache(t, filepath.Join(t.TempDir(), "cache"), 1<<30, Options{Stall: time.Second})
 	closeLease(t, mustFile(t, c, content, slow.place()))
 	if slow.answers() != 1 {
 		t.Errorf("a slow server:\n%v", j)
