@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"os"
 	"path"
 	"strings"
 	"time"
@@ -30,40 +31,120 @@ const (
 	maxDiagnosis = 10 * time.Minute
 )
 
-// agree compares every output of two builds and names all that differ.
-func agree(ctx context.Context, first, second sandbox.Result, st verifier.Statement, p *progress) error {
-	if len(first.Outputs) != len(second.Outputs) || len(first.Outputs) == 0 {
-		return fmt.Errorf("comparing builds: %d outputs and %d", len(first.Outputs), len(second.Outputs))
+// left is what a build left: an output, or a stage's artifact.
+type left interface {
+	Measurement() hashpipe.Measurement
+	Open() (*os.File, error)
+}
+
+// pair is the same file of two builds.
+type pair struct {
+	name string // an output's, or stage/path
+	a, b left
+}
+
+func (p pair) differs() bool { return !same(p.a.Measurement(), p.b.Measurement()) }
+
+// pairs puts the files of two builds side by side: artifacts in the order of
+// the stages, then outputs.
+func pairs(first, second sandbox.Result) (artifacts, outputs []pair, err error) {
+	if len(first.Stages) != len(second.Stages) || len(first.Outputs) != len(second.Outputs) || len(first.Outputs) == 0 {
+		return nil, nil, fmt.Errorf("%d stages with %d outputs and %d with %d", len(first.Stages), len(first.Outputs), len(second.Stages), len(second.Outputs))
 	}
 	if first.Run == second.Run {
-		return fmt.Errorf("comparing builds: both are run %s", first.Run)
+		return nil, nil, fmt.Errorf("both are run %s", first.Run)
 	}
+	for i, g := range first.Stages {
+		h := second.Stages[i]
+		if g.Name != h.Name || len(g.Artifacts) != len(h.Artifacts) {
+			return nil, nil, fmt.Errorf("stage %d is %q with %d artifacts and %q with %d", i, g.Name, len(g.Artifacts), h.Name, len(h.Artifacts))
+		}
+		for j, a := range g.Artifacts {
+			b := h.Artifacts[j]
+			if a.Path() != b.Path() {
+				return nil, nil, fmt.Errorf("artifact %d of stage %q is %q and %q", j, g.Name, a.Path(), b.Path())
+			}
+			artifacts = append(artifacts, pair{g.Name + "/" + a.Path(), a, b})
+		}
+	}
+	for i, a := range first.Outputs {
+		b := second.Outputs[i]
+		if a.Name() != b.Name() {
+			return nil, nil, fmt.Errorf("output %d is %q and %q", i, a.Name(), b.Name())
+		}
+		outputs = append(outputs, pair{a.Name(), a, b})
+	}
+	return artifacts, outputs, nil
+}
+
+// agree compares every artifact and every output of two builds and names all
+// that differ.
+func agree(ctx context.Context, first, second sandbox.Result, st verifier.Statement, p *progress) error {
+	artifacts, outputs, err := pairs(first, second)
+	if err != nil {
+		return fmt.Errorf("comparing builds: %w", err)
+	}
+	badArtifacts, badOutputs := differing(artifacts), differing(outputs)
+	var what []string
+	if len(badOutputs) > 0 {
+		what = append(what, fmt.Sprintf("%d of %d outputs: %s", len(badOutputs), len(outputs), names(badOutputs)))
+	}
+	if len(badArtifacts) > 0 {
+		what = append(what, fmt.Sprintf("%d of %d artifacts of stages: %s", len(badArtifacts), len(artifacts), names(badArtifacts)))
+	}
+	if what == nil {
+		return nil
+	}
+	f := fail(capstore.Nondeterministic, "two builds of the same recipe differ in %s", strings.Join(what, "; and in "))
+	lines, err := diagnose(ctx, append(badArtifacts, badOutputs...), first, second, st, p)
+	if err != nil {
+		return fmt.Errorf("comparing builds: %w", err)
+	}
+	f.Diagnosis = escape(strings.Join(lines, "\n"))
+	return f
+}
+
+func differing(list []pair) (bad []pair) {
+	for _, p := range list {
+		if p.differs() {
+			bad = append(bad, p)
+		}
+	}
+	return bad
+}
+
+func names(list []pair) string {
+	texts := make([]string, len(list))
+	for i, p := range list {
+		texts[i] = p.name
+	}
+	return strings.Join(texts, ", ")
+}
+
+// diagnose says in what files differ and hints why, for a person.
+func diagnose(ctx context.Context, bad []pair, first, second sandbox.Result, st verifier.Statement, p *progress) ([]string, error) {
 	runs := surroundings(first, second)
 	build := buildOf(st)
 	build.Runs = runs
 	bounded, cancel := context.WithTimeout(ctx, maxDiagnosis)
 	defer cancel()
-	var names, lines, hints []string
-	for i, a := range first.Outputs {
-		b := second.Outputs[i]
-		if a.Name() != b.Name() {
-			return fmt.Errorf("comparing builds: output %d is %q and %q", i, a.Name(), b.Name())
+	var lines, hints []string
+	if text := compare.Diverge(artifactsOf(first), artifactsOf(second)).String(); text != "" {
+		lines = append(lines, text)
+	}
+	for i, x := range bad {
+		if i == maxDiagnosed {
+			lines = append(lines, fmt.Sprintf("and %d more files", len(bad)-i))
+			break
 		}
-		if same(a.Measurement(), b.Measurement()) {
-			continue
-		}
-		names = append(names, a.Name())
-		if len(names) > maxDiagnosed {
-			continue
-		}
-		p.say(PhaseCompare, escape(a.Name()), a.Measurement().Size())
-		d, err := difference(bounded, a, b, runs)
+		p.say(PhaseCompare, escape(x.name), x.a.Measurement().Size())
+		d, err := difference(bounded, x, runs)
 		if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
-			lines = append(lines, fmt.Sprintf("%s: no difference was found within %v, but the digests differ", a.Name(), maxDiagnosis))
+			lines = append(lines, fmt.Sprintf("%s: no difference was found within %v, but the digests differ", x.name, maxDiagnosis))
 			continue
 		}
 		if err != nil {
-			return fmt.Errorf("comparing builds: %w", err)
+			return nil, err
 		}
 		lines = append(lines, d.String())
 		for _, h := range d.Hints(build) {
@@ -72,18 +153,22 @@ func agree(ctx context.Context, first, second sandbox.Result, st verifier.Statem
 			}
 		}
 	}
-	if len(names) == 0 {
-		return nil
-	}
-	f := fail(capstore.Nondeterministic, "two builds of the same recipe differ in %d of %d outputs: %s", len(names), len(first.Outputs), strings.Join(names, ", "))
 	if len(hints) == 0 {
 		hints = []string{"hint: no known cause fits; look among what differed between the builds"}
 	}
 	for _, line := range compare.Delta(runs[0], runs[1]) {
 		hints = append(hints, "varied: "+line)
 	}
-	f.Diagnosis = escape(strings.Join(append(lines, hints...), "\n"))
-	return f
+	return append(lines, hints...), nil
+}
+
+func artifactsOf(r sandbox.Result) (list []compare.Artifact) {
+	for _, g := range r.Stages {
+		for _, a := range g.Artifacts {
+			list = append(list, compare.Artifact{Stage: g.Name, Path: a.Path(), Size: a.Measurement().Size(), Digest: a.Measurement().Sum().Claim()})
+		}
+	}
+	return list
 }
 
 func same(a, b hashpipe.Measurement) bool {
@@ -99,18 +184,18 @@ func surroundings(first, second sandbox.Result) [2]compare.Environment {
 	}
 }
 
-func difference(ctx context.Context, a, b sandbox.Output, runs [2]compare.Environment) (compare.Difference, error) {
-	fa, err := a.Open()
+func difference(ctx context.Context, x pair, runs [2]compare.Environment) (compare.Difference, error) {
+	fa, err := x.a.Open()
 	if err != nil {
 		return compare.Difference{}, err
 	}
 	defer fa.Close()
-	fb, err := b.Open()
+	fb, err := x.b.Open()
 	if err != nil {
 		return compare.Difference{}, err
 	}
 	defer fb.Close()
-	d, err := compare.Files(ctx, fa, fb, a.Measurement().Size(), b.Measurement().Size(), a.Name())
+	d, err := compare.Files(ctx, fa, fb, x.a.Measurement().Size(), x.b.Measurement().Size(), x.name)
 	if err != nil {
 		return compare.Difference{}, err
 	}

@@ -15,6 +15,7 @@ const (
 	PhaseDataset Phase = "dataset"
 	PhaseModel   Phase = "model"
 	PhaseImage   Phase = "image"
+	PhaseLock    Phase = "lock"
 	PhaseBuild   Phase = "build"
 	PhaseCompare Phase = "compare"
 	PhaseMint    Phase = "mint"

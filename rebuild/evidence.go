@@ -18,16 +18,16 @@ func evidence(r sandbox.Result) record.Build {
 		b.Node = r.Host.Name
 	}
 	for _, s := range r.Stages {
-		b.Stages = append(b.Stages, record.Stage{Name: s.Name, Seconds: s.Wall.Seconds(), PeakMemory: s.PeakMemory})
+		b.Stages = append(b.Stages, record.Stage{Name: s.Name, Seconds: s.Wall.Seconds(), CPUSeconds: s.CPU.Seconds(), PeakMemory: s.PeakMemory})
+		for _, a := range s.Artifacts {
+			m := a.Measurement()
+			b.Artifacts = append(b.Artifacts, record.File{Stage: s.Name, Name: a.Path(), Digest: m.Sum().Claim(), Size: m.Size()})
+		}
 	}
 	for _, o := range r.Outputs {
-		b.Outputs = append(b.Outputs, fileOf(o))
+		b.Outputs = append(b.Outputs, record.File{Name: o.Name(), Digest: o.Measurement().Sum().Claim(), Size: o.Measurement().Size()})
 	}
 	return b
-}
-
-func fileOf(o sandbox.Output) record.File {
-	return record.File{Name: o.Name(), Digest: o.Measurement().Sum().Claim(), Size: o.Measurement().Size()}
 }
 
 // machine describes where a job runs.

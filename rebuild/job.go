@@ -233,7 +233,7 @@ func (c JobConfig) mint(att verifier.Attestation, rep *Reproduction, revoked []d
 	}
 	now := time.Now()
 	first, second := rep.Builds()
-	envelope, err := key.Sign(att, first.Outputs, second.Outputs, mint.Terms{NotBefore: now, NotAfter: now.Add(c.Validity)})
+	envelope, err := key.Sign(att, first, second, mint.Terms{NotBefore: now, NotAfter: now.Add(c.Validity)})
 	switch {
 	case errors.Is(err, mint.ErrDiffers):
 		return nil, fail(capstore.Nondeterministic, "%v", err)

@@ -166,6 +166,9 @@ func (r *Reproduction) run(ctx context.Context, c Config, l verifier.Ledger, st 
 		return err
 	}
 	in := g.in
+	if err := g.locked(ctx); err != nil {
+		return err
+	}
 	spec := recipe(c, l, st, in)
 	var log io.Writer
 	if c.Log != nil {
@@ -245,12 +248,22 @@ func recipe(c Config, l verifier.Ledger, st verifier.Statement, in inputs) sandb
 	for _, g := range params.Stages {
 		spec.Stages = append(spec.Stages, sandbox.Stage{
 			Name: g.Name, Argv: g.Argv, Env: g.Env, WorkDir: g.WorkDir, Wall: time.Duration(g.TimeoutSeconds) * time.Second,
+			Limits: stageLimits(g.Limits), Artifacts: g.Artifacts,
 		})
 	}
 	for _, o := range params.Outputs {
 		spec.Outputs = append(spec.Outputs, sandbox.Wanted{Name: o.Name, Path: o.Path})
 	}
 	return spec
+}
+
+func stageLimits(l *verifier.StageLimits) sandbox.StageLimits {
+	if l == nil {
+		return sandbox.StageLimits{}
+	}
+	return sandbox.StageLimits{
+		MemoryBytes: l.MemoryBytes, Processes: l.Processes, OutputBytes: l.OutputBytes, CPUTime: time.Duration(l.CPUSeconds) * time.Second,
+	}
 }
 
 // variations are the surroundings of the two builds. The second has one
@@ -327,6 +340,18 @@ func allowed(c Config, st verifier.Statement) error {
 		}
 		if wall := time.Duration(g.TimeoutSeconds) * time.Second; wall < 0 || wall > c.Limits.Wall {
 			return fail(capstore.PolicyRefused, "stage %q asks for %v, the policy's builds.limits allow %v", g.Name, wall, c.Limits.Wall)
+		}
+		l := stageLimits(g.Limits)
+		for _, f := range []struct {
+			name       string
+			asks, most int64
+		}{
+			{"memoryBytes", l.MemoryBytes, c.Limits.MemoryBytes}, {"processes", l.Processes, c.Limits.Processes},
+			{"outputBytes", l.OutputBytes, c.Limits.OutputBytes},
+		} {
+			if f.asks > f.most {
+				return fail(capstore.PolicyRefused, "stage %q asks for %s %d, the policy's builds.limits allow %d", g.Name, f.name, f.asks, f.most)
+			}
 		}
 	}
 	return nil

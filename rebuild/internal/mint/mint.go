@@ -44,10 +44,10 @@ type Terms struct {
 // and returns the envelope of the capability. Every output that differs is
 // named, not the first alone.
 //
-// It signs only if att was verified, every output of both runs is of that very
-// ledger, first and second are two different runs, each has all outputs of the
+// It signs only if att was verified, every output and artifact of both runs is
+// of that very ledger, first and second are two different runs, each has all outputs of the
 // ledger and no other, and no digest of an output occurs in the ledger.
-func (k *Key) Sign(att verifier.Attestation, first, second []sandbox.Output, t Terms) ([]byte, error) {
+func (k *Key) Sign(att verifier.Attestation, first, second sandbox.Result, t Terms) ([]byte, error) {
 	envelope, err := k.sign(att, first, second, t)
 	if err != nil {
 		return nil, fmt.Errorf("minting: %w", err)
@@ -55,7 +55,7 @@ func (k *Key) Sign(att verifier.Attestation, first, second []sandbox.Output, t T
 	return envelope, nil
 }
 
-func (k *Key) sign(att verifier.Attestation, first, second []sandbox.Output, t Terms) ([]byte, error) {
+func (k *Key) sign(att verifier.Attestation, first, second sandbox.Result, t Terms) ([]byte, error) {
 	if k == nil || k.key.Public().IsZero() {
 		return nil, errors.New("no mint key")
 	}
@@ -78,6 +78,9 @@ func (k *Key) sign(att verifier.Attestation, first, second []sandbox.Output, t T
 	}
 	subjects, err := agree(one, two, wanted)
 	if err != nil {
+		return nil, err
+	}
+	if err := artifactsAgree(st, att.Digest(), first, second); err != nil {
 		return nil, err
 	}
 	if err := unnamed(ledger.Payload(), subjects); err != nil {
@@ -140,8 +143,9 @@ type outputs struct {
 	by  map[string]hashpipe.Measurement
 }
 
-// collect checks that list is one run of that recipe with exactly the wanted names.
-func collect(which string, list []sandbox.Output, recipe hashpipe.Digest, wanted []verifier.Output) (outputs, error) {
+// collect checks that a build is one run of that recipe with exactly the wanted names.
+func collect(which string, res sandbox.Result, recipe hashpipe.Digest, wanted []verifier.Output) (outputs, error) {
+	list := res.Outputs
 	if len(list) == 0 {
 		return outputs{}, fmt.Errorf("the %s build has no outputs", which)
 	}
@@ -156,6 +160,9 @@ func collect(which string, list []sandbox.Output, recipe hashpipe.Digest, wanted
 		}
 		if o.Run() != got.run {
 			return outputs{}, fmt.Errorf("output %q of the %s build is of run %s, the others of run %s", name, which, o.Run(), got.run)
+		}
+		if o.Run() != res.Run {
+			return outputs{}, fmt.Errorf("output %q of the %s build is of run %s, and the build is run %s", name, which, o.Run(), res.Run)
 		}
 		if m := o.Measurement(); m.Sum().IsZero() || m.Tree() == nil {
 			return outputs{}, fmt.Errorf("output %q of the %s build was not measured", name, which)
@@ -197,6 +204,44 @@ func agree(one, two outputs, wanted []verifier.Output) ([]capstore.Subject, erro
 		return nil, fmt.Errorf("%w in %d of %d outputs: %s", ErrDiffers, len(differ), len(wanted), strings.Join(differ, ", "))
 	}
 	return subjects, nil
+}
+
+// artifactsAgree checks that both runs left every artifact that the ledger
+// declares, and the same bytes in each: the promise is of each step and not of
+// the last alone.
+func artifactsAgree(st verifier.Statement, recipe hashpipe.Digest, first, second sandbox.Result) error {
+	stages := st.Predicate.BuildDefinition.ExternalParameters.Stages
+	if len(first.Stages) != len(stages) || len(second.Stages) != len(stages) {
+		return fmt.Errorf("the builds have %d and %d stages, the ledger %d", len(first.Stages), len(second.Stages), len(stages))
+	}
+	var differ []string
+	for i, g := range stages {
+		one, two := first.Stages[i].Artifacts, second.Stages[i].Artifacts
+		if len(one) != len(g.Artifacts) || len(two) != len(g.Artifacts) {
+			return fmt.Errorf("stage %q left %d and %d artifacts, the ledger has %d", g.Name, len(one), len(two), len(g.Artifacts))
+		}
+		for j, path := range g.Artifacts {
+			a, b := one[j], two[j]
+			for _, x := range []struct {
+				sandbox.Artifact
+				run string
+			}{{a, first.Run}, {b, second.Run}} {
+				if x.Stage() != g.Name || x.Path() != path || x.Recipe() != recipe || x.Run() == "" || x.Run() != x.run {
+					return fmt.Errorf("stage %q: artifact %q belongs to another run or recipe", g.Name, path)
+				}
+				if m := x.Measurement(); m.Sum().IsZero() {
+					return fmt.Errorf("stage %q: artifact %q was not measured", g.Name, path)
+				}
+			}
+			if !a.Measurement().Sum().Is(b.Measurement().Sum().Claim()) || a.Measurement().Size() != b.Measurement().Size() {
+				differ = append(differ, fmt.Sprintf("%q of stage %q", path, g.Name))
+			}
+		}
+	}
+	if len(differ) > 0 {
+		return fmt.Errorf("%w in artifacts: %s", ErrDiffers, strings.Join(differ, ", "))
+	}
+	return nil
 }
 
 // unnamed refuses a ledger in which a digest of an output occurs, in hex of

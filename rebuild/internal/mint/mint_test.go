@@ -89,6 +89,12 @@ func newKey(t *testing.T) *Key {
 // publisher sign it and a verifier believe it.
 func attest(t *testing.T, argv []string, outputs ...string) verifier.Attestation {
 	t.Helper()
+	return attestArtifacts(t, argv, nil, outputs...)
+}
+
+// attestArtifacts is attest with artifacts of the one stage.
+func attestArtifacts(t *testing.T, argv, artifacts []string, outputs ...string) verifier.Attestation {
+	t.Helper()
 	publisher, err := dsse.GenerateKey(dsse.ECDSAP256)
 	if err != nil {
 		t.Fatal(err)
@@ -104,7 +110,7 @@ func attest(t *testing.T, argv []string, outputs ...string) verifier.Attestation
 			Platform:  verifier.Platform{OS: "linux", Arch: "amd64", CPUFeatures: []string{"avx2"}, Accelerator: "none"},
 			BuildDefinition: verifier.BuildDefinition{
 				BuildType:          verifier.BuildType,
-				ExternalParameters: verifier.ExternalParameters{Stages: []verifier.Stage{{Name: "train", Argv: argv}}},
+				ExternalParameters: verifier.ExternalParameters{Stages: []verifier.Stage{{Name: "train", Argv: argv, Artifacts: artifacts}}},
 				ResolvedDependencies: []verifier.Dependency{
 					{Name: verifier.SourceName, Digest: verifier.DigestSet{GitCommit: commit, ClawfsTree1: digest("source")}},
 					{Name: verifier.EnvironmentName, Digest: verifier.DigestSet{SHA256: digest("image")}, MediaType: verifier.ImageMediaType},
@@ -154,7 +160,12 @@ func attest(t *testing.T, argv []string, outputs ...string) verifier.Attestation
 }
 
 // run executes argv as the recipe att and returns what it left under names.
-func run(t *testing.T, att verifier.Attestation, host string, argv []string, names ...string) []sandbox.Output {
+func run(t *testing.T, att verifier.Attestation, host string, argv []string, names ...string) sandbox.Result {
+	t.Helper()
+	return runArtifacts(t, att, host, argv, nil, names...)
+}
+
+func runArtifacts(t *testing.T, att verifier.Attestation, host string, argv, artifacts []string, names ...string) sandbox.Result {
 	t.Helper()
 	w, err := world()
 	if err != nil {
@@ -162,7 +173,7 @@ func run(t *testing.T, att verifier.Attestation, host string, argv []string, nam
 	}
 	spec := sandbox.Spec{
 		Recipe: att.Digest(), Rootfs: w.image, Dir: t.TempDir(), Variation: sandbox.Variation{Hostname: host},
-		Stages: []sandbox.Stage{{Name: "train", Argv: argv}},
+		Stages: []sandbox.Stage{{Name: "train", Argv: argv, Artifacts: artifacts}},
 		Limits: sandbox.Limits{MemoryBytes: 128 << 20, OutputBytes: 8 << 20, LogBytes: 64 << 10, Processes: 64, CPUs: 1, Wall: 30 * time.Second},
 	}
 	for _, n := range names {
@@ -172,7 +183,7 @@ func run(t *testing.T, att verifier.Attestation, host string, argv []string, nam
 	if err != nil {
 		t.Fatal(err)
 	}
-	return res.Outputs
+	return res
 }
 
 func terms() Terms {
@@ -186,7 +197,7 @@ func TestSign(t *testing.T) {
 	names := []string{"weights.bin", "conf/tokenizer.json", "empty"}
 	att := attest(t, argv, names...)
 	first, second := run(t, att, "one", argv, names...), run(t, att, "two", argv, names...)
-	slices.Reverse(second) // the order of the outputs does not matter
+	slices.Reverse(second.Outputs) // the order of the outputs does not matter
 	envelope, err := k.Sign(att, first, second, terms())
 	if err != nil {
 		t.Fatal(err)
@@ -249,12 +260,17 @@ func TestSignRefusals(t *testing.T) {
 	differs := run(t, att, "one", []string{"say", "a", "alphA", "b", "bet"}, "a", "b")
 	hostOne := run(t, att, "host-one", []string{"say", "a", "alpha", "b", "hostname"}, "a", "b")
 	hostTwo := run(t, att, "host-two", []string{"say", "a", "alpha", "b", "hostname"}, "a", "b")
-	list := func(o ...sandbox.Output) []sandbox.Output { return o }
+	list := func(o ...sandbox.Output) sandbox.Result {
+		return sandbox.Result{Run: o[0].Run(), Outputs: o, Stages: one.Stages}
+	}
+	none := sandbox.Result{}
+	disguised := one
+	disguised.Run = two.Run
 	at := terms()
 	for name, tc := range map[string]struct {
 		key           *Key
 		att           verifier.Attestation
-		first, second []sandbox.Output
+		first, second sandbox.Result
 		terms         Terms
 		want          string
 		is            error
@@ -262,14 +278,15 @@ func TestSignRefusals(t *testing.T) {
 		"no key":                     {nil, att, one, two, at, "no mint key", nil},
 		"zero key":                   {&Key{}, att, one, two, at, "no mint key", nil},
 		"zero attestation":           {k, verifier.Attestation{}, one, two, at, "no verified attestation", nil},
-		"nothing built":              {k, att, nil, nil, at, "the first build has no outputs", nil},
-		"built once":                 {k, att, one, nil, at, "the second build has no outputs", nil},
-		"second time only":           {k, att, nil, two, at, "the first build has no outputs", nil},
-		"zero outputs":               {k, att, make([]sandbox.Output, 2), two, at, "belongs to no run", nil},
-		"a zero output among others": {k, att, list(one[0], sandbox.Output{}), two, at, "of recipe none", nil},
+		"nothing built":              {k, att, none, none, at, "the first build has no outputs", nil},
+		"built once":                 {k, att, one, none, at, "the second build has no outputs", nil},
+		"second time only":           {k, att, none, two, at, "the first build has no outputs", nil},
+		"zero outputs":               {k, att, list(make([]sandbox.Output, 2)...), two, at, "belongs to no run", nil},
+		"a zero output among others": {k, att, list(one.Outputs[0], sandbox.Output{}), two, at, "of recipe none", nil},
 		"one run shown twice":        {k, att, one, one, at, "two runs are needed", nil},
-		"one run in another order":   {k, att, one, list(one[1], one[0]), at, "two runs are needed", nil},
-		"two runs mixed":             {k, att, list(one[0], two[1]), list(two[0], one[1]), at, "the others of run", nil},
+		"one run in another order":   {k, att, one, list(one.Outputs[1], one.Outputs[0]), at, "two runs are needed", nil},
+		"a run under another name":   {k, att, disguised, two, at, "the build is run " + two.Run, nil},
+		"two runs mixed":             {k, att, list(one.Outputs[0], two.Outputs[1]), list(two.Outputs[0], one.Outputs[1]), at, "the others of run", nil},
 		"first of another recipe":    {k, att, others, two, at, "want " + att.Digest().String(), nil},
 		"second of another recipe":   {k, att, one, others, at, "want " + att.Digest().String(), nil},
 		"both of another recipe":     {k, other, one, two, at, "want " + other.Digest().String(), nil},
@@ -278,8 +295,8 @@ func TestSignRefusals(t *testing.T) {
 		"first has one more":         {k, att, more, two, at, "has 3 outputs, the ledger 2", nil},
 		"second has one more":        {k, att, one, more, at, "has 3 outputs, the ledger 2", nil},
 		"another name":               {k, att, renamed, two, at, `lacks outputs ["b"]`, nil},
-		"one output twice":           {k, att, list(one[0], one[1], one[0]), two, at, "is there twice", nil},
-		"twice instead of the other": {k, att, list(one[0], one[0]), two, at, "is there twice", nil},
+		"one output twice":           {k, att, list(one.Outputs[0], one.Outputs[1], one.Outputs[0]), two, at, "is there twice", nil},
+		"twice instead of the other": {k, att, list(one.Outputs[0], one.Outputs[0]), two, at, "is there twice", nil},
 		"all differ":                 {k, att, one, differs, at, "in 2 of 2 outputs", ErrDiffers},
 		"one differs":                {k, att, hostOne, hostTwo, at, "in 1 of 2 outputs", ErrDiffers},
 		"no terms":                   {k, att, one, two, Terms{}, "notBefore", nil},
@@ -300,6 +317,42 @@ func TestSignRefusals(t *testing.T) {
 	}
 	if _, err := k.Sign(att, one, two, at); err != nil {
 		t.Errorf("the evidence that the others vary is refused: %v", err)
+	}
+}
+
+func TestSignArtifacts(t *testing.T) {
+	k := newKey(t)
+	argv := []string{"say", "a", "alpha", "b", "hostname", "c", "gamma"}
+	att := attestArtifacts(t, argv, []string{"c", "b"}, "a")
+	build := func(host string, artifacts ...string) sandbox.Result {
+		return runArtifacts(t, att, host, argv, artifacts, "a")
+	}
+	one, two, other := build("one", "c", "b"), build("one", "c", "b"), build("two", "c", "b")
+	foreign := two
+	foreign.Stages = one.Stages
+	without := two
+	without.Stages = nil
+	for name, tc := range map[string]struct {
+		first, second sandbox.Result
+		want          string
+	}{
+		"one differs":                       {one, other, `in artifacts: "b" of stage "train"`},
+		"the first lacks one":               {build("one", "c"), two, "left 1 and 2 artifacts, the ledger has 2"},
+		"the second lacks all":              {one, build("one"), "left 2 and 0 artifacts, the ledger has 2"},
+		"no stages":                         {one, without, "have 1 and 0 stages, the ledger 1"},
+		"another order":                     {one, build("one", "b", "c"), `artifact "c" belongs to another run`},
+		"the first's shown as the second's": {one, foreign, `artifact "c" belongs to another run`},
+	} {
+		envelope, err := k.Sign(att, tc.first, tc.second, terms())
+		if err == nil || !strings.Contains(err.Error(), tc.want) || envelope != nil {
+			t.Errorf("%s: Sign = %v, want %q", name, err, tc.want)
+		}
+		if errors.Is(err, ErrDiffers) != (name == "one differs") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := k.Sign(att, one, two, terms()); err != nil {
+		t.Errorf("equal artifacts are refused: %v", err)
 	}
 }
 
