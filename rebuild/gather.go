@@ -22,6 +22,27 @@ import (
 	"github.com/openclaw/clawfs/verifier/tree"
 )
 
+// Inputs says where fetched inputs are kept and how they may be fetched. The
+// zero Inputs keeps them for the one job alone, reaches public addresses, and
+// has no credentials.
+type Inputs struct {
+	Dir     string // of the cache, which jobs share
+	Budget  int64  // bytes that may stay in it
+	Options fetch.Options
+	Hosts   Hosts
+}
+
+// Open opens the cache; nil without a Dir. What happens to each place, and which
+// of them lied, goes to note.
+func (in Inputs) Open(note func(fetch.Note)) (*fetch.Cache, error) {
+	if in.Dir == "" {
+		return nil, nil
+	}
+	o := in.Options
+	o.Observer = note
+	return fetch.Open(in.Dir, in.Budget, o)
+}
+
 // inputs are a ledger's inputs after each was compared with its digest, where
 // the sandbox mounts them: in the cache, or below the job's own directory.
 type inputs struct {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/openclaw/clawfs/capstore"
 	"github.com/openclaw/clawfs/hashpipe"
+	"github.com/openclaw/clawfs/rebuild/fetch"
 	"github.com/openclaw/clawfs/rebuild/internal/mint"
 	"github.com/openclaw/clawfs/rebuild/record"
 	"github.com/openclaw/clawfs/verifier"
@@ -34,7 +35,7 @@ const (
 )
 
 // JobConfig is what a worker process knows beside its job directory. All
-// fields but Scratch and Observer are required.
+// fields but Scratch, Inputs and Observer are required.
 type JobConfig struct {
 	Dir      string // the job directory
 	Policy   *verifier.Policy
@@ -45,6 +46,8 @@ type JobConfig struct {
 	// MintKey is the path of the key file. It is opened after both builds are
 	// dead and only if their outputs are equal.
 	MintKey string
+	// Inputs is where fetched inputs are kept; zero: with the job.
+	Inputs Inputs
 	// Program is the name and version of the program that runs this.
 	Program string
 	// Validity is how long a capability holds from its minting.
@@ -169,7 +172,15 @@ func (c JobConfig) earn(ctx context.Context, job jobFile, envelope []byte, work 
 	if err != nil {
 		return nil, e, err
 	}
+	cache, err := c.Inputs.Open(func(n fetch.Note) { log.text.printf("fetch: %s", n) })
+	if err != nil {
+		return nil, e, err
+	}
+	if cache != nil {
+		defer cache.Close()
+	}
 	rep, err := Reproduce(ctx, Config{
+		Cache: cache, Hosts: c.Inputs.Hosts,
 		Executor: c.Executor, Dir: work, Limits: SandboxLimits(c.Policy.Builds.Limits),
 		Bases: bases, AllowedEnv: c.Policy.Builds.Env, Log: log.builds, Observer: log.event,
 	}, att.Ledger(), job.Locations)

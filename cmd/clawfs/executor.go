@@ -10,6 +10,7 @@ import (
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/config"
 	"github.com/openclaw/clawfs/rebuild"
 	"github.com/openclaw/clawfs/rebuild/engine/slurm"
+	"github.com/openclaw/clawfs/rebuild/fetch"
 	"github.com/openclaw/clawfs/rebuild/sandbox"
 )
 
@@ -46,4 +47,28 @@ func scratchFor(ctx context.Context, e rebuild.Executor) (dir string, release fu
 		return r.Scratch(ctx)
 	}
 	return "", func() error { return nil }, nil
+}
+
+// inputs are the settings for fetching what ledgers name. A cluster's nodes read
+// the cache too.
+func (a *app) inputs(s config.Settings) rebuild.Inputs {
+	f := s.Fetch
+	dir := f.CacheDir
+	if dir == "" && s.Build.Executor == "slurm" {
+		dir = filepath.Join(s.Build.Slurm.SharedDir, "cache")
+	} else if dir == "" {
+		dir = a.config().Cache()
+	}
+	in := rebuild.Inputs{
+		Dir: dir, Budget: int64(f.CacheBytes),
+		Options: fetch.Options{Hosts: f.Hosts, LocalRoots: f.LocalRoots},
+		Hosts: rebuild.Hosts{
+			Git:          rebuild.Access{CAFile: f.GitCA, KeyFile: f.SSHKey, KnownHosts: f.SSHKnownHosts},
+			DockerConfig: f.DockerConfig, PlainHTTP: f.PlainHTTP,
+		},
+	}
+	for _, m := range f.Mirrors {
+		in.Options.Mirrors = append(in.Options.Mirrors, fetch.Mirror{Prefix: m.Prefix, URLs: m.URLs})
+	}
+	return in
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/openclaw/clawfs/capstore"
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/config"
 	"github.com/openclaw/clawfs/rebuild"
+	"github.com/openclaw/clawfs/rebuild/fetch"
 	"github.com/openclaw/clawfs/verifier"
 )
 
@@ -172,7 +173,20 @@ func (a *app) reproduce(ctx context.Context, l verifier.Ledger, v rebuildFlags) 
 		return nil, nil, err
 	}
 	bar := a.progress("")
+	inputs := a.inputs(settings)
+	inputs.Dir = filepath.Join(scratch, "cache") // what is tried by hand is not kept
+	cache, err := inputs.Open(func(n fetch.Note) {
+		if n.Event == fetch.Lied || n.Event == fetch.Failed {
+			a.notef("fetch: %s\n", printable(n.String()))
+		}
+	})
+	if err != nil {
+		removeTree(scratch)
+		return nil, nil, errors.Join(err, closeLog())
+	}
+	defer cache.Close()
 	r, err := rebuild.Reproduce(ctx, rebuild.Config{
+		Cache: cache, Hosts: inputs.Hosts,
 		Executor: runtime, Dir: scratch, Limits: rebuild.SandboxLimits(builds.Limits),
 		Bases: bases, AllowedEnv: builds.Env, Log: log, Observer: bar.observe,
 	}, l, loc)

@@ -62,6 +62,7 @@ func (a *app) runWorker(ctx context.Context, dir string) error {
 	result, err := rebuild.RunJob(ctx, rebuild.JobConfig{
 		Dir: dir, Policy: policy.Policy, Executor: executor, Scratch: scratch, MintKey: s.MintKey(),
 		Program:  "clawfs " + readVersion().Version,
+		Inputs:   a.inputs(settings),
 		Validity: time.Duration(settings.Capability.Lifetime),
 	})
 	if err := errors.Join(err, release()); err != nil {

@@ -20,6 +20,7 @@ import (
 // programs are and how much of the machine to use.
 type Settings struct {
 	Build      Build      `toml:"build"`
+	Fetch      Fetch      `toml:"fetch"`
 	Capability Capability `toml:"capability"`
 	Mount      Mount      `toml:"mount"`
 }
@@ -166,6 +167,7 @@ func Defaults(uid int) Settings {
 	}
 	return Settings{
 		Build:      Build{Executor: "local"},
+		Fetch:      Fetch{CacheBytes: 100 << 30, LocalRoots: []string{"/"}},
 		Capability: Capability{Lifetime: Duration(90 * 24 * time.Hour)},
 		Mount:      Mount{AllowOther: uid == 0, Seal: seal, Bind: "name", Preverify: true},
 	}
@@ -220,6 +222,9 @@ func ParseSettings(text []byte, uid int) (Settings, error) {
 	}
 	if err := v.Build.Slurm.check(v.Build.Executor); err != nil {
 		return Settings{}, fmt.Errorf("build.slurm.%w", err)
+	}
+	if err := v.Fetch.check(); err != nil {
+		return Settings{}, fmt.Errorf("fetch.%w", err)
 	}
 	if d := time.Duration(v.Capability.Lifetime); d < time.Hour || d > 366*24*time.Hour {
 		return Settings{}, fmt.Errorf("capability.lifetime %s: want 1h to 8784h", d)

@@ -14,6 +14,7 @@ import "path/filepath"
 //	store/          Badger, 0700
 //	jobs/<id>/      one directory for each rebuild
 //	work/           scratch of rebuilds
+//	cache/          0700: fetched inputs, shared by rebuilds
 //	private/        0700, made on demand: where `seal = "copy"` keeps contents, in files without a name
 //	log/            daemon.log, mount-<id>.log
 //	run/            0700: clawfs.sock, daemon.lock, mounts/<id>.json
@@ -26,6 +27,7 @@ func (s State) Settings() string  { return s.join("clawfs.toml") }
 func (s State) Store() string     { return s.join("store") }
 func (s State) Jobs() string      { return s.join("jobs") }
 func (s State) Work() string      { return s.join("work") }
+func (s State) Cache() string     { return s.join("cache") }
 func (s State) Private() string   { return s.join("private") }
 func (s State) Log() string       { return s.join("log") }
 func (s State) DaemonLog() string { return s.join("log", "daemon.log") }

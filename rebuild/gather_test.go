@@ -1,0 +1,336 @@
+package rebuild
+
+import (
+	"archive/tar"
+	"bytes"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/openclaw/clawfs/capstore"
+	"github.com/openclaw/clawfs/hashpipe"
+	"github.com/openclaw/clawfs/rebuild/fetch"
+	"github.com/openclaw/clawfs/rebuild/oci"
+	"github.com/openclaw/clawfs/verifier"
+)
+
+// wantFailure runs a rebuild that has to end with verdict and all texts.
+func (s *site) wantFailure(c Config, verdict capstore.Verdict, texts ...string) {
+	s.t.Helper()
+	rep, err := Reproduce(s.t.Context(), c, s.ledger(), s.loc)
+	rep.Close()
+	var f *Failure
+	if !errors.As(err, &f) || f.Verdict != verdict {
+		s.t.Errorf("Reproduce = %v, want %s", err, verdict)
+		return
+	}
+	for _, text := range texts {
+		if !strings.Contains(f.Detail+"\n"+f.Diagnosis, text) {
+			s.t.Errorf("Reproduce = %v\n%s\nwant it to say %q", f, f.Diagnosis, text)
+		}
+	}
+}
+
+func (s *site) add(d verifier.Dependency) {
+	deps := &s.st.Predicate.BuildDefinition.ResolvedDependencies
+	*deps = append(*deps, d)
+}
+
+// base grants a model of one file here and makes the ledger start from it.
+func (s *site) base(content string) (Bases, string) {
+	s.t.Helper()
+	mint := capstore.Trust{Mints: []capstore.Signer{{Operator: "local", Key: s.mint.Public()}}, Revokers: []capstore.Signer{{Operator: "local", Key: s.revoker.Public()}}}
+	view, err := capstore.NewView(mint)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	c, err := view.Admit(capability(s.t, jobFile{SBA: digest("sba")}, s.ledger(), s.publisher.Public(), s.mint, content))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.add(verifier.Dependency{Name: "model:base", Digest: verifier.DigestSet{ClawfsClaim1: c.Claim()}})
+	dir := s.t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "model.bin"), []byte(content), 0o644); err != nil {
+		s.t.Fatal(err)
+	}
+	s.loc.Inputs = map[string]string{"model:base": dir}
+	return Bases{"base": c}, dir
+}
+
+func TestModelFromAModel(t *testing.T) {
+	s := newSite(t)
+	bases, dir := s.base("weights of the base")
+	c := s.config(nil)
+	if rep, err := Reproduce(t.Context(), c, s.ledger(), s.loc); err == nil || !strings.Contains(err.Error(), "no capability of the claim") {
+		t.Errorf("without the base: %v", err)
+		rep.Close()
+	}
+	c.Bases = bases
+	rep, err := Reproduce(t.Context(), c, s.ledger(), s.loc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	built := rep.Outputs()[0].Measurement().Sum()
+	rep.Close()
+	// The base is among what decides the bytes.
+	other := newSite(t)
+	c2 := other.config(nil)
+	c2.Bases, _ = other.base("weights of another")
+	if rep, err := Reproduce(t.Context(), c2, other.ledger(), other.loc); err != nil {
+		t.Error(err)
+	} else if rep.Outputs()[0].Measurement().Sum() == built {
+		t.Error("another base made the same bytes: the build did not see it")
+		rep.Close()
+	} else {
+		rep.Close()
+	}
+	good := s.params().Stages[0].Argv
+	s.params().Stages[0].Argv = []string{"payload", "copy", "/in/model/base/model.bin"}
+	s.wantFailure(c, capstore.CopiedInput, "/in/model/base/model.bin")
+	s.params().Stages[0].Argv = good
+	if err := os.WriteFile(filepath.Join(dir, "model.bin"), []byte("weights of a thief!"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	s.wantFailure(c, capstore.FetchFailed, `model "base"`, "--model base=DIR", "model.bin")
+	os.Remove(filepath.Join(dir, "model.bin"))
+	s.wantFailure(c, capstore.FetchFailed, `model "base"`, "no such file")
+	s.loc.Inputs = nil
+	s.wantFailure(c, capstore.FetchFailed, "no place is known")
+}
+
+func TestLiveBases(t *testing.T) {
+	s := newSite(t)
+	bases, _ := s.base("weights")
+	c := bases["base"]
+	envelopes := bases.envelopes()
+	now := c.NotBefore()
+	if got, err := readBases(s.policy, s.st, envelopes, now); err != nil || got["base"].ID() != c.ID() {
+		t.Errorf("readBases = %v, %v", got, err)
+	}
+	refused := func(what string, policy *verifier.Policy, envelopes map[string][]byte, now time.Time) {
+		t.Helper()
+		var f *Failure
+		if _, err := readBases(policy, s.st, envelopes, now); !errors.As(err, &f) || f.Verdict != capstore.PolicyRefused {
+			t.Errorf("%s: readBases = %v, want %s", what, err, capstore.PolicyRefused)
+		}
+	}
+	refused("no envelope", s.policy, nil, now)
+	refused("expired", s.policy, envelopes, c.NotAfter())
+	refused("not yet", s.policy, envelopes, c.NotBefore().Add(-time.Second))
+	refused("another's mint", newParties(t).policy, envelopes, now)
+	refused("garbage", s.policy, map[string][]byte{"base": []byte("{}")}, now)
+}
+
+func TestArtifactsOfStages(t *testing.T) {
+	s := newSite(t)
+	s.params().Stages = []verifier.Stage{
+		{Name: "load", Argv: []string{"payload", "stage"}, Artifacts: []string{"partial"}},
+		{Name: "prepare", Argv: []string{"payload", "random", "partial"}, Artifacts: []string{"partial"}},
+		{Name: "train", Argv: []string{"payload", "finish"}},
+	}
+	s.wantFailure(s.config(nil), capstore.Nondeterministic, "in 1 of 1 outputs: model.bin; and in 1 of 2 artifacts of stages: prepare/partial",
+		`the first stage that differs is "prepare"; the artifacts of 1 stage before it are equal`)
+	s.params().Stages[0].Artifacts = []string{"absent"}
+	s.wantFailure(s.config(nil), capstore.OutputMissing, "load", "absent")
+	// The same without the stage that rolls dice: artifacts of both builds are equal.
+	s.params().Stages = []verifier.Stage{
+		{Name: "prepare", Argv: []string{"payload", "stage"}, Artifacts: []string{"partial"}, Limits: &verifier.StageLimits{CPUSeconds: 30}},
+		{Name: "train", Argv: []string{"payload", "finish"}},
+	}
+	rep, err := Reproduce(t.Context(), s.config(nil), s.ledger(), s.loc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rep.Close()
+	first, second := rep.Builds()
+	a, b := evidence(first), evidence(second)
+	if len(a.Artifacts) != 1 || a.Artifacts[0] != b.Artifacts[0] || a.Artifacts[0].Stage != "prepare" || a.Artifacts[0].Name != "partial" {
+		t.Errorf("artifacts %+v and %+v", a.Artifacts, b.Artifacts)
+	}
+}
+
+func TestStageLimitsBelowThePolicy(t *testing.T) {
+	s := newSite(t)
+	l := s.policy.Builds.Limits
+	for _, limits := range []verifier.StageLimits{{MemoryBytes: l.MemoryBytes + 1}, {Processes: l.Processes + 1}, {OutputBytes: l.OutputBytes + 1}} {
+		s.params().Stages[0].Limits = &limits
+		s.wantFailure(s.config(nil), capstore.PolicyRefused, "the policy's builds.limits allow")
+	}
+}
+
+func TestLockAgainstImage(t *testing.T) {
+	s := newSite(t)
+	text := "numpy==1.24.2\n"
+	if err := os.WriteFile(s.loc.Lockfile, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	d := s.dependency("lockfile")
+	d.Digest.SHA256, d.Annotations = digest(text), &verifier.Annotations{Format: "pip-freeze", Extras: "refused"}
+	s.wantFailure(s.config(nil), capstore.PolicyRefused, "1 missing, 0 extra", "numpy")
+	d.Annotations.Format = "requirements" // which has a hash for each
+	s.wantFailure(s.config(nil), capstore.PolicyRefused, "locked dependencies")
+	metadata := "Metadata-Version: 2.1\nName: numpy\nVersion: 1.24.2\n"
+	for _, tc := range []struct {
+		installed, want string
+	}{{metadata, ""}, {strings.Replace(metadata, "1.24.2", "1.26.0", 1), "1 of another version"}} {
+		d.Annotations.Format = "pip-freeze"
+		s.imageOf(map[string]string{"usr/lib/python3/dist-packages/numpy-1.dist-info/METADATA": tc.installed})
+		if tc.want != "" {
+			s.wantFailure(s.config(nil), capstore.PolicyRefused, tc.want, "1.26.0")
+			continue
+		}
+		rep, err := Reproduce(t.Context(), s.config(nil), s.ledger(), s.loc)
+		if err != nil {
+			t.Errorf("an image that is as locked: %v", err)
+		}
+		rep.Close()
+	}
+}
+
+// imageOf replaces the environment by one of the payload and files.
+func (s *site) imageOf(files map[string]string) {
+	s.t.Helper()
+	w, err := world()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	binary, err := os.ReadFile(filepath.Join(w.dir, "payload"))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	files["bin/payload"] = string(binary)
+	var layer bytes.Buffer
+	archive := tar.NewWriter(&layer)
+	for name, text := range files {
+		if err := archive.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o755, Size: int64(len(text))}); err != nil {
+			s.t.Fatal(err)
+		}
+		fmt.Fprint(archive, text)
+	}
+	if err := archive.Close(); err != nil {
+		s.t.Fatal(err)
+	}
+	s.loc.Image = filepath.Join(s.t.TempDir(), "layout")
+	s.dependency("environment").Digest.SHA256, err = oci.AppendImage(s.t.Context(), s.loc.Image, oci.Image{
+		Config: oci.Config{OS: "linux", Architecture: HostPlatform().Arch, Env: []string{"PATH=/bin"}},
+	}, &layer)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// adopt takes another operator's attestation and its inputs, and keeps its own
+// mint.
+func (s *jobSite) adopt(other *jobSite) {
+	s.publisher, s.st, s.loc, s.envelope, s.att = other.publisher, other.st, other.loc, other.envelope, other.att
+	s.setPolicy(s.t, s.mint.Public())
+	s.config.Policy = s.policy
+}
+
+// mirror serves a tar of files under any name, and counts.
+func mirror(t *testing.T, files map[string]string) (url string) {
+	t.Helper()
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		archive := tar.NewWriter(w)
+		for name, text := range files {
+			archive.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o644, Size: int64(len(text))})
+			fmt.Fprint(archive, text)
+		}
+		archive.Close()
+	}))
+	t.Cleanup(server.Close)
+	return server.URL + "/corpus.tar"
+}
+
+func TestMirrorsOfALedger(t *testing.T) {
+	s := newSite(t)
+	good := mirror(t, map[string]string{"a/one.txt": "eins\n", "two.txt": "zwei\n"})
+	liar := mirror(t, map[string]string{"a/one.txt": "eins\n", "two.txt": "drei\n"})
+	s.loc.Datasets = nil
+	d := s.dependency("dataset:corpus")
+	d.URI, d.Annotations.Mirrors = liar, []string{good}
+	// A ledger leads nobody into this machine's own network.
+	s.wantFailure(s.config(nil), capstore.FetchFailed, "127.0.0.1")
+	var mu sync.Mutex
+	var lied, served []string
+	dir := filepath.Join(t.TempDir(), "cache")
+	c := s.config(nil)
+	var err error
+	c.Cache, err = Inputs{Dir: dir, Budget: 1 << 30, Options: fetch.Options{Hosts: []string{"127.0.0.1"}}}.Open(func(n fetch.Note) {
+		mu.Lock()
+		defer mu.Unlock()
+		switch n.Event {
+		case fetch.Lied:
+			lied = append(lied, n.Place.URI)
+		case fetch.Fetched:
+			served = append(served, n.Place.URI)
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Cache.Close()
+	rep, err := Reproduce(t.Context(), c, s.ledger(), s.loc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rep.Close()
+	if len(lied) != 1 || lied[0] != liar {
+		t.Errorf("lied: %q, want %q", lied, liar)
+	}
+	// Another job of the same inputs fetches nothing.
+	before := len(served)
+	rep, err = Reproduce(t.Context(), c, s.ledger(), s.loc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rep.Close()
+	if len(served) != before || before == 0 {
+		t.Errorf("the second job fetched %q", served[before:])
+	}
+	d.Annotations.Mirrors = nil
+	c.Cache, err = Inputs{Dir: filepath.Join(t.TempDir(), "cache"), Budget: 1 << 30, Options: fetch.Options{Hosts: []string{"127.0.0.1"}}}.Open(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Cache.Close()
+	s.wantFailure(c, capstore.FetchFailed, "every place gave something else", liar)
+}
+
+// TestClaimOfTwoStores: two operators with stores of their own that rebuild one
+// attestation come to the same claim.
+func TestClaimOfTwoStores(t *testing.T) {
+	claims := make(map[hashpipe.Digest]string)
+	var first *jobSite
+	for i, name := range []string{"one", "two"} {
+		s := newJobSite(t)
+		if i == 0 {
+			first = s
+		} else {
+			s.adopt(first)
+			s.rewrite(s.envelope)
+		}
+		r, err := RunJob(t.Context(), s.config)
+		if err != nil || r.Verdict != capstore.Minted {
+			t.Fatalf("%s: %+v, %v", name, r, err)
+		}
+		c, err := s.store(t, filepath.Join(t.TempDir(), "store")).Admit(r.Capability)
+		if err != nil {
+			t.Fatal(err)
+		}
+		claims[c.Claim()] += name + " "
+		if c.Minter() != s.mint.Public().ID() {
+			t.Errorf("%s: minted by %s", name, c.Minter())
+		}
+	}
+	if len(claims) != 1 {
+		t.Errorf("claims %v, want one", claims)
+	}
+}
