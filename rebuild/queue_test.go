@@ -109,6 +109,19 @@ func (b *bench) wait(id string) capstore.Job {
 	return capstore.Job{}
 }
 
+// envelopes lists those that the queue keeps. A job's goes after its last row,
+// under the same lock.
+func (b *bench) envelopes() []os.DirEntry {
+	b.t.Helper()
+	b.queue.mu.Lock()
+	defer b.queue.mu.Unlock()
+	left, err := os.ReadDir(filepath.Join(b.dir, "jobs", sbaDir))
+	if err != nil {
+		b.t.Error(err)
+	}
+	return left
+}
+
 // answer writes a result as RunJob does.
 func answer(dir string, job jobFile, r Result) error {
 	r.Job, r.SBA = job.ID, job.SBA
@@ -176,7 +189,7 @@ func TestSubmitRefuses(t *testing.T) {
 	if err != nil || len(jobs) != 0 {
 		t.Errorf("%d jobs after refusals, %v", len(jobs), err)
 	}
-	if left, _ := os.ReadDir(filepath.Join(b.dir, "jobs", sbaDir)); len(left) != 0 {
+	if left := b.envelopes(); len(left) != 0 {
 		t.Errorf("%d files left by refused submissions", len(left))
 	}
 	if _, err := b.queue.Cancel("aaaaaaaaaa"); !errors.Is(err, capstore.ErrNotFound) {
@@ -262,7 +275,7 @@ func TestQueueRetries(t *testing.T) {
 	if n := len(b.store.All()); n != 5 {
 		t.Errorf("%d capabilities, want 5", n)
 	}
-	if left, _ := os.ReadDir(filepath.Join(b.dir, "jobs", sbaDir)); len(left) != 0 {
+	if left := b.envelopes(); len(left) != 0 {
 		t.Errorf("%d envelopes left after all jobs ended", len(left))
 	}
 }

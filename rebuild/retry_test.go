@@ -79,7 +79,7 @@ func TestFetchRetry(t *testing.T) {
 	if n := len(b.store.All()); n != 2 {
 		t.Errorf("%d capabilities, want 2", n)
 	}
-	if left, _ := os.ReadDir(filepath.Join(b.dir, "jobs", sbaDir)); len(left) != 0 {
+	if left := b.envelopes(); len(left) != 0 {
 		t.Errorf("%d envelopes left after all jobs ended", len(left))
 	}
 }

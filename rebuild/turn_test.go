@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -227,7 +226,7 @@ func TestSubmitBudget(t *testing.T) {
 	if same := b.submit("2.0.0"); same.ID != second.ID {
 		t.Error("a job that stands is not answered with itself when the budget is used up")
 	}
-	if left, _ := os.ReadDir(filepath.Join(b.dir, "jobs", sbaDir)); len(left) != 1 {
+	if left := b.envelopes(); len(left) != 1 {
 		t.Errorf("%d envelopes, want that of the waiting job", len(left))
 	}
 	for n := range maxOfOne - 1 {
