@@ -58,16 +58,25 @@ func (b *bounds) budget(model string) (string, verifier.Budget) {
 	return r.Name, *r.Budget
 }
 
+// share tells a queue how much it may run at once, by the settings. Builds
+// elsewhere take their memory elsewhere, where a scheduler gives it to them; here
+// a job then fetches and hashes, which is a processor's work.
+func (b *bounds) share(q *rebuild.Queue, s config.Build) {
+	q.Budget, q.Parallel = b.budget, s.Concurrency
+	here := s.Executor == "local"
+	if here {
+		q.Room = b.room
+	}
+	switch {
+	case s.Concurrency > 0:
+	case here:
+		q.Parallel = b.machine.Parallel(b.now().Builds.Limits)
+	default:
+		q.Parallel = b.machine.CPUs
+	}
+}
+
 // room is rebuild.Queue.Room.
 func (b *bounds) room(running int) bool {
 	return b.machine.HasRoom(b.now().Builds.Limits, running)
-}
-
-// parallel is how many rebuilds run at once by a setting of which 0 leaves it
-// to the machine.
-func (b *bounds) parallel(setting int) int {
-	if setting > 0 {
-		return setting
-	}
-	return b.machine.Parallel(b.now().Builds.Limits)
 }

@@ -125,7 +125,7 @@ func (a *app) newDaemon(log *slog.Logger) (*daemon, error) {
 	if err != nil {
 		return nil, errors.Join(err, store.Close())
 	}
-	queue.Parallel, queue.Budget, queue.Room = bounds.parallel(settings.Build.Concurrency), bounds.budget, bounds.room
+	bounds.share(queue, settings.Build)
 	queue.Sweep = func(ctx context.Context) error {
 		// Without a runtime nothing can have been left, and jobs say what is missing.
 		executor, err := newExecutor(settings)
