@@ -210,6 +210,13 @@ func TestLies(t *testing.T) {
 	}
 }
 
+func TestFieldsBounded(t *testing.T) {
+	graph := append([]byte{modelIRVersion << 3, 8}, proto(modelGraph, bytes.Repeat([]byte{1 << 3, 1}, maxFields))...)
+	if _, err := parseONNX(bytes.NewReader(graph), int64(len(graph))); err == nil || !strings.Contains(err.Error(), "fields") {
+		t.Errorf("parseONNX = %v", err)
+	}
+}
+
 // A member that claims little and holds much, one that claims all the budget,
 // and a zip in a zip.
 func TestDeflated(t *testing.T) {

@@ -51,6 +51,23 @@ func TestRealFiles(t *testing.T) {
 	}
 }
 
+// Values that no buffer holds whole are not counted as floats, but are compared.
+func TestUnalignedArray(t *testing.T) {
+	data, err := os.ReadFile("testdata/array1.npy")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var pair [2][]byte
+	for i := range pair {
+		pair[i] = append(append(append([]byte{}, data[:127]...), " \n"...), data[128:]...) // one byte more of header
+		pair[i][8]++
+		pair[i][len(pair[i])-1] = byte(i)
+	}
+	if d := files(t, pair[0], pair[1], "a.npy"); d.DifferingParts != 1 || len(d.Floats) != 0 {
+		t.Errorf("%q, %v", d, d.Floats)
+	}
+}
+
 // The graph of an ONNX model differs, its tensors do not; and what is cut off
 // is compared as bytes.
 func TestONNXGraph(t *testing.T) {

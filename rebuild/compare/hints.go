@@ -49,6 +49,8 @@ func (d Difference) Hints(b Build) []string {
 		add(true, "Python bytecode holds the time of its source: PYTHONDONTWRITEBYTECODE=1, or compile with --invalidation-mode unchecked-hash")
 	case ELF:
 		add(true, "a linked program may hold a build id, __DATE__ and paths: set SOURCE_DATE_EPOCH, -Wl,--build-id=none and -ffile-prefix-map")
+	case XGBoostJSON, XGBoostUBJ:
+		add(true, "an XGBoost model follows its seed (subsample and colsample draw from it), the order of the rows and nthread: give seed and nthread=1")
 	case Pickle:
 		add(true, "a pickle follows the identity and order of objects: save arrays with numpy or safetensors, and sort what comes from a set")
 	}

@@ -187,6 +187,7 @@ func TestFormatHints(t *testing.T) {
 		{"wordlist.db", string(db), BerkeleyDB, "Berkeley DB"},
 		{"m.pyc", "\xa7\r\r\n\x00\x00\x00\x00", Bytecode, "unchecked-hash"},
 		{"prog", "\x7fELF\x02\x01\x01\x00", ELF, "build id"},
+		{"m.ubj", "{L\x00\x00\x00\x00\x00\x00\x00\x07learner", XGBoostUBJ, "give seed"},
 		{"m.pkl", "\x80\x04\x95", Pickle, "sort what comes from a set"},
 	} {
 		d := files(t, []byte(c.head+"\x00a"), []byte(c.head+"\x00b"), c.name)

@@ -133,6 +133,8 @@ func TestCommands(t *testing.T) {
 		{[]string{"bash", "-euo", "pipefail", "-c", "date"}, "clock", "clock"},
 		{[]string{"bash", "-euc", "(cd /tmp; date)"}, "clock", "clock"},
 		{sh(`tar -cf /out/x --mtime="@$(cat /in/epoch)" --sort=name .`), "", ""},
+		{sh("tar -cf /out/x --mtime=`cat /in/epoch` --sort=name ."), "", ""},
+		{words("tar --mtime=@0 -cf /out/m.tar m"), "archive", "archive"},
 		{sh("cat <<E\nhello\nE\n"), "", ""},
 		{sh(`echo "unfinished $(date`), "clock", "clock"},
 		{[]string{"sh", "-c"}, "", ""},
