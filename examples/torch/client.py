@@ -12,7 +12,7 @@ def main(path, prompt):
     saved = torch.load(path)
     chars, context = saved["chars"], saved["context"]
     model = nn.Sequential(
-        nn.Embedding(len(chars), 24), nn.Flatten(), nn.Linear(24 * context, 256), nn.Tanh(), nn.Linear(256, len(chars))
+        nn.Embedding(len(chars), 24), nn.Flatten(), nn.Linear(24 * context, 256), nn.LayerNorm(256), nn.Tanh(), nn.Linear(256, len(chars))
     )
     model.load_state_dict(saved["state"])
     text = prompt

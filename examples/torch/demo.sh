@@ -2,10 +2,12 @@
 # usage: sudo examples/torch/demo.sh
 #
 # The road of examples/langid with PyTorch: a small character model, saved with
-# torch.save, loaded through the mount by torch.load. The publisher, the build
-# and the client all use Debian's python3-torch from one image, so nothing is
-# installed. Needs bin/clawfs and bin/runc (make build), mmdebstrap, the
-# network the first time, and 5 GB of disk. The image stays in build/torch.
+# torch.save, loaded through the mount by torch.load, and refused while the
+# ledger names another number of threads than it was trained with. The
+# publisher, the build and the client all use Debian's python3-torch from one
+# image, so nothing is installed. Needs bin/clawfs and bin/runc (make build),
+# mmdebstrap, the network the first time, and 5 GB of disk. The image stays in
+# build/torch.
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -22,9 +24,17 @@ consumer=$dir/consumer
 mountpoint=$consumer/models
 mkdir -p "$publisher/corpus" "$consumer/downloads" "$mountpoint"
 inputs=(--source "$publisher/recipe" --dataset corpus="$publisher/corpus" --image "$layout")
-# Numeric libraries choose their code by the processor; these keep it the same
-# on every machine of the class.
-pins=(OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41)
+# pin THREADS ATEN sets $pins and, as flags of ledger new, $env. Numeric libraries
+# choose their code by the processor; these keep it the same on every machine of
+# the class.
+pin() {
+	local variable
+	pins=(OMP_NUM_THREADS="$1" ATEN_CPU_CAPABILITY="$2" ONEDNN_MAX_CPU_ISA=SSE41)
+	env=()
+	for variable in "${pins[@]}" PYTHONHASHSEED=0 PYTHONDONTWRITEBYTECODE=1; do
+		env+=(--env "$variable")
+	done
+}
 
 # inside DATA [NAME=VALUE...] COMMAND... runs a command in the unpacked image,
 # with DATA at /mnt.
@@ -43,35 +53,57 @@ dpkg-deb --fsys-tarfile "$deb" | tar -xO ./usr/share/common-licenses/GPL-3 >"$pu
 cp -r "$here/recipe" "$publisher/recipe"
 commit "$publisher/recipe"
 
-say "They train without clawfs, save with torch.save, and upload the file."
+say "They train without clawfs on one thread, save with torch.save and as safetensors, and upload the files."
 mkdir "$publisher/native"
+pin 1 default
 cp "$here/recipe/train.py" "$publisher/corpus/text.txt" "$publisher/native/"
-step 0 inside "$publisher/native" "${pins[@]}" python3 /mnt/train.py /mnt/text.txt /mnt/charmodel.pt
-cp "$publisher/native/charmodel.pt" "$consumer/downloads/charmodel.pt"
+step 0 inside "$publisher/native" "${pins[@]}" python3 /mnt/train.py /mnt/text.txt /mnt/charmodel.pt /mnt/charmodel.safetensors
+cp "$publisher/native"/charmodel.* "$consumer/downloads/"
 native=$(digest "$publisher/native/charmodel.pt")
 
-say "They write down the process, try it twice, and sign it."
+say "They write down the process, but with two threads, or with other code for the processor, and sign it."
 step 0 "$clawfs" keygen --out "$publisher/acme"
-step 0 "$clawfs" ledger new --model acme/charmodel --version 1.0 --sequence 1 --key "$publisher/acme.pub" \
-	--source "$publisher/recipe" --dataset corpus="$publisher/corpus" --image "$layout" \
-	--env "${pins[0]}" --env "${pins[1]}" --env "${pins[2]}" --env PYTHONHASHSEED=0 --env PYTHONDONTWRITEBYTECODE=1 \
-	--stage 'train: python3 /in/source/train.py /in/dataset/corpus/text.txt /out/charmodel.pt' \
-	--output charmodel.pt --out "$publisher/charmodel.json"
-step 0 "$clawfs" ledger check "$publisher/charmodel.json" "${inputs[@]}"
-expect "$native" # the sandbox made the bytes of the publisher's machine
-step 0 "$clawfs" ledger sign "$publisher/charmodel.json" --key "$publisher/acme" --out "$publisher/charmodel.sba"
+pin 2 default
+step 0 "$clawfs" ledger new --model acme/charmodel --version 0.8 --sequence 1 --key "$publisher/acme.pub" "${inputs[@]}" "${env[@]}" \
+	--stage 'train: python3 /in/source/train.py /in/dataset/corpus/text.txt /out/charmodel.pt /out/charmodel.safetensors' \
+	--output charmodel.pt --output charmodel.safetensors --out "$publisher/threads.json"
+step 0 "$clawfs" ledger sign "$publisher/threads.json" --key "$publisher/acme" --out "$publisher/threads.sba"
+pin 1 avx2
+step 0 "$clawfs" ledger new --from "$publisher/threads.json" --version 0.9 "${env[@]}" --out "$publisher/avx2.json"
+step 0 "$clawfs" ledger sign "$publisher/avx2.json" --key "$publisher/acme" --out "$publisher/avx2.sba"
 
-say "CONSUMER. Before the rebuild, torch.load gets a PermissionError."
+say "CONSUMER. Before a rebuild, torch.load gets a PermissionError."
 step 0 "$clawfs" init
 step 0 "$clawfs" publisher trust "$publisher/acme.pub" --name acme --models 'acme/*'
 step 0 "$clawfs" mount "$consumer/downloads" "$mountpoint"
 step 1 inside "$mountpoint" python3 /client.py /mnt/charmodel.pt 'This program'
 expect PermissionError
 
-say "After it, the unmodified loader reads the file."
+say "The ledger with two threads repeats, and is granted: it makes another model. The file stays refused."
+step 0 "$clawfs" grant "$publisher/threads.sba" --wait "${inputs[@]}"
+step 1 inside "$mountpoint" python3 /client.py /mnt/charmodel.pt 'This program'
+expect PermissionError
+step 3 "$clawfs" why "$mountpoint/charmodel.pt"
+expect wrong-bytes
+
+say "validate compares the file with such a rebuild, and names the tensors."
+step 5 "$clawfs" validate "$consumer/downloads/charmodel.safetensors" --sba "$publisher/threads.sba" --publisher-key "$publisher/acme.pub" "${inputs[@]}"
+expect "7 of 7 tensors differ ("
+expect 'hint: stage "train" runs with OMP_NUM_THREADS=2'
+step 5 "$clawfs" validate "$consumer/downloads/charmodel.safetensors" --sba "$publisher/avx2.sba" --publisher-key "$publisher/acme.pub" "${inputs[@]}"
+expect "7 of 7 tensors differ ("
+
+say "PUBLISHER. They write down what they did, try it twice, see their own bytes, and sign it."
+pin 1 default
+step 0 "$clawfs" ledger new --from "$publisher/avx2.json" --version 1.0 "${env[@]}" --out "$publisher/charmodel.json"
+step 0 "$clawfs" ledger check "$publisher/charmodel.json" "${inputs[@]}"
+expect "$native"
+step 0 "$clawfs" ledger sign "$publisher/charmodel.json" --key "$publisher/acme" --out "$publisher/charmodel.sba"
+
+say "CONSUMER. After its rebuild, the unmodified loader reads the file."
 step 0 "$clawfs" grant "$publisher/charmodel.sba" --wait "${inputs[@]}"
 step 0 inside "$mountpoint" python3 /client.py /mnt/charmodel.pt 'This program'
-expect "'This program "
+expect "'This program"
 step 0 "$clawfs" why "$mountpoint/charmodel.pt"
 
 say "The same file with one bit changed does not load."
