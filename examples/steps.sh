@@ -5,6 +5,16 @@
 started=$(date +%s)
 last=$(mktemp) # what the last step printed
 
+# repeat is what keeps the bytes of numeric programs the same, as flags of ledger
+# new: one thread, and the code that every processor of the architecture has.
+# shellcheck disable=SC2034 # of the demos
+repeat=()
+for variable in OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 \
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 OPENBLAS_CORETYPE=Nehalem \
+	PYTHONHASHSEED=0 PYTHONDONTWRITEBYTECODE=1 SOURCE_DATE_EPOCH=1795165200; do
+	repeat+=(--env "$variable")
+done
+
 say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 
 fail() {

@@ -43,15 +43,14 @@ read=$(head -n 1 "$last")
 say "A seed that is left to chance gives other trees each time. ledger check says so before anybody signs."
 step 0 "$clawfs" keygen --out "$publisher/acme"
 step 0 "$clawfs" ledger new --model acme/digits --version 1.0 --sequence 1 --key "$publisher/acme.pub" "${inputs[@]}" \
-	--env PYTHONDONTWRITEBYTECODE=1 --env PYTHONHASHSEED=0 \
-	--stage "$(train 1 none)" --output digits.ubj --output digits.json --out "$publisher/chance.json"
+	"${repeat[@]}" --stage-timeout train=10m --stage "$(train 1 none)" --output digits.ubj --output digits.json --out "$publisher/chance.json"
 step 5 "$clawfs" ledger check "$publisher/chance.json" "${inputs[@]}"
 expect "NONDETERMINISTIC: two builds of the same recipe differ in 2 of 2 outputs"
 step 0 "$clawfs" ledger sign "$publisher/chance.json" --key "$publisher/acme" --out "$publisher/chance.sba"
 
 say "With a seed the sandbox makes the bytes of the publisher's machine. Two threads make the same here."
 for threads in 2 1; do
-	step 0 "$clawfs" ledger new --from "$publisher/chance.json" --version 1.1 --stage "$(train $threads 7)" --out "$publisher/digits.json"
+	step 0 "$clawfs" ledger new --from "$publisher/chance.json" --version 1.1 --stage-timeout train=10m --stage "$(train $threads 7)" --out "$publisher/digits.json"
 	step 0 "$clawfs" ledger check "$publisher/digits.json" "${inputs[@]}"
 	expect "$native"
 done
