@@ -347,14 +347,21 @@ func (a *answered) check(s Spec) error {
 		return fmt.Errorf("%d outputs of %d stages, the recipe has %d of %d", len(a.Outputs), len(a.Stages), len(s.Outputs), len(s.Stages))
 	}
 	left := s.Limits.OutputBytes
+	said := map[hashpipe.Digest]answeredFile{} // one file, however often it is named
 	check := func(what string, f answeredFile, name string) error {
+		before, again := said[f.SHA256]
 		switch {
 		case f.Name != name:
 			return fmt.Errorf("%s is %.64q, the recipe's is %q", what, f.Name, name)
+		case again && (f.Size != before.Size || f.Verity != before.Verity):
+			return fmt.Errorf("%s has the digest of %.64q, but not its size or tree", what, before.Name)
+		case again:
+			return nil
 		case f.Size < 0 || f.Size > left:
 			return fmt.Errorf("%s, %s, is said to be %d bytes long, the limit for all is %d", what, f.Name, f.Size, s.Limits.OutputBytes)
 		}
 		left -= f.Size
+		said[f.SHA256] = f
 		return nil
 	}
 	for i, o := range a.Outputs {
@@ -412,11 +419,14 @@ func (x *exchange) attest(ctx context.Context, s Spec, a answer, root *os.File) 
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return Result{}, err
 	}
-	taken := 0
+	taken := map[hashpipe.Digest]file{}
 	take := func(said answeredFile) (file, error) {
-		f := file{recipe: s.Recipe, run: x.run, kept: filepath.Join(dir, strconv.Itoa(taken))}
-		taken++
+		if f, ok := taken[said.SHA256]; ok {
+			return f, nil
+		}
+		f := file{recipe: s.Recipe, run: x.run, kept: filepath.Join(dir, strconv.Itoa(len(taken)))}
 		f.measurement, err = takeFile(ctx, root, said, f.kept)
+		taken[said.SHA256] = f
 		return f, err
 	}
 	res := Result{Varied: variedNodes(a.Result.Varied, a.Host), Host: a.Host}

@@ -508,8 +508,11 @@ func TestHostileAnswer(t *testing.T) {
 		{"output twice", change(func(a *answer) { a.Result.Outputs = append(a.Result.Outputs, a.Result.Outputs[0]) }), "2 outputs"},
 		{"artifact missing", change(func(a *answer) { a.Result.Stages[0].Artifacts = nil }), "0 artifacts of stage build"},
 		{"artifact of another path", change(func(a *answer) { a.Result.Stages[0].Artifacts[0].Name = "b" }), "artifact 1 of stage build"},
-		{"artifact of other bytes", change(func(a *answer) { a.Result.Stages[0].Artifacts[0].Size = 5 }), "artifact a of stage build: 6 bytes came back"},
-		{"artifact beyond the limit", change(func(a *answer) { a.Result.Stages[0].Artifacts[0].Size = 8 << 20 }), "the limit for all"},
+		{"artifact of another size", change(func(a *answer) { a.Result.Stages[0].Artifacts[0].Size = 5 }), "not its size or tree"},
+		{"artifact that is absent", change(func(a *answer) { a.Result.Stages[0].Artifacts[0].SHA256 = other.Claim() }), "artifact a of stage build: the file " + other.String()},
+		{"artifact beyond the limit", change(func(a *answer) {
+			a.Result.Stages[0].Artifacts[0].SHA256, a.Result.Stages[0].Artifacts[0].Size = other.Claim(), 8<<20
+		}), "the limit for all"},
 		{"output of another name", change(func(a *answer) { a.Result.Outputs[0].Name = "../a" }), `"../a"`},
 		{"wrong digest", change(func(a *answer) { a.Result.Outputs[0].SHA256 = other.Claim() }), "does not exist"},
 		{"file of the wrong digest", func(dir string, text *string) {
@@ -520,8 +523,9 @@ func TestHostileAnswer(t *testing.T) {
 		}, "SHA-256 " + sum.String()},
 		{"wrong verity", change(func(a *answer) {
 			a.Result.Outputs[0].Verity, _ = hashpipe.ParseVerityDigest(strings.Repeat("12", 32))
+			a.Result.Stages[0].Artifacts[0].Verity = a.Result.Outputs[0].Verity
 		}), "the node said"},
-		{"wrong size", change(func(a *answer) { a.Result.Outputs[0].Size++ }), "came back"},
+		{"wrong size", change(func(a *answer) { a.Result.Outputs[0].Size++; a.Result.Stages[0].Artifacts[0].Size++ }), "came back"},
 		{"negative size", change(func(a *answer) { a.Result.Outputs[0].Size = -1 }), "-1 bytes"},
 		{"more than the limit", change(func(a *answer) { a.Result.Outputs[0].Size = 1 << 62 }), "the limit for all"},
 		{"other stages", change(func(a *answer) { a.Result.Stages[0].Name = "x" }), "stage 1"},
