@@ -20,11 +20,17 @@ func newBuildRunCommand(a *app) *cobra.Command {
 	var spec, scratch string
 	var sweep bool
 	c := &cobra.Command{
-		Use:    "build-run (--spec FILE | --sweep)",
+		Use:    "build-run --spec FILE",
 		Short:  "Run one build on a cluster's node",
 		Args:   cobra.NoArgs,
 		Hidden: true,
 		RunE: func(c *cobra.Command, _ []string) error {
+			if (spec == "") != sweep {
+				return exitf(codeUsage, "want --spec FILE or --sweep, one of them")
+			}
+			if !sweep && !filepath.IsAbs(spec) {
+				return exitf(codeUsage, "--spec %q: want an absolute path", spec)
+			}
 			unix.Umask(0o077)
 			settings, err := config.State(a.state).LoadSettings(os.Geteuid())
 			if err != nil {
@@ -37,9 +43,6 @@ func newBuildRunCommand(a *app) *cobra.Command {
 			if sweep {
 				return runtime.Tidy(c.Context(), scratch)
 			}
-			if !filepath.IsAbs(spec) {
-				return exitf(codeUsage, "--spec %q: want an absolute path", spec)
-			}
 			return runtime.Answer(c.Context(), spec, scratch)
 		},
 	}
@@ -47,7 +50,5 @@ func newBuildRunCommand(a *app) *cobra.Command {
 	f.StringVar(&spec, "spec", "", "the order of a worker: a `file` in an exchange directory")
 	f.BoolVar(&sweep, "sweep", false, "remove what builds that were killed left on this node")
 	f.StringVar(&scratch, "scratch", nodeScratch, "`directory` for the build's files")
-	c.MarkFlagsOneRequired("spec", "sweep")
-	c.MarkFlagsMutuallyExclusive("spec", "sweep")
 	return c
 }
