@@ -676,6 +676,19 @@ func TestEvictsLeastRecentlyUsed(t *testing.T) {
 	}
 	closeLease(t, one)
 	closeLease(t, two)
+	// The end of a lease is a use, too.
+	one, two = mustFile(t, c, contents[1]), mustFile(t, c, contents[2])
+	closeLease(t, two)
+	closeLease(t, mustFile(t, c, contents[3]))
+	closeLease(t, one)
+	closeLease(t, mustFile(t, c, contents[0], froms[0]))
+	if got := here(); got != "013" {
+		t.Errorf("entries %q, want the one gone whose lease ended first:\n%v", got, j)
+	}
+	closeLease(t, mustFile(t, c, contents[2], froms[2]))
+	if got := here(); got != "012" {
+		t.Errorf("entries %q, want the one kept whose lease ended last:\n%v", got, j)
+	}
 	// One that is larger than the budget is used and then goes.
 	big := randomBytes(9, 4*size)
 	l := mustFile(t, c, big, place(t, big))

@@ -192,7 +192,7 @@ type counted struct {
 
 func (c *counted) ReadAt(p []byte, off int64) (int, error) {
 	if c.left -= int64(len(p)); c.left < 0 {
-		return 0, fmt.Errorf("a directory of more than %d bytes", maxZipDirectory)
+		return 0, errors.New("a longer directory than that of so many files")
 	}
 	return c.f.ReadAt(p, off)
 }
