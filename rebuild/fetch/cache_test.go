@@ -373,7 +373,9 @@ func TestFileRefuses(t *testing.T) {
 // A ledger's path counts after links are resolved, and is not followed out.
 func TestLocalRoots(t *testing.T) {
 	content := randomBytes(1, 100)
-	root, outside := t.TempDir(), place(t, content).URI
+	root, outside := filepath.Join(t.TempDir(), "root"), place(t, content).URI
+	write(t, root, map[string]string{"d/e": ""})
+	write(t, root+"-x", map[string]string{"inside": string(content)})
 	inside := filepath.Join(root, "inside")
 	if err := errors.Join(os.WriteFile(inside, content, 0o644), os.Symlink(outside, filepath.Join(root, "out")), os.Symlink("inside", filepath.Join(root, "in"))); err != nil {
 		t.Fatal(err)
@@ -817,6 +819,22 @@ func TestTwoProcessesFetchOnce(t *testing.T) {
 	}
 	if u, err := c.Usage(); err != nil || u.Entries != 0 {
 		t.Errorf("Usage without users = %+v, %v", u, err)
+	}
+}
+
+// What a dead process left goes at Open, and what a living one has stays.
+func TestSweep(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "cache")
+	c, _ := testCache(t, dir, 1<<20, Options{})
+	k, err := c.tryLock("make-living", unix.LOCK_EX)
+	if err != nil || k == nil {
+		t.Fatal(k, err)
+	}
+	defer k.close()
+	write(t, dir, map[string]string{"tmp/make-living+1/data/a": "", "tmp/make-dead+2/data/b/c": "", "locks/make-lost": "", "partial/make-part/x": "x", "locks/make-part": ""})
+	testCache(t, dir, 1<<20, Options{})
+	if tmp, locks := names(t, dir, "tmp"), names(t, dir, "locks"); !slices.Equal(tmp, []string{"make-living+1"}) || !slices.Equal(locks, []string{"make-living", "make-part"}) {
+		t.Errorf("Open left %q and the locks %q", tmp, locks)
 	}
 }
 
