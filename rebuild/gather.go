@@ -122,9 +122,18 @@ func places(operator string, ledger ...string) []fetch.Place {
 	return list
 }
 
-// hint adds what a person can do about an input that was not had.
+// hinted is an error that says already what a person can do.
+type hinted struct{ error }
+
+func (h *hinted) Unwrap() error { return h.error }
+
+// hint adds what a person can do about an input that was not had. Of a part of
+// the source, the part's own says it.
 func hint(what, option string, err error) error {
-	return fmt.Errorf("%s: %w; next: name where it is with %s", what, err, option)
+	if h := (*hinted)(nil); errors.As(err, &h) {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	return &hinted{fmt.Errorf("%s: %w; next: name where it is with %s", what, err, option)}
 }
 
 // each tries places in turn and returns the errors of all if none will do.
