@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/openclaw/clawfs/capstore"
+	"github.com/openclaw/clawfs/hashpipe"
 	"github.com/openclaw/clawfs/rebuild/fetch"
 	"github.com/openclaw/clawfs/rebuild/oci"
 	"github.com/openclaw/clawfs/verifier"
@@ -106,15 +107,10 @@ func (g *gatherer) layout(ctx context.Context, p fetch.Place) (string, error) {
 func (g *gatherer) unpack(ctx context.Context, layout string) error {
 	digest := g.st.Environment().Digest.SHA256
 	g.say(PhaseImage, 0, "unpacking %s from %s", digest, layout)
-	limited, cancel := context.WithTimeout(ctx, maxUnpack)
-	defer cancel()
 	if err := removeTree(g.in.rootfs); err != nil {
 		return err
 	}
-	config, err := oci.Unpack(limited, layout, digest, g.in.rootfs, imageLimits)
-	if limited.Err() != nil && ctx.Err() == nil {
-		return fmt.Errorf("not unpacked within %v", maxUnpack)
-	}
+	config, err := UnpackImage(ctx, layout, digest, g.in.rootfs)
 	if err != nil {
 		return err
 	}
@@ -123,6 +119,18 @@ func (g *gatherer) unpack(ctx context.Context, layout string) error {
 	}
 	g.in.env, err = imageEnv(config.Env)
 	return err
+}
+
+// UnpackImage unpacks an image of a layout directory into rootfs, which must not
+// exist, within the bounds of a rebuild.
+func UnpackImage(ctx context.Context, layout string, manifest hashpipe.Digest, rootfs string) (oci.Config, error) {
+	limited, cancel := context.WithTimeout(ctx, maxUnpack)
+	defer cancel()
+	config, err := oci.Unpack(limited, layout, manifest, rootfs, imageLimits)
+	if limited.Err() != nil && ctx.Err() == nil {
+		return oci.Config{}, fmt.Errorf("not unpacked within %v", maxUnpack)
+	}
+	return config, err
 }
 
 // imageEnv refuses what execve would not take.

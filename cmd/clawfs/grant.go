@@ -31,7 +31,8 @@ attestation by the policy, and queues the rebuild: the worker runs the signed
 recipe twice in a sandbox, and if both builds gave the same bytes it mints a
 capability for those bytes. Where the ledger's own URIs do not lead to the
 inputs, the flags say where they are; every input is checked against the
-ledger's digest, so a wrong place can only fail.
+ledger's digest, so a wrong place can only fail. What an earlier job fetched is
+not fetched again.
 
 Exit code with --wait: 0 granted. 3 refused, or the build failed. 4 the signature
 or the signer is not acceptable. 5 the two builds differ. 6 not finished in time;

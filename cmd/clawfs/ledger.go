@@ -16,11 +16,12 @@ func newLedgerCommand(a *app) *cobra.Command {
 environment image, stages, and the names of the outputs. It never holds a hash
 of the weights: whoever receives it rebuilds them.
 
+  lock     lists what an environment image has installed
   new      computes the digests and writes the ledger
   check    builds it twice here, before anybody signs it
   sign     makes the signed build attestation (SBA) to publish
   inspect  shows a ledger or an SBA`,
-		newLedgerNewCommand(a), newLedgerCheckCommand(a), newLedgerSignCommand(a), newLedgerInspectCommand(a))
+		newLedgerLockCommand(a), newLedgerNewCommand(a), newLedgerCheckCommand(a), newLedgerSignCommand(a), newLedgerInspectCommand(a))
 }
 
 // readLedger reads an unsigned ledger file.

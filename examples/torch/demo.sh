@@ -24,16 +24,12 @@ consumer=$dir/consumer
 mountpoint=$consumer/models
 mkdir -p "$publisher/corpus" "$consumer/downloads" "$mountpoint"
 inputs=(--source "$publisher/recipe" --dataset corpus="$publisher/corpus" --image "$layout")
-# pin THREADS ATEN sets $pins and, as flags of ledger new, $env. Numeric libraries
-# choose their code by the processor; these keep it the same on every machine of
-# the class.
-pin() {
-	local variable
-	pins=(OMP_NUM_THREADS="$1" ATEN_CPU_CAPABILITY="$2" ONEDNN_MAX_CPU_ISA=SSE41)
-	env=()
-	for variable in "${pins[@]}" PYTHONHASHSEED=0 PYTHONDONTWRITEBYTECODE=1; do
-		env+=(--env "$variable")
-	done
+# flags THREADS ATEN sets $env: the flags of ledger new with another number of
+# threads or other code for the processor. PyTorch takes MKL_NUM_THREADS before
+# OMP_NUM_THREADS, also where it is built without MKL.
+flags() {
+	env=("${repeat[@]/%_NUM_THREADS=*/_NUM_THREADS=$1}")
+	env=("${env[@]/#ATEN_CPU_CAPABILITY=*/ATEN_CPU_CAPABILITY=$2}")
 }
 
 # inside DATA [NAME=VALUE...] COMMAND... runs a command in the unpacked image,
@@ -55,20 +51,20 @@ commit "$publisher/recipe"
 
 say "They train without clawfs on one thread, save with torch.save and as safetensors, and upload the files."
 mkdir "$publisher/native"
-pin 1 default
 cp "$here/recipe/train.py" "$publisher/corpus/text.txt" "$publisher/native/"
-step 0 inside "$publisher/native" "${pins[@]}" python3 /mnt/train.py /mnt/text.txt /mnt/charmodel.pt /mnt/charmodel.safetensors
+step 0 inside "$publisher/native" OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 \
+	python3 /mnt/train.py /mnt/text.txt /mnt/charmodel.pt /mnt/charmodel.safetensors
 cp "$publisher/native"/charmodel.* "$consumer/downloads/"
 native=$(digest "$publisher/native/charmodel.pt")
 
 say "They write down the process, but with two threads, or with other code for the processor, and sign it."
 step 0 "$clawfs" keygen --out "$publisher/acme"
-pin 2 default
+flags 2 default
 step 0 "$clawfs" ledger new --model acme/charmodel --version 0.8 --sequence 1 --key "$publisher/acme.pub" "${inputs[@]}" "${env[@]}" \
 	--stage 'train: python3 /in/source/train.py /in/dataset/corpus/text.txt /out/charmodel.pt /out/charmodel.safetensors' \
-	--output charmodel.pt --output charmodel.safetensors --out "$publisher/threads.json"
+	--stage-timeout train=30m --output charmodel.pt --output charmodel.safetensors --out "$publisher/threads.json"
 step 0 "$clawfs" ledger sign "$publisher/threads.json" --key "$publisher/acme" --out "$publisher/threads.sba"
-pin 1 avx2
+flags 1 avx2
 step 0 "$clawfs" ledger new --from "$publisher/threads.json" --version 0.9 "${env[@]}" --out "$publisher/avx2.json"
 step 0 "$clawfs" ledger sign "$publisher/avx2.json" --key "$publisher/acme" --out "$publisher/avx2.sba"
 
@@ -94,7 +90,7 @@ step 5 "$clawfs" validate "$consumer/downloads/charmodel.safetensors" --sba "$pu
 expect "7 of 7 tensors differ ("
 
 say "PUBLISHER. They write down what they did, try it twice, see their own bytes, and sign it."
-pin 1 default
+flags 1 default
 step 0 "$clawfs" ledger new --from "$publisher/avx2.json" --version 1.0 "${env[@]}" --out "$publisher/charmodel.json"
 step 0 "$clawfs" ledger check "$publisher/charmodel.json" "${inputs[@]}"
 expect "$native"

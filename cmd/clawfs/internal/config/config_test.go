@@ -201,7 +201,7 @@ func TestSettings(t *testing.T) {
 		{"all", "[build]\nruntime = \"/usr/sbin/runc\"\nconcurrency = 2\n[capability]\nlifetime = \"24h\"\n[mount]\nallow_other = false\nhash_workers = 4\nseal = \"copy\"\nprivate_dir = \"/srv/private\"\nprivate_bytes = \"200GiB\"\nbind = \"release\"\npreverify = false\n", ""},
 		{"bytes as a number", "[mount]\nprivate_bytes = 1073741824\n", ""},
 		{"unknown table", "[buidl]\nconcurrency = 1\n", "unknown setting buidl"},
-		{"misspelt key", "[mount]\nseel = \"off\"\n", "unknown setting mount.seel; want one of build.runtime, build.concurrency, build.executor, build.slurm.shared_dir, build.slurm.clawfs, build.slurm.partition, build.slurm.sbatch_args, build.slurm.commands, build.slurm.conf, capability.lifetime, mount.allow_other, mount.hash_workers, mount.seal, mount.private_dir"},
+		{"misspelt key", "[mount]\nseel = \"off\"\n", "unknown setting mount.seel; want one of build.runtime, build.concurrency, build.executor, build.slurm.shared_dir, build.slurm.clawfs, build.slurm.partition, build.slurm.sbatch_args, build.slurm.commands, build.slurm.conf, fetch.cache_bytes, fetch.cache_dir, fetch.hosts, fetch.local_roots, fetch.mirrors, fetch.docker_config, fetch.plain_http, fetch.git_ca, fetch.ssh_key, fetch.ssh_known_hosts, capability.lifetime, mount.allow_other, mount.hash_workers, mount.seal, mount.private_dir"},
 		{"unknown key", "[build]\nskip_verify = true\n", "unknown setting build.skip_verify"},
 		{"key twice", "[build]\nconcurrency = 1\nconcurrency = 2\n", "concurrency"},
 		{"other case is another key", "[build]\nRuntime = \"/x\"\n", "unknown setting build.Runtime"},
@@ -237,6 +237,12 @@ func TestSettings(t *testing.T) {
 		{"preverify as text", "[mount]\npreverify = \"yes\"\n", "preverify"},
 		{"audit mode is no setting", "[mount]\nmode = \"audit\"\n", "unknown setting mount.mode"},
 		{"nor is its end", "[mount]\naudit_until = \"72h\"\n", "unknown setting mount.audit_until"},
+		{"no room for inputs", "[fetch]\ncache_bytes = \"1KiB\"\n", "fetch.cache_bytes"},
+		{"a relative cache", "[fetch]\ncache_dir = \"cache\"\n", "fetch.cache_dir"},
+		{"a key for hosts that nobody names", "[fetch]\nssh_key = \"/k\"\n", "both or neither"},
+		{"a mirror of nothing", "[fetch]\nmirrors = [{urls = [\"https://a.example/\"]}]\n", "want a prefix and urls"},
+		{"a mirror with another key", "[fetch]\nmirrors = [{prefix = \"https://a.example/\", urls = [\"https://b.example/\"], trust = true}]\n", "unknown setting fetch.mirrors.trust"},
+		{"mirrors and hosts", "[fetch]\nhosts = [\"*.internal\"]\nmirrors = [{prefix = \"https://a.example/\", urls = [\"https://b.example/\"]}]\n", ""},
 		{"not TOML", "{\"build\":{}}", "toml"},
 	} {
 		v, err := ParseSettings([]byte(tt.text), 0)
