@@ -39,6 +39,14 @@ func (v *View) LostBases(c Capability) []LostBase {
 	return lost
 }
 
+// Lost returns what takes the results of a claim back, as a base; By is zero if
+// nothing that is known here does.
+func (v *View) Lost(claim hashpipe.Digest) LostBase {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return v.lost(claim, make(map[hashpipe.Digest]LostBase), maxChain)
+}
+
 // lost finds what takes a claim back; known holds the claims that were asked
 // for already. Callers hold v.mu.
 func (v *View) lost(claim hashpipe.Digest, known map[hashpipe.Digest]LostBase, deep int) LostBase {

@@ -23,6 +23,9 @@ func LiveBases(view *capstore.View, st verifier.Statement, now time.Time) (Bases
 	for _, name := range slices.Sorted(maps.Keys(models)) {
 		claim := models[name].Digest.ClawfsClaim1
 		c, live := view.Live(claim, now)
+		if r := view.Lost(claim).By; !live && !r.IsZero() {
+			return nil, fail(capstore.PolicyRefused, "input %s%s: the model of claim %s was taken back, and is granted no more (%s %s: %s); next: start from another model, by another ledger", verifier.ModelPrefix, name, claim, r.Kind(), r.Target(), escape(r.Reason()))
+		}
 		if !live {
 			return nil, fail(capstore.PolicyRefused, "input %s%s: no live capability has the claim %s; next: clawfs caps, then clawfs grant the attestation of that model first", verifier.ModelPrefix, name, claim)
 		}

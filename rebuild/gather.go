@@ -122,13 +122,23 @@ func places(operator string, ledger ...string) []fetch.Place {
 	return list
 }
 
-// hint adds what a person can do about an input that was not had.
+// hinted is an error that says already what a person can do.
+type hinted struct{ error }
+
+func (h *hinted) Unwrap() error { return h.error }
+
+// hint adds what a person can do about an input that was not had. Of a part of
+// the source, the part's own says it.
 func hint(what, option string, err error) error {
-	return fmt.Errorf("%s: %w; next: name where it is with %s", what, err, option)
+	if h := (*hinted)(nil); errors.As(err, &h) {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	return &hinted{fmt.Errorf("%s: %w; next: name where it is with %s", what, err, option)}
 }
 
-// each tries places in turn and returns the errors of all if none will do.
-func each(ctx context.Context, list []fetch.Place, try func(fetch.Place) error) error {
+// each tries places in turn and returns the errors of all if none will do. What
+// becomes of each that is not the only one is noted under the name of the input.
+func (g *gatherer) each(ctx context.Context, what string, list []fetch.Place, try func(fetch.Place) error) error {
 	if len(list) == 0 {
 		return errors.New("no place is known")
 	}
@@ -137,6 +147,13 @@ func each(ctx context.Context, list []fetch.Place, try func(fetch.Place) error) 
 		err := try(p)
 		if err == nil || ctx.Err() != nil || exhausted(err) {
 			return err
+		}
+		if len(list) > 1 {
+			n := fetch.Note{Entry: what, Event: fetch.Failed, Place: p, Err: err}
+			if errors.Is(err, oci.ErrOtherBytes) || errors.Is(err, errOtherTree) {
+				n.Event = fetch.Lied
+			}
+			g.cache.Note(n)
 		}
 		errs = append(errs, fmt.Errorf("%s: %w", p, err))
 	}
@@ -207,7 +224,7 @@ func (g *gatherer) dataset(ctx context.Context, name string, d verifier.Dependen
 		errs = append(errs, err)
 	}
 	lease, err := g.cache.Make(ctx, "artifact "+root.String(), func(ctx context.Context, dir string) error {
-		return each(ctx, registries, func(p fetch.Place) error {
+		return g.each(ctx, verifier.DatasetPrefix+name, registries, func(p fetch.Place) error {
 			dest := filepath.Join(dir, "tree")
 			if err := os.RemoveAll(dest); err != nil {
 				return err

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -125,6 +126,19 @@ func TestLiveBases(t *testing.T) {
 	refused("expired", s.policy, envelopes, c.NotAfter())
 	refused("not yet", s.policy, envelopes, c.NotBefore().Add(-time.Second))
 	refused("another's mint", newParties(t).policy, envelopes, now)
+	view, err := capstore.NewView(capstore.Trust{Mints: signers(s.policy.Mints), Revokers: []capstore.Signer{{Operator: "local", Key: s.revoker.Public()}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := view.Admit(envelopes["base"]); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := view.Revoke(s.revocation(t, capstore.KindClaim, c.Claim().String())); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := LiveBases(view, s.st, now); err == nil || !strings.Contains(err.Error(), "was taken back, and is granted no more") || strings.Contains(err.Error(), "grant the attestation of that model") {
+		t.Errorf("LiveBases after a revocation = %v, want no advice to grant it again", err)
+	}
 	refused("garbage", s.policy, map[string][]byte{"base": []byte("{}")}, now)
 }
 
@@ -247,6 +261,38 @@ func mirror(t *testing.T, files map[string]string) (url string) {
 	}))
 	t.Cleanup(server.Close)
 	return server.URL + "/corpus.tar"
+}
+
+// A place of a source, an image or a registry that did not do is named too.
+func TestPlacesThatFailedAreNoted(t *testing.T) {
+	s := newSite(t)
+	source, image := s.dependency("source"), s.dependency("environment")
+	source.URI, source.Annotations = "file:///nosuch/recipe", &verifier.Annotations{Mirrors: []string{"git+file://" + s.loc.Source}}
+	image.URI, image.Annotations = "file:///nosuch/image", &verifier.Annotations{Mirrors: []string{"file://" + s.loc.Image}}
+	s.loc.Source, s.loc.Image = "", ""
+	var mu sync.Mutex
+	failed := make(map[string]string)
+	c := s.config(nil)
+	var err error
+	c.Cache, err = Inputs{Dir: filepath.Join(t.TempDir(), "cache"), Budget: 1 << 30, Options: fetch.Options{LocalRoots: []string{"/"}}}.Open(func(n fetch.Note) {
+		mu.Lock()
+		defer mu.Unlock()
+		if n.Event == fetch.Failed {
+			failed[n.Entry] = n.Place.URI
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Cache.Close()
+	rep, err := Reproduce(t.Context(), c, s.ledger(), s.loc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rep.Close()
+	if want := map[string]string{"source": "file:///nosuch/recipe", "environment": "file:///nosuch/image"}; !maps.Equal(failed, want) {
+		t.Errorf("failed places %v, want %v", failed, want)
+	}
 }
 
 func TestMirrorsOfALedger(t *testing.T) {

@@ -86,21 +86,62 @@ type Access struct {
 // by git (transfer.fsckObjects), with no configuration but its own, no hooks,
 // no prompts, and one allowed transport. git itself fetches no submodules.
 func CheckOut(ctx context.Context, s Source, scratch, dest string, seen func(bytes int64)) (tree.Root, error) {
-	if !commitForm.MatchString(string(s.Commit)) {
-		return tree.Root{}, fmt.Errorf("source commit %.80q: expected 40 or 64 lower-case hex digits", string(s.Commit))
-	}
-	remote, err := parseRemote(s.Location, s.Trusted)
+	root, wanted, err := checkOutOwn(ctx, s, scratch, dest, seen, func(m missing) error { return m.checkSubmodules(s) })
 	if err != nil {
 		return tree.Root{}, err
 	}
+	if err := wanted.checkLFS(s); err != nil {
+		return tree.Root{}, fmt.Errorf("writing the files of commit %s: %w", s.Commit, err)
+	}
+	if err := place(ctx, s, wanted, dest); err != nil {
+		return tree.Root{}, fmt.Errorf("completing the files of commit %s: %w", s.Commit, err)
+	}
+	return root, fetch.Freeze(dest)
+}
+
+// Parts is what the tree of a commit refers to and does not hold, by path.
+type Parts struct {
+	Submodules map[string]verifier.GitCommit
+	// LFS has what pointers name: no Path, and a zero Digest where that is not
+	// the SHA-256 of the object itself.
+	LFS map[string]File
+}
+
+// CheckOutOwn is CheckOut of the commit's own tree alone, for whoever writes a
+// ledger: it returns what the ledger has to name besides. Submodules and LFS of
+// s are not used.
+func CheckOutOwn(ctx context.Context, s Source, scratch, dest string, seen func(bytes int64)) (tree.Root, Parts, error) {
+	root, wanted, err := checkOutOwn(ctx, s, scratch, dest, seen, func(missing) error { return nil })
+	if err != nil {
+		return tree.Root{}, Parts{}, err
+	}
+	p := Parts{Submodules: make(map[string]verifier.GitCommit), LFS: make(map[string]File)}
+	for path, commit := range wanted.submodules {
+		p.Submodules[path] = verifier.GitCommit(commit)
+	}
+	for path, f := range wanted.pointers {
+		p.LFS[path] = File{Digest: f.oid, Size: f.size}
+	}
+	return root, p, fetch.Freeze(dest)
+}
+
+// checkOutOwn fetches a commit and writes and measures its own tree.
+func checkOutOwn(ctx context.Context, s Source, scratch, dest string, seen func(bytes int64), check func(missing) error) (tree.Root, missing, error) {
+	if !commitForm.MatchString(string(s.Commit)) {
+		return tree.Root{}, missing{}, fmt.Errorf("source commit %.80q: expected 40 or 64 lower-case hex digits", string(s.Commit))
+	}
+	remote, err := parseRemote(s.Location, s.Trusted)
+	if err != nil {
+		return tree.Root{}, missing{}, err
+	}
 	dir, err := os.MkdirTemp(scratch, "git-")
 	if err != nil {
-		return tree.Root{}, fmt.Errorf("fetching source: %w", err)
+		return tree.Root{}, missing{}, fmt.Errorf("fetching source: %w", err)
 	}
 	defer os.RemoveAll(dir)
 	g := &gitProgram{dir: dir, repository: filepath.Join(dir, "repo.git"), protocol: remote.protocol, memory: maxGitMemory}
 	if err := g.prepare(ctx, s, remote); err != nil {
-		return tree.Root{}, err
+		return tree.Root{}, missing{}, err
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, maxFetch, fmt.Errorf("source not fetched within %v", maxFetch))
 	defer cancel()
@@ -108,20 +149,17 @@ func CheckOut(ctx context.Context, s Source, scratch, dest string, seen func(byt
 		if strings.Contains(err.Error(), "dubious ownership") {
 			err = errors.New("git does not read a repository of another owner because a ledger names it: name it yourself with --source PATH, or make a bundle of it")
 		}
-		return tree.Root{}, fmt.Errorf("fetching commit %s from %s: %w", s.Commit, remote.name, err)
+		return tree.Root{}, missing{}, fmt.Errorf("fetching commit %s from %s: %w", s.Commit, remote.name, err)
 	}
-	wanted, err := g.write(ctx, s, dest)
+	wanted, err := g.write(ctx, s.Commit, dest, check)
 	if err != nil {
-		return tree.Root{}, fmt.Errorf("writing the files of commit %s: %w", s.Commit, err)
+		return tree.Root{}, missing{}, fmt.Errorf("writing the files of commit %s: %w", s.Commit, err)
 	}
 	root, err := tree.Walk(ctx, dest, tree.Source, nil)
 	if err != nil {
-		return tree.Root{}, fmt.Errorf("source of commit %s: %w", s.Commit, err)
+		return tree.Root{}, missing{}, fmt.Errorf("source of commit %s: %w", s.Commit, err)
 	}
-	if err := place(ctx, s, wanted, dest); err != nil {
-		return tree.Root{}, fmt.Errorf("completing the files of commit %s: %w", s.Commit, err)
-	}
-	return root, fetch.Freeze(dest)
+	return root, wanted, nil
 }
 
 // remote is a location in the form that git gets.

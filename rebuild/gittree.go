@@ -13,6 +13,8 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+
+	"github.com/openclaw/clawfs/verifier"
 )
 
 // blob is one entry of a commit's tree.
@@ -20,15 +22,15 @@ type blob struct{ mode, object, path string }
 
 // write puts the blobs of a commit into dest, which it creates, and returns what
 // is missing in it. Links are made last, so that no file is ever written
-// through one.
-func (g *gitProgram) write(ctx context.Context, s Source, dest string) (missing, error) {
-	blobs, gitlinks, err := g.list(ctx, string(s.Commit))
+// through one. Submodules are shown to check before gigabytes are written in vain.
+func (g *gitProgram) write(ctx context.Context, commit verifier.GitCommit, dest string, check func(missing) error) (missing, error) {
+	blobs, gitlinks, err := g.list(ctx, string(commit))
 	if err != nil {
 		return missing{}, err
 	}
 	wanted := missing{submodules: gitlinks, pointers: map[string]pointer{}}
-	if err := wanted.checkSubmodules(s); err != nil {
-		return missing{}, err // before gigabytes are written in vain
+	if err := check(wanted); err != nil {
+		return missing{}, err
 	}
 	if err := os.Mkdir(dest, 0o700); err != nil {
 		return missing{}, err
@@ -38,14 +40,10 @@ func (g *gitProgram) write(ctx context.Context, s Source, dest string) (missing,
 		return missing{}, err
 	}
 	defer root.Close()
-	if err := g.writeAll(ctx, root, blobs, wanted.pointers); err != nil {
-		return missing{}, err
-	}
-	return wanted, wanted.checkLFS(s)
+	return wanted, g.writeAll(ctx, root, blobs, wanted.pointers)
 }
 
 func (g *gitProgram) writeAll(ctx context.Context, root *os.Root, blobs []blob, pointers map[string]pointer) error {
-
 	cmd := g.command(ctx, "--git-dir="+g.repository, "cat-file", "--batch")
 	var names strings.Builder
 	for _, b := range blobs {

@@ -14,6 +14,7 @@ import (
 	"github.com/openclaw/clawfs/hashpipe"
 	"github.com/openclaw/clawfs/rebuild/fetch"
 	"github.com/openclaw/clawfs/rebuild/oci"
+	"github.com/openclaw/clawfs/verifier"
 )
 
 // Hosts is what the operator gives for reaching others. The zero Hosts has no
@@ -52,7 +53,7 @@ func (g *gatherer) registry(p fetch.Place, most int64) oci.Options {
 // sandbox mounts.
 func (g *gatherer) image(ctx context.Context) error {
 	want := g.st.Environment()
-	err := each(ctx, places(g.loc.Image, want.Places()...), func(p fetch.Place) error {
+	err := g.each(ctx, verifier.EnvironmentName, places(g.loc.Image, want.Places()...), func(p fetch.Place) error {
 		layout, err := g.layout(ctx, p)
 		if err != nil {
 			return err

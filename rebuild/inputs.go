@@ -61,6 +61,10 @@ func kindOf(m fs.FileMode) string {
 	return "device"
 }
 
+// errOtherTree is in an error of a place that gave other files than the ledger
+// names.
+var errOtherTree = errors.New("tree root")
+
 // checkTree compares a measured root with the ledger's claim.
 func checkTree(what string, got tree.Root, want verifier.Dependency) error {
 	claim := want.Digest.ClawfsTree1
@@ -68,7 +72,7 @@ func checkTree(what string, got tree.Root, want verifier.Dependency) error {
 	// the fetch. For all else the tree root is the binding.
 	bound := len(want.Digest.GitCommit) == 64 && claim.IsZero()
 	if got.Digest != claim && !bound {
-		return fmt.Errorf("%s: tree root is %s (%d files, %d bytes), the ledger says %s", what, got.Digest, got.Files, got.Bytes, claim)
+		return fmt.Errorf("%s: %w is %s (%d files, %d bytes), the ledger says %s", what, errOtherTree, got.Digest, got.Files, got.Bytes, claim)
 	}
 	if a := want.Annotations; a != nil && a.Files > 0 && (a.Files != got.Files || a.Bytes != got.Bytes) {
 		return fmt.Errorf("%s: %d files of %d bytes, the ledger says %d files of %d bytes", what, got.Files, got.Bytes, a.Files, a.Bytes)

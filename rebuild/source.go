@@ -97,8 +97,12 @@ func (g *gatherer) checkOut(ctx context.Context, at string, want verifier.Depend
 		}
 		s.LFS[rest] = File{Digest: d.Digest.SHA256, Size: d.Annotations.Bytes, Path: g.keep(lease)}
 	}
+	what := verifier.SourceName
+	if at != "" {
+		what = verifier.SubmodulePrefix + strings.TrimSuffix(at, "/")
+	}
 	var root tree.Root
-	err := each(ctx, where, func(p fetch.Place) error {
+	err := g.each(ctx, what, where, func(p fetch.Place) error {
 		if err := removeTree(dest); err != nil {
 			return err
 		}

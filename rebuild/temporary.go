@@ -2,8 +2,10 @@ package rebuild
 
 import (
 	"errors"
+	"slices"
 	"strings"
 
+	"github.com/openclaw/clawfs/rebuild/fetch"
 	"github.com/openclaw/clawfs/rebuild/oci"
 )
 
@@ -19,6 +21,12 @@ var gitTrouble = []string{
 // temporary says whether an input that was not fetched may be had later. What
 // is not known to pass is taken for permanent: a person is asked.
 func temporary(err error) bool {
+	if several := (failures)(nil); errors.As(err, &several) {
+		return slices.ContainsFunc(several, temporary)
+	}
+	if errors.Is(err, fetch.ErrRefused) { // a registry's error calls that unreachable
+		return false
+	}
 	var t interface{ Temporary() bool }
 	if errors.As(err, &t) && t.Temporary() {
 		return true

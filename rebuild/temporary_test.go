@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/openclaw/clawfs/capstore"
+	"github.com/openclaw/clawfs/verifier"
 )
 
 // TestTemporary: what is worth another try, asked of real servers and files.
@@ -43,7 +44,16 @@ func TestTemporary(t *testing.T) {
 		"no such commit": {func(s *site) { s.loc.Source, _ = repository(t, "sha1", map[string]string{"other": "x"}) }, false},
 		"other bytes":    {func(s *site) { s.write(filepath.Join(s.loc.Datasets["corpus"], "two.txt"), "drei\n") }, false},
 		"no image":       {func(s *site) { s.loc.Image = t.TempDir() }, false},
-		"no location":    {func(s *site) { s.loc.Datasets = nil }, false},
+		"private address": {func(s *site) { // a registry's
+			s.loc.Image = ""
+			deps := s.st.Predicate.BuildDefinition.ResolvedDependencies
+			for i := range deps {
+				if deps[i].Name == verifier.EnvironmentName {
+					deps[i].URI = "oci://" + rude.Addr().String() + "/base"
+				}
+			}
+		}, false},
+		"no location": {func(s *site) { s.loc.Datasets = nil }, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

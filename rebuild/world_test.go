@@ -116,6 +116,13 @@ func (p parties) attest(t *testing.T, st verifier.Statement) ([]byte, verifier.A
 // revoke signs a revocation and puts it into the store.
 func (p parties) revoke(t *testing.T, s *capstore.Store, kind capstore.Kind, target string) {
 	t.Helper()
+	if _, err := s.Revoke(p.revocation(t, kind, target)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (p parties) revocation(t *testing.T, kind capstore.Kind, target string) []byte {
+	t.Helper()
 	st, err := capstore.NewRevocation(kind, target, "a test", time.Now())
 	if err != nil {
 		t.Fatal(err)
@@ -124,9 +131,7 @@ func (p parties) revoke(t *testing.T, s *capstore.Store, kind capstore.Kind, tar
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Revoke(envelope); err != nil {
-		t.Fatal(err)
-	}
+	return envelope
 }
 
 // capability is what a mint would sign for an attestation; the queue's tests

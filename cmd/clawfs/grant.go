@@ -72,8 +72,12 @@ func (a *app) grant(ctx context.Context, path string, loc capstore.Locations, pr
 	if err != nil {
 		return err
 	}
-	if _, err := policy.Verify(envelope, time.Now()); err != nil {
+	att, err := policy.Verify(envelope, time.Now())
+	if err != nil {
 		return refusal(path, explainMalformed(err))
+	}
+	if err := known(att.Ledger().Statement(), loc); err != nil {
+		return err
 	}
 	c, err := a.daemon(ctx)
 	if err != nil {
@@ -168,6 +172,9 @@ func (a *app) await(ctx context.Context, c *control.Client, job capstore.Job, ti
 		var gone *control.UnreachableError
 		switch {
 		case err == nil:
+			if now.Attempts > max(job.Attempts, 1) && job.NotBefore.IsZero() && now.Reason != "" {
+				a.notef("%s; it is started again\n", printable(now.Reason))
+			}
 			job, heard = now, time.Now()
 		case ctx.Err() != nil:
 		case !errors.As(err, &gone) || time.Since(heard) > daemonPatience:

@@ -46,6 +46,25 @@ const settingsText = `# clawfs.toml: where programs are and how much of this mac
 # Default: where sbatch looks.
 #conf = "/etc/slurm/slurm.conf"
 
+[fetch]
+# Fetched inputs that are kept for the next job; the least recently used go first.
+#cache_bytes = "100GiB"
+# Where. Default: the directory cache in the state directory.
+#cache_dir = "/srv/clawfs-cache"
+# Hosts that a ledger may name though their addresses are private, and by http.
+#hosts = ["data.internal", "*.build.internal"]
+# Directories below which a ledger may name local files; [] for nowhere.
+#local_roots = ["/"]
+# Tried before the places that begin so.
+#mirrors = [{prefix = "https://data.example/", urls = ["https://mirror.internal/data/"]}]
+# Credentials for registries, and registries without TLS.
+#docker_config = "/etc/clawfs/docker.json"
+#plain_http = ["registry.internal:5000"]
+# git: authorities of https hosts (default: the system's); key and hosts of ssh.
+#git_ca = "/etc/clawfs/ca.pem"
+#ssh_key = "/etc/clawfs/deploy"
+#ssh_known_hosts = "/etc/clawfs/known_hosts"
+
 [capability]
 # How long a minted capability opens files.
 #lifetime = "2160h"

@@ -94,7 +94,7 @@ func (a *app) showRecord(r signedRecord) {
 		{"signed by", string(r.Signer)},
 	})
 	text := jsontext.Value(append([]byte(nil), r.Statement...))
-	if err := text.Indent(); err == nil {
+	if err := text.Indent(jsontext.WithIndent("  ")); err == nil {
 		a.printf("\n%s\n", printableLines(string(text)))
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -13,6 +14,7 @@ import (
 
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/control"
 	"github.com/openclaw/clawfs/hashpipe"
+	"github.com/openclaw/clawfs/rebuild"
 	"github.com/openclaw/clawfs/verifier"
 )
 
@@ -104,7 +106,9 @@ func parseLimits(words string) (*verifier.StageLimits, error) {
 		case "cpu":
 			l.CPUSeconds, err = parseSeconds(value)
 		case "processes":
-			_, err = fmt.Sscanf(value, "%d", &l.Processes)
+			if l.Processes, err = strconv.ParseInt(value, 10, 32); err != nil || l.Processes < 1 {
+				err = fmt.Errorf("%q is not a number of processes such as 64", value)
+			}
 		default:
 			err = fmt.Errorf("want memory, cpu, processes or output, got %q", name)
 		}
@@ -131,9 +135,9 @@ func parseSeconds(text string) (int64, error) {
 	return int64(d / time.Second), nil
 }
 
-// setInputs adds the dependencies that flags name; set replaces one of the same
-// name.
-func (a *app) setInputs(ctx context.Context, v inputFlags, set func(verifier.Dependency)) error {
+// setInputs adds the dependencies that flags name, and to trees what the
+// submodules among them refer to; set replaces one of the same name.
+func (a *app) setInputs(ctx context.Context, v inputFlags, trees map[string]rebuild.Parts, set func(verifier.Dependency)) error {
 	uris, err := parsePairs("--input-uri", v.uris)
 	if err != nil {
 		return err
@@ -163,10 +167,11 @@ func (a *app) setInputs(ctx context.Context, v inputFlags, set func(verifier.Dep
 		return err
 	}
 	for _, path := range slices.Sorted(maps.Keys(submodules)) {
-		d, err := a.sourceDependency(ctx, submodules[path], "")
+		d, parts, err := a.sourceDependency(ctx, "--submodule "+path+":", submodules[path], "")
 		if err != nil {
-			return fmt.Errorf("--submodule %s: %w", path, err)
+			return err
 		}
+		trees[path+"/"] = parts
 		d.Name = verifier.SubmodulePrefix + path
 		add(d, d.URI)
 	}

@@ -6,7 +6,9 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
+	"github.com/dustin/go-humanize"
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/spf13/cobra"
 
@@ -90,8 +92,12 @@ func inspect(path, keyFile string) (inspection, verifier.Ledger, error) {
 func (a *app) showLedger(in inspection, l verifier.Ledger) {
 	st := l.Statement()
 	p := st.Predicate
+	width := len("environment")
+	for _, d := range p.BuildDefinition.ResolvedDependencies {
+		width = max(width, min(len(d.Name), 32))
+	}
 	line := func(label, format string, args ...any) {
-		a.printf("%-12s %s\n", label, printable(fmt.Sprintf(format, args...)))
+		a.printf("%-*s %s\n", width, label, printable(fmt.Sprintf(format, args...)))
 	}
 	line("model", "%s %s (sequence %d)", p.Model, p.Version, p.Sequence)
 	line("publisher", "%s", p.Publisher.KeyID)
@@ -115,6 +121,9 @@ func (a *app) showLedger(in inspection, l verifier.Ledger) {
 	}
 	for _, s := range params.Stages {
 		line("stage", "%s: %s", s.Name, quoteWords(s.Argv))
+		if text := limitsText(s); text != "" {
+			line("limit", "%s: %s", s.Name, text)
+		}
 		for _, path := range s.Artifacts {
 			line("artifact", "%s: /out/%s", s.Name, path)
 		}
@@ -122,6 +131,30 @@ func (a *app) showLedger(in inspection, l verifier.Ledger) {
 	for _, o := range params.Outputs {
 		line("output", "%s from /out/%s", o.Name, o.Path)
 	}
+}
+
+// limitsText is what a stage may use by its ledger; empty: what the policy says.
+func limitsText(s verifier.Stage) string {
+	var texts []string
+	if s.TimeoutSeconds > 0 {
+		texts = append(texts, (time.Duration(s.TimeoutSeconds) * time.Second).String())
+	}
+	if l := s.Limits; l != nil {
+		for _, f := range []struct {
+			n    int64
+			text string
+		}{
+			{l.MemoryBytes, humanize.IBytes(uint64(l.MemoryBytes)) + " of memory"},
+			{l.Processes, fmt.Sprintf("%d processes", l.Processes)},
+			{l.CPUSeconds, (time.Duration(l.CPUSeconds) * time.Second).String() + " of CPU time"},
+			{l.OutputBytes, humanize.IBytes(uint64(l.OutputBytes)) + " of output"},
+		} {
+			if f.n > 0 {
+				texts = append(texts, f.text)
+			}
+		}
+	}
+	return strings.Join(texts, ", ")
 }
 
 func platformText(p verifier.Platform) string {

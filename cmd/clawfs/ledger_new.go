@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -246,12 +248,14 @@ func (a *app) setDependencies(ctx context.Context, st *verifier.Statement, v led
 		}
 		*deps = append(*deps, d)
 	}
+	trees := make(map[string]rebuild.Parts)
 	if v.source != "" {
-		d, err := a.sourceDependency(ctx, v.source, v.sourceURI)
+		d, parts, err := a.sourceDependency(ctx, "--source", v.source, v.sourceURI)
 		if err != nil {
 			return err
 		}
 		set(d)
+		trees[""] = parts
 		st.Subject = []verifier.Subject{{Name: verifier.SourceName, URI: d.URI, Digest: verifier.DigestSet{GitCommit: d.Digest.GitCommit}}}
 	}
 	if v.image != "" {
@@ -266,6 +270,9 @@ func (a *app) setDependencies(ctx context.Context, st *verifier.Statement, v led
 		if err != nil {
 			return err
 		}
+		if old, ok := st.Lockfile(); ok && old.Annotations != nil { // another text of the same kind
+			d.Annotations = &verifier.Annotations{Format: old.Annotations.Format, Extras: old.Annotations.Extras}
+		}
 		set(d)
 	}
 	dirs, err := parsePairs("--dataset", v.datasets)
@@ -276,6 +283,9 @@ func (a *app) setDependencies(ctx context.Context, st *verifier.Statement, v led
 	if err != nil {
 		return err
 	}
+	if err := v.moveInputs(st, uris, dirs); err != nil {
+		return err
+	}
 	for _, word := range v.datasets {
 		name, _, _ := strings.Cut(word, "=")
 		d, err := a.datasetDependency(ctx, name, dirs[name], uris[name])
@@ -284,7 +294,42 @@ func (a *app) setDependencies(ctx context.Context, st *verifier.Statement, v led
 		}
 		set(d)
 	}
-	return a.setInputs(ctx, v.inputFlags, set)
+	if err := a.setInputs(ctx, v.inputFlags, trees, set); err != nil {
+		return err
+	}
+	return checkParts(*st, trees)
+}
+
+// moveInputs writes the URIs of flags into inputs that are those of --from.
+func (v ledgerFlags) moveInputs(st *verifier.Statement, datasetURIs, datasets map[string]string) error {
+	deps := st.Predicate.BuildDefinition.ResolvedDependencies
+	move := func(flag, name, uri string) error {
+		i := slices.IndexFunc(deps, func(d verifier.Dependency) bool { return d.Name == name })
+		if i < 0 {
+			return exitf(codeUsage, "%s: the ledger has no input %q", flag, name)
+		}
+		deps[i].URI = uri
+		return nil
+	}
+	var errs []error
+	if v.sourceURI != "" && v.source == "" {
+		errs = append(errs, move("--source-uri", verifier.SourceName, v.sourceURI))
+		if len(st.Subject) > 0 {
+			st.Subject[0].URI = v.sourceURI
+		}
+	}
+	if v.imageURI != "" && v.image == "" {
+		errs = append(errs, move("--image-uri", verifier.EnvironmentName, v.imageURI))
+	}
+	if v.lockfileURI != "" && v.lockfile == "" {
+		errs = append(errs, move("--lockfile-uri", verifier.LockfileName, v.lockfileURI))
+	}
+	for _, name := range slices.Sorted(maps.Keys(datasetURIs)) {
+		if _, given := datasets[name]; !given {
+			errs = append(errs, move("--dataset-uri", verifier.DatasetPrefix+name, datasetURIs[name]))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func (a *app) datasetDependency(ctx context.Context, name, dir, uri string) (verifier.Dependency, error) {

@@ -37,15 +37,19 @@ func (a *app) notef(format string, args ...any) {
 // table writes rows under header in aligned columns. Cells are escaped: a name
 // that another program chose must not move the cursor of a terminal.
 func (a *app) table(header []string, rows [][]string) {
-	w := tabwriter.NewWriter(a.stdout, 0, 8, 2, ' ', 0)
+	var text strings.Builder
+	w := tabwriter.NewWriter(&text, 0, 8, 2, ' ', 0)
 	for _, row := range append([][]string{header}, rows...) {
 		cells := make([]string, len(row))
 		for i, c := range row {
 			cells[i] = printable(c)
 		}
-		fmt.Fprintln(w, strings.TrimRight(strings.Join(cells, "\t"), "\t"))
+		fmt.Fprintln(w, strings.Join(cells, "\t"))
 	}
 	w.Flush()
+	for line := range strings.Lines(text.String()) {
+		a.printf("%s\n", strings.TrimRight(line, " \n"))
+	}
 }
 
 // printable escapes what could control a terminal: C0, DEL, C1, and the

@@ -127,7 +127,7 @@ expect "EACCES: permission denied"
 step 0 "$clawfs" why "$mountpoint/tiny-q8_0.gguf"
 expect "WARNING: built from a model that was taken back"
 step 3 "$clawfs" ledger check "$publisher/q8.json" "${q8[@]}"
-expect "no live capability has the claim"
+expect "was taken back, and is granted no more"
 
 step 0 "$clawfs" caps
 step 0 "$clawfs" umount "$mountpoint"

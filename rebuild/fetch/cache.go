@@ -219,7 +219,7 @@ func (c *Cache) evict(ctx context.Context, budget int64) (freed int64, err error
 		}
 		if gone {
 			total, freed = total-h.bytes, freed+h.bytes
-			c.note(Note{Entry: h.name, Event: Evicted, Bytes: h.bytes})
+			c.Note(Note{Entry: h.name, Event: Evicted, Bytes: h.bytes})
 		}
 	}
 	return freed, nil
@@ -384,8 +384,10 @@ func (c *Cache) newTmp(name string) string {
 	return filepath.Join(c.dir, "tmp", name+"+"+rand.Text())
 }
 
-func (c *Cache) note(n Note) {
-	if c.opts.Observer != nil {
+// Note passes on what a caller of Make learnt of a place. The nil cache has
+// nobody to tell.
+func (c *Cache) Note(n Note) {
+	if c != nil && c.opts.Observer != nil {
 		c.opts.Observer(n)
 	}
 }

@@ -91,7 +91,7 @@ func (d *download) use(ctx context.Context, accept func(path string) error) erro
 		if !pieces {
 			return err
 		}
-		d.c.note(Note{Entry: d.name, Event: Restarted, Place: d.place, Err: err})
+		d.c.Note(Note{Entry: d.name, Event: Restarted, Place: d.place, Err: err})
 	}
 }
 

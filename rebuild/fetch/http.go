@@ -84,7 +84,7 @@ func (d *download) run(ctx context.Context) error {
 		if failed++; failed >= d.c.opts.Attempts {
 			return err
 		}
-		d.c.note(Note{Entry: d.name, Event: Retrying, Place: d.place, Err: err})
+		d.c.Note(Note{Entry: d.name, Event: Retrying, Place: d.place, Err: err})
 		pause := min(d.c.pause<<min(failed-1, 16), maxPause)
 		pause = pause/2 + rand.N(pause/2+1)
 		if err := sleep(ctx, min(max(pause, t.retry.after), maxPause)); err != nil {
@@ -244,18 +244,18 @@ func (d *download) answer(resp *http.Response, st state, have int64) (from, tota
 	}
 	if from > 0 {
 		d.resumed = true
-		d.c.note(Note{Entry: d.name, Event: Resumed, Place: d.place, Bytes: from})
+		d.c.Note(Note{Entry: d.name, Event: Resumed, Place: d.place, Bytes: from})
 		return from, total, nil
 	}
 	if have > 0 {
-		d.c.note(Note{Entry: d.name, Event: Restarted, Place: d.place, Bytes: have})
+		d.c.Note(Note{Entry: d.name, Event: Restarted, Place: d.place, Bytes: have})
 	}
 	return 0, total, d.begin(state{d.url.String(), validator(resp), total})
 }
 
 // restart begins again, after what is there was of no use.
 func (d *download) restart(have int64, why error) error {
-	d.c.note(Note{Entry: d.name, Event: Restarted, Place: d.place, Bytes: have, Err: why})
+	d.c.Note(Note{Entry: d.name, Event: Restarted, Place: d.place, Bytes: have, Err: why})
 	if err := d.again(); err != nil {
 		return err
 	}
@@ -333,7 +333,7 @@ func (d *download) failed(ctx, limited context.Context, err error) error {
 		return context.Cause(ctx)
 	case errors.Is(context.Cause(limited), errStalled):
 		return &transient{fmt.Errorf("the server sent nothing for %v", d.c.opts.Stall), retry{never: true}}
-	case errors.Is(err, errRefused), errors.As(err, &cert), errors.As(err, &dns) && dns.IsNotFound:
+	case errors.Is(err, ErrRefused), errors.As(err, &cert), errors.As(err, &dns) && dns.IsNotFound:
 		return err
 	}
 	var slow net.Error

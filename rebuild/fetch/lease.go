@@ -118,7 +118,7 @@ func (c *Cache) lease(ctx context.Context, r recipe) (*Lease, error) {
 			continue
 		}
 		if !told {
-			c.note(Note{Entry: name, Event: Waiting})
+			c.Note(Note{Entry: name, Event: Waiting})
 			told = true
 		}
 		if err := sleep(ctx, d); err != nil {
@@ -173,13 +173,13 @@ func (c *Cache) hit(ctx context.Context, name string, broken ident, r recipe) (l
 		case errors.As(err, &claim) || exhausted(err):
 			return nil, ident{}, fmt.Errorf("checking input %s: %w", data, err)
 		}
-		c.note(Note{Entry: name, Event: Broken, Err: err})
+		c.Note(Note{Entry: name, Event: Broken, Err: err})
 		return nil, id, nil
 	}
 	if err := k.touch(); err != nil {
 		return nil, ident{}, err
 	}
-	c.note(Note{Entry: name, Event: Hit})
+	c.Note(Note{Entry: name, Event: Hit})
 	return &Lease{c: c, path: data, k: k}, ident{}, nil
 }
 

@@ -229,7 +229,7 @@ func (c *Cache) allowedPath(name string) (string, error) {
 func (c *Cache) each(ctx context.Context, what, name, work string, places []Place, one func(context.Context, Place, *url.URL) error) error {
 	var failures []Failure
 	for _, p := range c.expand(places) {
-		c.note(Note{Entry: name, Event: Fetching, Place: p})
+		c.Note(Note{Entry: name, Event: Fetching, Place: p})
 		u, err := parse(p.URI)
 		if err == nil {
 			err = one(ctx, p, u)
@@ -242,16 +242,16 @@ func (c *Cache) each(ctx context.Context, what, name, work string, places []Plac
 		)
 		switch {
 		case err == nil:
-			c.note(Note{Entry: name, Event: Fetched, Place: p})
+			c.Note(Note{Entry: name, Event: Fetched, Place: p})
 			return nil
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
 		case errors.As(err, &here) || errors.As(err, &ask) || exhausted(err):
 			return fmt.Errorf("fetching %s from %s: %w", what, p, err)
 		case errors.As(err, &lie):
-			c.note(Note{Entry: name, Event: Lied, Place: p, Expected: lie.expected, Got: lie.got})
+			c.Note(Note{Entry: name, Event: Lied, Place: p, Expected: lie.expected, Got: lie.got})
 		default:
-			c.note(Note{Entry: name, Event: Failed, Place: p, Err: err})
+			c.Note(Note{Entry: name, Event: Failed, Place: p, Err: err})
 		}
 		failures = append(failures, Failure{Place: p, Err: err, Lied: lie != nil, Transient: errors.As(err, &try) || flaky(err)})
 		if err := empty(work); err != nil {

@@ -59,6 +59,7 @@ func (s State) Check() error {
 		{s.Run(), fs.ModeDir, openToOthers},
 		{s.Jobs(), fs.ModeDir, writableByOthers},
 		{s.Work(), fs.ModeDir, writableByOthers},
+		{s.Cache(), fs.ModeDir, openToOthers},
 		{s.Private(), fs.ModeDir, openToOthers},
 		{s.Log(), fs.ModeDir, writableByOthers},
 	} {

@@ -85,6 +85,15 @@ func TestCheck(t *testing.T) {
 		{"log writable by others", chmod(0o733, State.Log), "mode 0733"},
 		{"jobs writable by others", chmod(0o707, State.Jobs), "mode 0707"},
 
+		{"cache open to others", func(t *testing.T, s State) {
+			if err := os.Mkdir(s.Cache(), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Chmod(s.Cache(), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}, "mode 0755"},
+
 		{"foreign state", foreign(self), "uid 65534"},
 		{"foreign policy", foreign(State.Policy), "uid 65534"},
 		{"foreign mint key", foreign(State.MintKey), "uid 65534"},
