@@ -97,14 +97,15 @@ func (g *gatherer) gather(ctx context.Context) error {
 }
 
 // exhausted says whether an input was not fetched because this machine has no
-// room for it. That is no fault of the input; git tells it in words alone.
+// room for it. That is no fault of the input. Words do not say it: servers and
+// ledgers choose many of those that an error has.
 func exhausted(err error) bool {
 	for _, e := range []error{unix.ENOSPC, unix.EDQUOT, unix.EMFILE, unix.ENFILE, unix.ENOMEM} {
 		if errors.Is(err, e) {
 			return true
 		}
 	}
-	return strings.Contains(err.Error(), "No space left on device") || strings.Contains(err.Error(), "Out of diskspace")
+	return false
 }
 
 // places are where an input may be: where the operator said, and nowhere else,

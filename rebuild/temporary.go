@@ -1,8 +1,7 @@
 package rebuild
 
 import (
-	"errors"
-	"strings"
+	"slices"
 
 	"github.com/openclaw/clawfs/rebuild/oci"
 )
@@ -16,21 +15,18 @@ var gitTrouble = []string{
 	"The requested URL returned error: 429", "The requested URL returned error: 5",
 }
 
-// temporary says whether an input that was not fetched may be had later. What
-// is not known to pass is taken for permanent: a person is asked.
+// temporary says whether an input that was not fetched may be had later, from
+// one place at least. What is not known to pass is taken for permanent: a
+// person is asked.
 func temporary(err error) bool {
-	var t interface{ Temporary() bool }
-	if errors.As(err, &t) && t.Temporary() {
+	if t, ok := err.(interface{ Temporary() bool }); ok && t.Temporary() || err == oci.ErrUnreachable {
 		return true
 	}
-	if errors.Is(err, oci.ErrUnreachable) {
-		return true
-	}
-	text := err.Error()
-	for _, words := range gitTrouble {
-		if strings.Contains(text, words) {
-			return true
-		}
+	switch x := err.(type) {
+	case interface{ Unwrap() error }:
+		return temporary(x.Unwrap())
+	case interface{ Unwrap() []error }:
+		return slices.ContainsFunc(x.Unwrap(), temporary)
 	}
 	return false
 }
