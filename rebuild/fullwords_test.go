@@ -34,13 +34,13 @@ func TestWordsOfAFullDisk(t *testing.T) {
 // TestGitFullDisk: git's own words count, those that it passes on do not.
 func TestGitFullDisk(t *testing.T) {
 	for said, want := range map[string]bool{
-		"fatal: write error: No space left on device\nfatal: fetch-pack: invalid index-pack output": true,
-		"error: unable to write file objects/1: No space left on device":                            true,
-		"error: file write error: Disk quota exceeded":                                              true,
-		"fatal: remote error: No space left on device":                                              false,
-		"fatal: remote error: upload-pack: No space left on device":                                 false,
-		"remote: fatal: write error: No space left on device":                                       false,
-		"fatal: '/x/: No space left on device' does not appear to be a git repository":              false,
+		"fatal: write error: No space left on device\nfatal: fetch-pack: invalid index-pack output":                      true,
+		"error: unable to write file objects/1: No space left on device":                                                 true,
+		"error: file write error: Disk quota exceeded":                                                                   true,
+		"fatal: remote error: No space left on device":                                                                   false,
+		"fatal: remote error: upload-pack: No space left on device":                                                      false,
+		"remote: fatal: write error: No space left on device":                                                            false,
+		"fatal: '/x/: No space left on device' does not appear to be a git repository":                                   false,
 		"fatal: unable to access 'https://git.example/': The requested URL returned error: 500: No space left on device": false,
 		"": false,
 	} {

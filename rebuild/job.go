@@ -121,7 +121,8 @@ func (c JobConfig) run(ctx context.Context, job jobFile, envelope []byte) (Resul
 		return Result{}, log.trouble(err)
 	}
 	defer removeTree(work)
-	r := Result{Job: job.ID, SBA: job.SBA, StartedAt: time.Now().UTC()}
+	began := time.Now()
+	r := Result{Job: job.ID, SBA: job.SBA, StartedAt: began.UTC()}
 	var e earned
 	r.Capability, e, err = c.earn(ctx, job, envelope, work, log)
 	var f *Failure
@@ -134,7 +135,8 @@ func (c JobConfig) run(ctx context.Context, job jobFile, envelope []byte) (Resul
 	default:
 		r.Verdict = capstore.Minted
 	}
-	r.FinishedAt = time.Now().UTC()
+	// By the clock that nobody sets: a job cannot end before it began.
+	r.FinishedAt = began.Add(time.Since(began)).UTC()
 	if r.Record, err = c.record(job, e.ledger, r, e.builds); err != nil && r.Verdict.Granted() {
 		return Result{}, log.trouble(err)
 	} else if err != nil {
