@@ -54,7 +54,9 @@ func (c JobConfig) record(job jobFile, l verifier.Ledger, r Result, builds []rec
 	var rec record.Record
 	var err error
 	if r.Verdict.Granted() {
-		rec, err = record.Provenance(j)
+		if rec, err = record.Provenance(j); err != nil {
+			err = fail(capstore.PolicyRefused, "%v", err)
+		}
 	} else {
 		rec, err = record.Failure(j, r.Verdict, r.Reason, r.Diagnosis)
 	}

@@ -137,7 +137,12 @@ func (c JobConfig) run(ctx context.Context, job jobFile, envelope []byte) (Resul
 	}
 	// By the clock that nobody sets: a job cannot end before it began.
 	r.FinishedAt = began.Add(time.Since(began)).UTC()
-	if r.Record, err = c.record(job, e.ledger, r, e.builds); err != nil && r.Verdict.Granted() {
+	r.Record, err = c.record(job, e.ledger, r, e.builds)
+	if r.Verdict.Granted() && errors.As(err, &f) {
+		r.Verdict, r.Reason, r.Capability = f.Verdict, f.Detail, nil
+		r.Record, err = c.record(job, e.ledger, r, e.builds)
+	}
+	if err != nil && r.Verdict.Granted() {
 		return Result{}, log.trouble(err)
 	} else if err != nil {
 		log.text.printf("this answer is not signed: %v", err)

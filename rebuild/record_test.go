@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/openclaw/clawfs/capstore"
+	"github.com/openclaw/clawfs/rebuild/record"
 	"github.com/openclaw/clawfs/verifier"
 )
 
@@ -110,5 +112,19 @@ func TestRevokedWhileFull(t *testing.T) {
 	room()
 	if job := b.wait(id); job.Verdict != capstore.PolicyRefused || len(b.store.All()) != 0 {
 		t.Errorf("job ended as %s with %d capabilities", job.Verdict, len(b.store.All()))
+	}
+}
+
+// TestRecordTooLong: what can have no provenance is not minted, and is not built
+// again and again in the hope of it.
+func TestRecordTooLong(t *testing.T) {
+	s := newJobSite(t)
+	s.config.Program = strings.Repeat("x", record.MaxSize)
+	r, err := RunJob(t.Context(), s.config)
+	if err != nil || r.Verdict != capstore.PolicyRefused || !strings.Contains(r.Reason, "too long for a record") || len(r.Capability)+len(r.Record) > 0 {
+		t.Errorf("RunJob = %s %s with %d bytes of capability, %d of record, %v", r.Verdict, r.Reason, len(r.Capability), len(r.Record), err)
+	}
+	if stored, err := readResult(s.dir, r.Job, r.SBA); err != nil || stored.Verdict != r.Verdict {
+		t.Errorf("the answer on disk is %+v, %v", stored, err)
 	}
 }
