@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"net/url"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -223,7 +225,7 @@ func (g *gatherer) dataset(ctx context.Context, name string, d verifier.Dependen
 			return checkTreeAt(ctx, dest, tree.Data, d)
 		})
 	}, func(ctx context.Context, dir string) error {
-		return checkTreeAt(ctx, filepath.Join(dir, "tree"), tree.Data, d)
+		return checkKept(ctx, filepath.Join(dir, "tree"), tree.Data, d)
 	})
 	if err != nil {
 		return "", append(errs, err)
@@ -298,8 +300,26 @@ func (g *gatherer) layOutFile(ctx context.Context, dest string, s capstore.Subje
 	return os.Link(lease.Path(), dest)
 }
 
-// checkModel measures every file of a model.
+// checkModel measures every file of a model and refuses whatever else is there.
 func checkModel(ctx context.Context, dir string, subjects []capstore.Subject, seen func(int64)) error {
+	if err := fetch.Frozen(dir); err != nil {
+		return err
+	}
+	expected := map[string]bool{".": true}
+	for _, s := range subjects {
+		for name := s.Name; name != "."; name = path.Dir(name) {
+			expected[name] = true
+		}
+	}
+	err := fs.WalkDir(os.DirFS(dir), ".", func(name string, _ fs.DirEntry, err error) error {
+		if err == nil && !expected[name] {
+			err = fmt.Errorf("%.200q is no file of the model", name)
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return err
@@ -320,6 +340,15 @@ func checkModel(ctx context.Context, dir string, subjects []capstore.Subject, se
 		}
 	}
 	return nil
+}
+
+// checkKept is checkTreeAt for a directory of the cache, in which modes and times
+// are part of what a build sees.
+func checkKept(ctx context.Context, dir string, profile tree.Profile, want verifier.Dependency) error {
+	if err := fetch.Frozen(dir); err != nil {
+		return err
+	}
+	return checkTreeAt(ctx, dir, profile, want)
 }
 
 // checkTreeAt measures a directory and compares it with the ledger.

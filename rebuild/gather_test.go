@@ -334,3 +334,93 @@ func TestClaimOfTwoStores(t *testing.T) {
 		t.Errorf("claims %v, want one", claims)
 	}
 }
+
+// TestKeptInputsChanged: what somebody changed in the cache so that no byte of
+// the input's own differs is not what a build gets.
+func TestKeptInputsChanged(t *testing.T) {
+	s := newSite(t)
+	c := s.config(nil)
+	c.Bases, _ = s.base("weights of the base")
+	dir := filepath.Join(t.TempDir(), "cache")
+	broken := 0
+	var err error
+	c.Cache, err = Inputs{Dir: dir, Budget: 1 << 30}.Open(func(n fetch.Note) {
+		if n.Event == fetch.Broken {
+			broken++
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Cache.Close()
+	build := func() hashpipe.Sum {
+		t.Helper()
+		rep, err := Reproduce(t.Context(), c, s.ledger(), s.loc)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer rep.Close()
+		return rep.Outputs()[0].Measurement().Sum()
+	}
+	good := build()
+	one := func(pattern string) string {
+		t.Helper()
+		list, err := filepath.Glob(filepath.Join(dir, "entries", pattern))
+		if err != nil || len(list) != 1 {
+			t.Fatalf("%s: %q, %v", pattern, list, err)
+		}
+		return list[0]
+	}
+	if err := errors.Join(
+		os.Mkdir(filepath.Join(filepath.Dir(one("make-*/data/model.bin")), "extra"), 0o555),
+		os.Chmod(one("make-*/data/tree/train.txt"), 0o644),
+	); err != nil {
+		t.Fatal(err)
+	}
+	if got := build(); got != good || broken != 2 {
+		t.Errorf("%d broken entries, want 2; the output is the same: %t", broken, got == good)
+	}
+}
+
+func TestCheckModel(t *testing.T) {
+	s := newSite(t)
+	bases, _ := s.base("weights")
+	for name, c := range map[string]struct {
+		change func(dir string) error
+		want   string
+	}{
+		"as it was":          {func(string) error { return nil }, ""},
+		"an extra file":      {func(dir string) error { return os.WriteFile(filepath.Join(dir, "extra"), nil, 0o444) }, "no file of the model"},
+		"an extra link":      {func(dir string) error { return os.Symlink("model.bin", filepath.Join(dir, "extra")) }, "no file of the model"},
+		"an extra directory": {func(dir string) error { return os.Mkdir(filepath.Join(dir, "extra"), 0o555) }, "no file of the model"},
+		"nothing":            {func(dir string) error { return os.Remove(filepath.Join(dir, "model.bin")) }, "no such file"},
+		"other bytes":        {func(dir string) error { return os.WriteFile(filepath.Join(dir, "model.bin"), []byte("w"), 0o444) }, "its capability says"},
+	} {
+		dir := t.TempDir()
+		if err := errors.Join(os.WriteFile(filepath.Join(dir, "model.bin"), []byte("weights"), 0o444), c.change(dir), fetch.Freeze(dir)); err != nil {
+			t.Fatal(err)
+		}
+		err := checkModel(t.Context(), dir, bases["base"].Subjects(), nil)
+		if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
+			t.Errorf("%s: checkModel = %v, want %q", name, err, c.want)
+		}
+	}
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "model.bin"), []byte("weights"), 0o444); err != nil {
+		t.Fatal(err)
+	}
+	if err := checkModel(t.Context(), dir, bases["base"].Subjects(), nil); err == nil || !strings.Contains(err.Error(), "was changed") {
+		t.Errorf("a model with times of its own: checkModel = %v", err)
+	}
+}
+
+// TestArtifactAlone: outputs that are equal do not make up for a stage that left
+// something else.
+func TestArtifactAlone(t *testing.T) {
+	s := newSite(t)
+	s.params().Stages = []verifier.Stage{
+		{Name: "prepare", Argv: []string{"payload", "random", "partial"}, Artifacts: []string{"partial"}},
+		{Name: "write", Argv: []string{"payload", "write", "the same"}, Artifacts: []string{"model.bin"}},
+	}
+	s.wantFailure(s.config(nil), capstore.Nondeterministic, "differ in 1 of 2 artifacts of stages: prepare/partial")
+}

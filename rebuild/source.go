@@ -39,7 +39,7 @@ func (g *gatherer) source(ctx context.Context) error {
 		_, err := g.checkOut(ctx, "", want, where, filepath.Join(dir, "tree"))
 		return err
 	}, func(ctx context.Context, dir string) error {
-		return checkTreeAt(ctx, filepath.Join(dir, "tree"), tree.Source, want)
+		return checkKept(ctx, filepath.Join(dir, "tree"), tree.Source, want)
 	})
 	if err != nil {
 		return hint("source", option, err)
