@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -73,25 +74,34 @@ type gatherer struct {
 	loc   capstore.Locations
 	p     *progress
 	in    inputs
+	// within bounds the time for all inputs together.
+	within time.Duration
 }
+
+// maxGather bounds the time for the inputs of one job. A server that sends a
+// byte before each time it would be given up keeps a worker from all others.
+// What it sent until then is kept for the next try.
+const maxGather = 24 * time.Hour
 
 // gather fetches all inputs, whose leases the caller closes also after an
 // error. Every failure is FETCH_FAILED: an input that is absent and an input
 // with other bytes are both not what the ledger names. A machine that is full
 // is no answer.
-func (g *gatherer) gather(ctx context.Context) error {
+func (g *gatherer) gather(whole context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(whole, g.within, fmt.Errorf("the inputs were not there within %v", g.within))
+	defer cancel()
 	g.in.rootfs = filepath.Join(g.dir, "rootfs")
 	for _, step := range []func(context.Context) error{g.source, g.datasets, g.models, g.lockfile, g.image} {
 		if err := step(ctx); err != nil {
 			var f *Failure
-			if errors.As(err, &f) || ctx.Err() != nil {
+			if errors.As(err, &f) || whole.Err() != nil {
 				return err
 			}
-			if exhausted(err) {
+			if ctx.Err() == nil && exhausted(err) {
 				return fmt.Errorf("fetching inputs: %w", err)
 			}
 			f = fail(capstore.FetchFailed, "%v", err)
-			f.Temporary = temporary(err)
+			f.Temporary = temporary(err) || ctx.Err() != nil
 			return f
 		}
 	}

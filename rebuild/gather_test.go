@@ -3,6 +3,7 @@ package rebuild
 import (
 	"archive/tar"
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -423,4 +424,37 @@ func TestArtifactAlone(t *testing.T) {
 		{Name: "write", Argv: []string{"payload", "write", "the same"}, Artifacts: []string{"model.bin"}},
 	}
 	s.wantFailure(s.config(nil), capstore.Nondeterministic, "differ in 1 of 2 artifacts of stages: prepare/partial")
+}
+
+// TestDrip: a server that sends one byte now and then does not keep a worker.
+func TestDrip(t *testing.T) {
+	drip := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		for r.Context().Err() == nil {
+			w.Write([]byte("x"))
+			w.(http.Flusher).Flush()
+			time.Sleep(5 * time.Millisecond)
+		}
+	}))
+	defer drip.Close()
+	s := newSite(t)
+	s.loc.Datasets["corpus"] = drip.URL
+	s.dependency("dataset:corpus").Annotations.Bytes = 1 << 40
+	cache, err := Inputs{Dir: filepath.Join(t.TempDir(), "cache"), Budget: 1 << 30}.Open(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cache.Close()
+	g := &gatherer{cache: cache, dir: t.TempDir(), st: s.ledger().Statement(), loc: s.loc, p: &progress{}, within: 500 * time.Millisecond}
+	err = g.gather(t.Context())
+	g.in.close()
+	var f *Failure
+	if !errors.As(err, &f) || f.Verdict != capstore.FetchFailed || !f.Temporary || !strings.Contains(f.Detail, "not there within 500ms") {
+		t.Errorf("gather = %v, want a temporary FETCH_FAILED that says why", err)
+	}
+	stopped, cancel := context.WithCancel(t.Context())
+	cancel()
+	g.within = time.Hour
+	if err := g.gather(stopped); errors.As(err, new(*Failure)) || !errors.Is(err, context.Canceled) {
+		t.Errorf("gather that was stopped = %v, want no answer", err)
+	}
 }

@@ -159,7 +159,7 @@ func (r *Reproduction) run(ctx context.Context, c Config, l verifier.Ledger, st 
 		defer own.Close()
 		c.Cache = own
 	}
-	g := &gatherer{cache: c.Cache, hosts: c.Hosts, bases: c.Bases, dir: r.dir, st: st, loc: loc, p: p}
+	g := &gatherer{cache: c.Cache, hosts: c.Hosts, bases: c.Bases, dir: r.dir, st: st, loc: loc, p: p, within: maxGather}
 	err := g.gather(ctx)
 	r.in = g.in
 	if err != nil {
