@@ -117,7 +117,7 @@ func Reproduce(ctx context.Context, c Config, l verifier.Ledger, loc capstore.Lo
 	}
 	st := l.Statement()
 	if here, ok := c.Executor.(hosted); ok {
-		if err := onHost(here.Host(), st); err != nil {
+		if err := onHost(here.Host(), st, nil); err != nil {
 			return nil, err
 		}
 	}
@@ -166,6 +166,11 @@ func (r *Reproduction) run(ctx context.Context, c Config, l verifier.Ledger, st 
 		return err
 	}
 	in := g.in
+	if here, ok := c.Executor.(hosted); ok {
+		if err := onHost(here.Host(), st, in.env); err != nil {
+			return err
+		}
+	}
 	if err := g.locked(ctx); err != nil {
 		return err
 	}
@@ -196,7 +201,7 @@ func (r *Reproduction) run(ctx context.Context, c Config, l verifier.Ledger, st 
 		if err != nil {
 			return buildFailure(i+1, err)
 		}
-		if err := onHost(result.Host, st); err != nil {
+		if err := onHost(result.Host, st, in.env); err != nil {
 			return onNode(result.Host, err)
 		}
 		ran = append(ran, result.Host.Name)
