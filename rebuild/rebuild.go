@@ -358,6 +358,9 @@ func allowed(c Config, st verifier.Statement) error {
 				return fail(capstore.PolicyRefused, "stage %q asks for %s %d, the policy's builds.limits allow %d", g.Name, f.name, f.asks, f.most)
 			}
 		}
+		if err := l.Check(c.Limits); err != nil { // too little for any container
+			return fail(capstore.PolicyRefused, "stage %q: %v", g.Name, err)
+		}
 	}
 	return nil
 }
