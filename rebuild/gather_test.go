@@ -372,6 +372,13 @@ func TestKeptInputsChanged(t *testing.T) {
 		}
 		return list[0]
 	}
+	// A ledger that promises other numbers takes nothing from the others.
+	s.dependency("source").Annotations = &verifier.Annotations{Files: 7, Bytes: 7}
+	s.wantFailure(c, capstore.FetchFailed, "the ledger says 7 files of 7 bytes")
+	s.dependency("source").Annotations = nil
+	if broken != 0 {
+		t.Errorf("%d entries are broken for a ledger's promise", broken)
+	}
 	if err := errors.Join(
 		os.Mkdir(filepath.Join(filepath.Dir(one("make-*/data/model.bin")), "extra"), 0o555),
 		os.Chmod(one("make-*/data/tree/train.txt"), 0o644),

@@ -35,16 +35,20 @@ func (g *gatherer) source(ctx context.Context) error {
 		return nil
 	}
 	key := fmt.Sprintf("git %s %s", want.Digest.GitCommit, want.Digest.ClawfsTree1)
+	var got tree.Root
 	lease, err := g.cache.Make(ctx, key, func(ctx context.Context, dir string) error {
 		_, err := g.checkOut(ctx, "", want, where, filepath.Join(dir, "tree"))
 		return err
 	}, func(ctx context.Context, dir string) error {
-		return checkKept(ctx, filepath.Join(dir, "tree"), tree.Source, want)
+		return checkKept(ctx, filepath.Join(dir, "tree"), tree.Source, want.Digest.ClawfsTree1, &got)
 	})
+	if err == nil {
+		g.mount("source", filepath.Join(g.keep(lease), "tree"))
+		err = checkTree("source of commit "+string(want.Digest.GitCommit), got, want)
+	}
 	if err != nil {
 		return hint("source", option, err)
 	}
-	g.mount("source", filepath.Join(g.keep(lease), "tree"))
 	return nil
 }
 
