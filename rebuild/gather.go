@@ -74,6 +74,9 @@ type gatherer struct {
 	loc   capstore.Locations
 	p     *progress
 	in    inputs
+	// submodules counts those that were checked out, for the names of their
+	// directories: paths are too long for that.
+	submodules int
 	// within bounds the time for all inputs together.
 	within time.Duration
 }

@@ -77,7 +77,8 @@ func (g *gatherer) checkOut(ctx context.Context, at string, want verifier.Depend
 		}
 		d := subs[path]
 		id := verifier.SubmodulePrefix + path
-		dir := g.scratch(fmt.Sprintf("submodule-%d", len(s.Submodules)) + "-" + strings.ReplaceAll(at, "/", "-"))
+		g.submodules++
+		dir := g.scratch(fmt.Sprintf("submodule-%d", g.submodules))
 		if _, err := g.checkOut(ctx, path+"/", d, places(g.loc.Inputs[id], d.Places()...), dir); err != nil {
 			return tree.Root{}, hint(fmt.Sprintf("submodule %q", path), "--input "+id+"=WHERE", err)
 		}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -104,7 +105,9 @@ func parseLimits(words string) (*verifier.StageLimits, error) {
 		case "cpu":
 			l.CPUSeconds, err = parseSeconds(value)
 		case "processes":
-			_, err = fmt.Sscanf(value, "%d", &l.Processes)
+			if l.Processes, err = strconv.ParseInt(value, 10, 64); err != nil || l.Processes < 1 {
+				err = fmt.Errorf("%q is not a number of processes", value)
+			}
 		default:
 			err = fmt.Errorf("want memory, cpu, processes or output, got %q", name)
 		}
