@@ -97,7 +97,7 @@ func (g *gatherer) layout(ctx context.Context, p fetch.Place) (string, error) {
 	lease, err := g.cache.Make(ctx, "image "+digest.String(), func(ctx context.Context, dir string) error {
 		err := oci.Pull(ctx, from, digest, dir, o)
 		for _, pause := range registryRetry {
-			if !errors.Is(err, oci.ErrUnreachable) || sleep(ctx, pause) != nil {
+			if !errors.Is(err, oci.ErrUnreachable) || errors.Is(err, fetch.ErrRefused) || sleep(ctx, pause) != nil {
 				break
 			}
 			err = oci.Pull(ctx, from, digest, dir, o) // goes on where it broke off

@@ -2,10 +2,13 @@ package rebuild
 
 import (
 	"errors"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/openclaw/clawfs/capstore"
@@ -80,5 +83,56 @@ func TestLedgerReachesNoFile(t *testing.T) {
 		s.loc.Image = path
 		fresh()
 		s.wantFailure(c, capstore.FetchFailed, "neither a directory nor a regular file")
+	}
+}
+
+// TestRegistryLeadsNowhere: a registry that a ledger may name sends neither for
+// a token nor by a redirect to a host that it may not.
+func TestRegistryLeadsNowhere(t *testing.T) {
+	var hits atomic.Int64
+	inner := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { hits.Add(1) }))
+	defer inner.Close()
+	target := strings.Replace(inner.URL, "127.0.0.1", "localhost", 1)
+	for name, answer := range map[string]http.HandlerFunc{
+		"token": func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Www-Authenticate", `Bearer realm="`+target+`/token",service="x",scope="repository:x:pull"`)
+			w.WriteHeader(http.StatusUnauthorized)
+		},
+		"redirect": func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, target+r.URL.Path, http.StatusTemporaryRedirect)
+		},
+		"https redirect": func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, strings.Replace(target, "http:", "https:", 1)+r.URL.Path, http.StatusFound)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			registry := httptest.NewServer(answer)
+			defer registry.Close()
+			host := strings.TrimPrefix(registry.URL, "http://")
+			s := newSite(t)
+			corpus := s.loc.Datasets
+			s.loc.Image, s.loc.Datasets = "", nil
+			s.dependency("environment").URI = "oci://" + host + "/x"
+			s.dependency("dataset:corpus").URI = "oci://" + host + "/x:tag"
+			c := s.config(nil)
+			c.Hosts.PlainHTTP = []string{host}
+			var err error
+			c.Cache, err = Inputs{Dir: filepath.Join(t.TempDir(), "cache"), Budget: 1 << 30, Options: fetch.Options{Hosts: []string{"127.0.0.1"}}}.Open(nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Cache.Close()
+			s.wantFailure(c, capstore.FetchFailed, `dataset "corpus"`)
+			s.loc.Datasets = corpus
+			rep, err := Reproduce(t.Context(), c, s.ledger(), s.loc)
+			rep.Close()
+			var f *Failure
+			if !errors.As(err, &f) || f.Verdict != capstore.FetchFailed || f.Temporary || !strings.Contains(f.Detail, "environment image") {
+				t.Errorf("Reproduce = %v, want FETCH_FAILED for good", err)
+			}
+			if hits.Load() != 0 {
+				t.Errorf("%d requests reached a host that was not allowed", hits.Load())
+			}
+		})
 	}
 }

@@ -1,8 +1,10 @@
 package rebuild
 
 import (
+	"errors"
 	"slices"
 
+	"github.com/openclaw/clawfs/rebuild/fetch"
 	"github.com/openclaw/clawfs/rebuild/oci"
 )
 
@@ -25,8 +27,10 @@ func temporary(err error) bool {
 	switch x := err.(type) {
 	case interface{ Unwrap() error }:
 		return temporary(x.Unwrap())
-	case interface{ Unwrap() []error }:
-		return slices.ContainsFunc(x.Unwrap(), temporary)
+	case failures: // of several places
+		return slices.ContainsFunc(x, temporary)
+	case interface{ Unwrap() []error }: // what a refused connection looks like to others is no trouble that passes
+		return !errors.Is(err, fetch.ErrRefused) && slices.ContainsFunc(x.Unwrap(), temporary)
 	}
 	return false
 }

@@ -38,7 +38,7 @@ func (c *Cache) Resolver(trusted bool) func(ctx context.Context, host string) ([
 			}
 		}
 		if len(may) == 0 {
-			return nil, fmt.Errorf("%w to connect to %s for a ledger: none of its addresses is public; the operator can allow the host", errRefused, host)
+			return nil, fmt.Errorf("%w to connect to %s for a ledger: none of its addresses is public; the operator can allow the host", ErrRefused, host)
 		}
 		return may, nil
 	}

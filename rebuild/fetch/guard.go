@@ -13,8 +13,9 @@ import (
 	"time"
 )
 
-// errRefused marks what no retry can change.
-var errRefused = errors.New("refused")
+// ErrRefused is in an error of a place that this machine does not go to, which no
+// retry can change.
+var ErrRefused = errors.New("refused")
 
 // transport returns a transport without proxies. The guarded one connects to
 // public addresses only. It looks at the address that is connected to, so a
@@ -25,7 +26,7 @@ func transport(opts Options, guarded bool) *http.Transport {
 		d.ControlContext = func(_ context.Context, _, address string, _ syscall.RawConn) error {
 			at, err := netip.ParseAddrPort(address)
 			if err != nil || !public(at.Addr()) {
-				return fmt.Errorf("%w to connect to %s for a ledger: expected a public address; the operator can allow its host", errRefused, address)
+				return fmt.Errorf("%w to connect to %s for a ledger: expected a public address; the operator can allow its host", ErrRefused, address)
 			}
 			return nil
 		}
@@ -107,7 +108,7 @@ func (r route) allowed(host string) bool {
 func (r route) RoundTrip(req *http.Request) (*http.Response, error) {
 	allowed := r.allowed(req.URL.Hostname())
 	if req.URL.Scheme != "https" && (req.URL.Scheme != "http" || !allowed) {
-		return nil, fmt.Errorf("%w to use %s://%s: expected https, or a host that the operator named", errRefused, req.URL.Scheme, req.URL.Host)
+		return nil, fmt.Errorf("%w to use %s://%s: expected https, or a host that the operator named", ErrRefused, req.URL.Scheme, req.URL.Host)
 	}
 	if allowed {
 		return r.c.open.RoundTrip(req)
@@ -120,11 +121,11 @@ func (r route) redirect(req *http.Request, via []*http.Request) error {
 	last := via[len(via)-1].URL
 	switch {
 	case len(via) > maxRedirects:
-		return fmt.Errorf("%w to follow more than %d redirects", errRefused, maxRedirects)
+		return fmt.Errorf("%w to follow more than %d redirects", ErrRefused, maxRedirects)
 	case last.Scheme == "https" && req.URL.Scheme != "https":
-		return fmt.Errorf("%w to follow a redirect from https to %s://%s", errRefused, req.URL.Scheme, req.URL.Host)
+		return fmt.Errorf("%w to follow a redirect from https to %s://%s", ErrRefused, req.URL.Scheme, req.URL.Host)
 	case req.URL.User != nil:
-		return fmt.Errorf("%w to follow a redirect that carries credentials", errRefused)
+		return fmt.Errorf("%w to follow a redirect that carries credentials", ErrRefused)
 	}
 	req.Header.Del("Referer")
 	return nil

@@ -333,7 +333,7 @@ func (d *download) failed(ctx, limited context.Context, err error) error {
 		return context.Cause(ctx)
 	case errors.Is(context.Cause(limited), errStalled):
 		return &transient{fmt.Errorf("the server sent nothing for %v", d.c.opts.Stall), retry{never: true}}
-	case errors.Is(err, errRefused), errors.As(err, &cert), errors.As(err, &dns) && dns.IsNotFound:
+	case errors.Is(err, ErrRefused), errors.As(err, &cert), errors.As(err, &dns) && dns.IsNotFound:
 		return err
 	}
 	var slow net.Error
