@@ -265,7 +265,32 @@ func (c *Cache) sweep(one string) error {
 			return fmt.Errorf("removing what a killed process left: %w", err)
 		}
 	}
+	if one != "" {
+		return nil
+	}
+	locks, err := os.ReadDir(filepath.Join(c.dir, "locks"))
+	if err != nil {
+		return err
+	}
+	for _, e := range locks {
+		if err := c.sweepLock(e.Name()); err != nil {
+			return fmt.Errorf("removing what a killed process left: %w", err)
+		}
+	}
 	return nil
+}
+
+// sweepLock removes a lock file that nobody holds and that is of nothing.
+func (c *Cache) sweepLock(name string) error {
+	if _, err := os.Lstat(c.entry(name)); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	k, err := c.tryLock(name, unix.LOCK_EX)
+	if k == nil || err != nil {
+		return err
+	}
+	defer k.close()
+	return c.tidy(k, name)
 }
 
 func (c *Cache) sweepOne(name, tmp string, locked bool) error {

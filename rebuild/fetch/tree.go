@@ -63,7 +63,7 @@ func (c *Cache) Tree(ctx context.Context, want hashpipe.Digest, size *Size, plac
 	return c.lease(ctx, recipe{
 		name: "tree-" + want.String(),
 		check: func(ctx context.Context, data string) error {
-			if err := frozen(data); err != nil {
+			if err := Frozen(data); err != nil {
 				return err
 			}
 			return t.check(ctx, data, seen)
