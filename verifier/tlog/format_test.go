@@ -69,7 +69,7 @@ func TestParseProofRefuses(t *testing.T) {
 		{"empty line after the checkpoint", good + "\n", "expected no empty line in the text"},
 		{"text after the checkpoint", good + "x\n", "signature 4"},
 		{"another proof after it", good + good, "expected no empty line in the text"},
-		{"too long", good + strings.Repeat(" ", tlog.MaxProof), "expected at most"},
+		{"too long", good + strings.Repeat(" ", tlog.MaxProof), "log proof: expected at most 134016 bytes"},
 	}
 	for _, tt := range tests {
 		p, err := tlog.ParseProof([]byte(tt.text))
@@ -77,6 +77,15 @@ func TestParseProofRefuses(t *testing.T) {
 		if p.Checkpoint != nil {
 			t.Errorf("%s: ParseProof returned a proof beside its refusal", tt.name)
 		}
+	}
+	mine := []byte(good)
+	p, err := tlog.ParseProof(mine)
+	if err != nil {
+		t.Fatal(err)
+	}
+	clear(mine)
+	if string(p.Checkpoint) != note {
+		t.Error("a caller that writes into its text writes into the proof")
 	}
 	for _, p := range []tlog.Proof{
 		{},

@@ -149,7 +149,7 @@ func extends(older, newer head, proof Consistency) error {
 		return nil
 	}
 	if err := merkle.CheckTree(merkle.TreeProof(proof), newer.size, newer.root, older.size, older.root); err != nil {
-		return refuse(ReasonConsistency, "log %s: expected a consistency proof from size %d, root %v, to size %d, root %v, got %d hashes that lead elsewhere",
+		return refuse(ReasonConsistency, "log %s: expected a consistency proof from size %d, root %v, to size %d, root %v, got %d hashes that lead elsewhere: ask the log for the proof once more; if it never fits, the log shows two trees",
 			clip(newer.origin), older.size, older.root, newer.size, newer.root, len(proof))
 	}
 	return nil

@@ -156,6 +156,19 @@ func TestAdvanceEveryPair(t *testing.T) {
 	}
 }
 
+// The same tree, cosigned by others or later, changes nothing.
+func TestAdvanceKeepsTheFirst(t *testing.T) {
+	w := newWorld(t)
+	m := advance(t, tlog.NewMemory(), w.checkpoint(t, 8), nil)
+	c, err := w.policy.Checkpoint([]byte(signed(w.text(t, 8), w.log, w.w2, w.w3)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again := advance(t, m, c, nil); !bytes.Equal(again.Encode(), m.Encode()) {
+		t.Errorf("Advance = %s, want %s", again.Encode(), m.Encode())
+	}
+}
+
 func TestExtendsRefuses(t *testing.T) {
 	w := newWorld(t)
 	v := otherTree(t, w)
@@ -200,7 +213,7 @@ func TestParseMemoryRefuses(t *testing.T) {
 	newest := func(n string) string { return fmt.Sprintf("newest %d\n%s", len(n), n) }
 	pair := func(a, b string) string { return fmt.Sprintf("fork %d %d\n%s%s", len(a), len(b), a, b) }
 	x := newSigner("a.example", typeLog)
-	other := signed(text(x.name, 8, w.tree.root(t, 8)), x)
+	other := signed(text(x.name, 8, tlog.Hash{}), x)
 	many := head
 	for i := range 257 {
 		x := newSigner(fmt.Sprintf("log%03d.example", i), typeLog)

@@ -208,9 +208,9 @@ func parseDecimal(s string) (int64, error) {
 }
 
 // decodeBase64 accepts one spelling of each byte string. encoding/base64 skips
-// line breaks also in strict mode.
+// line breaks, in strict mode too.
 func decodeBase64(s string) ([]byte, error) {
-	b, err := base64.StdEncoding.Strict().DecodeString(s)
+	b, err := base64.StdEncoding.DecodeString(s)
 	if err != nil || base64.StdEncoding.EncodeToString(b) != s {
 		return nil, fmt.Errorf("expected padded standard base64, got %q", clip(s))
 	}
