@@ -60,7 +60,7 @@
 // At most MaxCheckpoint bytes of UTF-8 without control characters but newlines,
 // of which the text has at most 4096, and 1 to 64 signatures, each of another
 // key. A log's signature is Ed25519 over the text. A cosignature is a 64-bit
-// big-endian time, in seconds of 1970 and not after the year 9999, and Ed25519
+// big-endian time, in seconds since 1970 and not after the year 9999, and Ed25519
 // over "cosignature/v1\ntime <time>\n" and the text. Signatures of keys that the
 // policy does not name are ignored; one of a key that it names and that does
 // not verify refuses the checkpoint.
