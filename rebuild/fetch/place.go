@@ -36,12 +36,29 @@ type Place struct {
 	Trusted bool
 }
 
-// String returns the URI, quoted.
+// String returns the URI, quoted and without what may be a secret of the
+// operator's: a user with a password, and a query, which signs some URLs. It is
+// for texts that are kept, signed and handed on.
 func (p Place) String() string {
-	if len(p.URI) > 200 {
-		return strconv.Quote(p.URI[:200]) + "…"
+	uri := p.URI
+	if scheme, rest, ok := strings.Cut(uri, "://"); ok && scheme != "file" {
+		rest, _, query := strings.Cut(rest, "?")
+		host, path, slash := strings.Cut(rest, "/")
+		if i := strings.LastIndexByte(host, '@'); i >= 0 {
+			host = "…" + host[i:]
+		}
+		uri = scheme + "://" + host
+		if slash {
+			uri += "/" + path
+		}
+		if query {
+			uri += "?…"
+		}
 	}
-	return strconv.Quote(p.URI)
+	if len(uri) > 200 {
+		return strconv.Quote(uri[:200]) + "…"
+	}
+	return strconv.Quote(uri)
 }
 
 // Options are the settings of a cache. The zero Options allow least.
