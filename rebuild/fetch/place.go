@@ -230,13 +230,27 @@ func (c *Cache) allowedPath(name string) (string, error) {
 			continue
 		}
 		if err == nil && (root == "/" || real == root || strings.HasPrefix(real, root+"/")) {
-			return real, nil
+			return real, stored(real)
 		}
 		if root == "/" {
 			return "", err
 		}
 	}
 	return "", refused // whether it exists or not
+}
+
+// stored refuses what the kernel makes up: reading it can do things (/proc/kmsg
+// gives each message once), and no input lies there.
+func stored(path string) error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(path, &st); err != nil {
+		return &os.PathError{Op: "statfs", Path: path, Err: err}
+	}
+	switch int64(st.Type) {
+	case unix.PROC_SUPER_MAGIC, unix.SYSFS_MAGIC, unix.DEBUGFS_MAGIC, unix.TRACEFS_MAGIC, unix.SECURITYFS_MAGIC, unix.CGROUP_SUPER_MAGIC, unix.CGROUP2_SUPER_MAGIC:
+		return errors.New("a ledger may not name a file of the kernel's")
+	}
+	return nil
 }
 
 // each asks the places in turn, until one gave what was asked for.
