@@ -20,6 +20,7 @@ type Bases map[string]capstore.Capability
 func LiveBases(view *capstore.View, st verifier.Statement, now time.Time) (Bases, error) {
 	models := st.Models()
 	bases := make(Bases, len(models))
+	size := 0
 	for _, name := range slices.Sorted(maps.Keys(models)) {
 		claim := models[name].Digest.ClawfsClaim1
 		c, live := view.Live(claim, now)
@@ -30,9 +31,16 @@ func LiveBases(view *capstore.View, st verifier.Statement, now time.Time) (Bases
 			return nil, fail(capstore.PolicyRefused, "input %s%s: no live capability has the claim %s; next: clawfs caps, then clawfs grant the attestation of that model first", verifier.ModelPrefix, name, claim)
 		}
 		bases[name] = c
+		if size += len(c.Envelope()); size > maxBases {
+			return nil, fail(capstore.PolicyRefused, "the capabilities of the %d models that the ledger starts from are longer than %d bytes together", len(models), maxBases)
+		}
 	}
 	return bases, nil
 }
+
+// maxBases bounds in bytes the envelopes that travel to a worker in one file,
+// which has to stay below maxJobFile in base64.
+const maxBases = 5 << 20
 
 // envelopes are the bases as they travel to a worker, by name.
 func (b Bases) envelopes() map[string][]byte {

@@ -21,6 +21,7 @@ import (
 	"github.com/openclaw/clawfs/rebuild/fetch"
 	"github.com/openclaw/clawfs/rebuild/oci"
 	"github.com/openclaw/clawfs/verifier"
+	"github.com/openclaw/clawfs/verifier/dsse"
 )
 
 // wantFailure runs a rebuild that has to end with verdict and all texts.
@@ -509,5 +510,60 @@ func TestDrip(t *testing.T) {
 	g.within = time.Hour
 	if err := g.gather(stopped); errors.As(err, new(*Failure)) || !errors.Is(err, context.Canceled) {
 		t.Errorf("gather that was stopped = %v, want no answer", err)
+	}
+}
+
+// TestManyBases: more capabilities than fit into the file that a worker reads
+// are refused, and not started three times.
+func TestManyBases(t *testing.T) {
+	s := newSite(t)
+	view, err := capstore.NewView(s.trust())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var subjects []capstore.Subject
+	m, err := hashpipe.Measure(t.Context(), strings.NewReader("weights"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 1000 {
+		subjects = append(subjects, capstore.Subject{Name: fmt.Sprintf("%s%d", strings.Repeat("x", 60), i), Digest: m.Sum().Claim(), Verity: m.Tree().Claim(), Size: m.Size()})
+	}
+	now := time.Now().UTC().Truncate(time.Second)
+	for i := 0; ; i++ {
+		payload, err := capstore.NewStatement(subjects, capstore.Predicate{
+			Model: "acme/base", Version: "1", Sequence: 1, SBA: capstore.Reference{Digest: capstore.DigestSet{SHA256: digest(fmt.Sprint(i))}},
+			Publisher: capstore.Publisher{KeyID: s.publisher.Public().ID(), PublicKey: s.publisher.Public()},
+			Minter:    capstore.Minter{KeyID: s.mint.Public().ID()},
+			Platform:  capstore.Platform{OS: "linux", Arch: "amd64", Accelerator: "none"},
+			NotBefore: now, NotAfter: now.Add(time.Hour),
+		}).Payload()
+		if err != nil {
+			t.Fatal(err)
+		}
+		envelope, err := dsse.Sign(dsse.PayloadType, payload, s.mint)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := view.Admit(envelope)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.add(verifier.Dependency{Name: fmt.Sprintf("model:m%d", i), Digest: verifier.DigestSet{ClawfsClaim1: c.Claim()}})
+		bases, err := LiveBases(view, s.st, now)
+		var f *Failure
+		switch {
+		case errors.As(err, &f) && f.Verdict == capstore.PolicyRefused && strings.Contains(f.Detail, "longer than") && i > 1:
+			return
+		case err != nil || i > 100:
+			t.Fatalf("LiveBases of %d models = %v", i+1, err)
+		}
+		name := filepath.Join(t.TempDir(), JobFile)
+		if err := writeJSON(name, &jobFile{ID: "a", SBA: digest("sba"), Bases: bases.envelopes()}); err != nil {
+			t.Fatal(err)
+		}
+		if text, err := readBounded(name); err != nil {
+			t.Fatalf("%d models, %d bytes: %v", i+1, len(text), err)
+		}
 	}
 }

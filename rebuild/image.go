@@ -77,12 +77,12 @@ func (g *gatherer) layout(ctx context.Context, p fetch.Place) (string, error) {
 		return "", err
 	}
 	if !local && !isRegistry(p.URI) {
-		return "", errors.New("expected a layout or an archive of one, by its absolute path, or oci:// or docker:// of a registry")
+		return "", errors.New("expected a layout or an archive of one, by its absolute path, or a registry behind oci:// or docker://")
 	}
 	from := p.URI
 	if local {
 		if strings.Contains(path, "@sha256:") {
-			return "", errors.New("expected a path without @sha256:")
+			return "", errors.New("expected a path that has no digest (@sha256:) in it")
 		}
 		from = path
 		info, err := os.Stat(from)

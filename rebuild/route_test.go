@@ -136,3 +136,41 @@ func TestRegistryLeadsNowhere(t *testing.T) {
 		})
 	}
 }
+
+// TestSecretOfALocation: a password that the operator puts into a location is in
+// no text about the job, which is signed and handed on.
+func TestSecretOfALocation(t *testing.T) {
+	s := newSite(t)
+	var said strings.Builder
+	for _, change := range []func(string){
+		func(userinfo string) { s.loc.Source = "https://" + userinfo + "127.0.0.1:1/recipe" },
+		func(userinfo string) { s.loc.Image = "oci://" + userinfo + "127.0.0.1:1/recipe" },
+		func(userinfo string) {
+			s.loc.Datasets = map[string]string{"corpus": "https://" + userinfo + "127.0.0.1:1/x.tar"}
+		},
+		func(userinfo string) {
+			s.loc.Datasets = map[string]string{"corpus": "oci://" + userinfo + "127.0.0.1:1/x"}
+		},
+		func(userinfo string) { s.loc.Source = "https://" + userinfo + "bad host/" },
+		func(userinfo string) {
+			s.loc.Datasets = map[string]string{"corpus": "https://127.0.0.1:1/x.tar?signature=hunter2"}
+		},
+	} {
+		good := s.loc
+		change("user:hunter2@")
+		c := s.config(nil)
+		c.Observer = func(e Event) { said.WriteString(e.Message + "\n") }
+		rep, err := Reproduce(t.Context(), c, s.ledger(), s.loc)
+		rep.Close()
+		var f *Failure
+		if !errors.As(err, &f) || f.Verdict != capstore.FetchFailed {
+			t.Errorf("Reproduce = %v, want FETCH_FAILED", err)
+		} else {
+			said.WriteString(f.Detail + f.Diagnosis + "\n")
+		}
+		s.loc = good
+	}
+	if strings.Contains(said.String(), "hunter2") {
+		t.Errorf("the password is in\n%s", said.String())
+	}
+}

@@ -37,12 +37,29 @@ type Place struct {
 	Trusted bool
 }
 
-// String returns the URI, quoted.
+// String returns the URI, quoted and without what may be a secret of the
+// operator's: a user with a password, and a query, which signs some URLs. It is
+// for texts that are kept, signed and handed on.
 func (p Place) String() string {
-	if len(p.URI) > 200 {
-		return strconv.Quote(p.URI[:200]) + "…"
+	uri := p.URI
+	if scheme, rest, ok := strings.Cut(uri, "://"); ok && scheme != "file" {
+		rest, _, query := strings.Cut(rest, "?")
+		host, path, slash := strings.Cut(rest, "/")
+		if i := strings.LastIndexByte(host, '@'); i >= 0 {
+			host = "…" + host[i:]
+		}
+		uri = scheme + "://" + host
+		if slash {
+			uri += "/" + path
+		}
+		if query {
+			uri += "?…"
+		}
 	}
-	return strconv.Quote(p.URI)
+	if len(uri) > 200 {
+		return strconv.Quote(uri[:200]) + "…"
+	}
+	return strconv.Quote(uri)
 }
 
 // Options are the settings of a cache. The zero Options allow least.
@@ -216,13 +233,27 @@ func (c *Cache) allowedPath(name string) (string, error) {
 			continue
 		}
 		if err == nil && (root == "/" || real == root || strings.HasPrefix(real, root+"/")) {
-			return real, nil
+			return real, stored(real)
 		}
 		if root == "/" {
 			return "", err
 		}
 	}
 	return "", refused // whether it exists or not
+}
+
+// stored refuses what the kernel makes up: reading it can do things (/proc/kmsg
+// gives each message once), and no input lies there.
+func stored(path string) error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(path, &st); err != nil {
+		return &os.PathError{Op: "statfs", Path: path, Err: err}
+	}
+	switch int64(st.Type) {
+	case unix.PROC_SUPER_MAGIC, unix.SYSFS_MAGIC, unix.DEBUGFS_MAGIC, unix.TRACEFS_MAGIC, unix.SECURITYFS_MAGIC, unix.CGROUP_SUPER_MAGIC, unix.CGROUP2_SUPER_MAGIC:
+		return errors.New("a ledger may not name a file of the kernel's")
+	}
+	return nil
 }
 
 // each asks the places in turn, until one gave what was asked for.
