@@ -1,14 +1,10 @@
 package capstore
 
 import (
-	"slices"
 	"time"
 
 	"github.com/openclaw/clawfs/hashpipe"
 )
-
-// maxChain bounds how many models deep a chain of bases is followed.
-const maxChain = 64
 
 // LostBase is a model that a capability was built from and that was taken back.
 type LostBase struct {
@@ -32,7 +28,7 @@ func (v *View) LostBases(c Capability) []LostBase {
 	known := make(map[hashpipe.Digest]LostBase)
 	var lost []LostBase
 	for _, claim := range c.predicate().Bases {
-		if l := v.lost(claim, known, maxChain); !l.By.IsZero() {
+		if l := v.lost(claim, known); !l.By.IsZero() {
 			lost = append(lost, l)
 		}
 	}
@@ -44,22 +40,23 @@ func (v *View) LostBases(c Capability) []LostBase {
 func (v *View) Lost(claim hashpipe.Digest) LostBase {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
-	return v.lost(claim, make(map[hashpipe.Digest]LostBase), maxChain)
+	return v.lost(claim, make(map[hashpipe.Digest]LostBase))
 }
 
 // lost finds what takes a claim back; known holds the claims that were asked
-// for already. Callers hold v.mu.
-func (v *View) lost(claim hashpipe.Digest, known map[hashpipe.Digest]LostBase, deep int) LostBase {
+// for already, so that each is looked at once however deep the chain is: one that
+// was followed to a bound would be granted beyond it. Callers hold v.mu.
+func (v *View) lost(claim hashpipe.Digest, known map[hashpipe.Digest]LostBase) LostBase {
 	l, ok := known[claim]
-	if !ok && deep > 0 {
-		known[claim] = LostBase{Claim: claim} // a ring of claims cannot be signed
-		l = v.findLost(claim, known, deep)
+	if !ok {
+		known[claim] = LostBase{Claim: claim} // honest mints sign no ring of claims
+		l = v.findLost(claim, known)
 		known[claim] = l
 	}
 	return l
 }
 
-func (v *View) findLost(claim hashpipe.Digest, known map[hashpipe.Digest]LostBase, deep int) LostBase {
+func (v *View) findLost(claim hashpipe.Digest, known map[hashpipe.Digest]LostBase) LostBase {
 	if r, ok := v.revoked[target{KindClaim, claim}]; ok {
 		return LostBase{claim, r, true}
 	}
@@ -87,7 +84,7 @@ func (v *View) findLost(claim hashpipe.Digest, known map[hashpipe.Digest]LostBas
 	}
 	for _, c := range held {
 		for _, base := range c.predicate().Bases {
-			if l := v.lost(base, known, deep-1); !l.By.IsZero() {
+			if l := v.lost(base, known); !l.By.IsZero() {
 				return LostBase{claim, l.By, false}
 			}
 		}
@@ -101,7 +98,7 @@ func (v *View) findLost(claim hashpipe.Digest, known map[hashpipe.Digest]LostBas
 func (v *View) Live(claim hashpipe.Digest, now time.Time) (Capability, bool) {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
-	if l := v.lost(claim, make(map[hashpipe.Digest]LostBase), maxChain); claim.IsZero() || !l.By.IsZero() {
+	if l := v.lost(claim, make(map[hashpipe.Digest]LostBase)); claim.IsZero() || !l.By.IsZero() {
 		return Capability{}, false
 	}
 	var best Capability
@@ -121,20 +118,25 @@ func (v *View) Live(claim hashpipe.Digest, now time.Time) (Capability, bool) {
 func (v *View) BuiltFrom(claim hashpipe.Digest) []Grant {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
-	found := map[hashpipe.Digest]bool{claim: true}
-	var list []Capability
-	taken := make(map[hashpipe.Digest]bool)
-	for range maxChain {
-		grown := false
-		for id, c := range v.byID {
-			if taken[id] || !slices.ContainsFunc(c.predicate().Bases, func(b hashpipe.Digest) bool { return found[b] }) {
-				continue
-			}
-			taken[id], found[c.Claim()], grown = true, true, true
-			list = append(list, c)
+	from := make(map[hashpipe.Digest][]Capability) // what was built from a claim
+	for _, c := range v.byID {
+		for _, base := range c.predicate().Bases {
+			from[base] = append(from[base], c)
 		}
-		if !grown {
-			break
+	}
+	var list []Capability
+	found := map[hashpipe.Digest]bool{claim: true}
+	taken := make(map[hashpipe.Digest]bool)
+	for next := []hashpipe.Digest{claim}; len(next) > 0; next = next[1:] {
+		for _, c := range from[next[0]] {
+			if !taken[c.ID()] {
+				taken[c.ID()] = true
+				list = append(list, c)
+			}
+			if !found[c.Claim()] {
+				found[c.Claim()] = true
+				next = append(next, c.Claim())
+			}
 		}
 	}
 	return v.grants(list, func(Capability) Revocation { return Revocation{} })

@@ -1,6 +1,7 @@
 package capstore
 
 import (
+	"fmt"
 	"slices"
 	"testing"
 	"time"
@@ -135,5 +136,43 @@ func TestBasesRefused(t *testing.T) {
 	st.Predicate.Bases = []hashpipe.Digest{a, b}
 	if _, err := st.Payload(); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestLongChain: however many models deep, what was built from something that
+// was taken back is lost, and is found.
+func TestLongChain(t *testing.T) {
+	const deep = 200
+	w := newWorld(t)
+	v := w.view(t)
+	var chain []Capability
+	for i := range deep {
+		st := w.statement(t, fmt.Sprint(i), "model.bin")
+		if i > 0 {
+			st.Predicate.Bases = []hashpipe.Digest{chain[i-1].Claim()}
+		}
+		c, err := v.Admit(sign(t, payloadOf(t, st), w.mint))
+		if err != nil {
+			t.Fatal(err)
+		}
+		chain = append(chain, c)
+	}
+	top, now := chain[deep-1], chain[0].NotBefore()
+	if _, ok := v.Live(top.Claim(), now); !ok {
+		t.Error("the top is not live")
+	}
+	for range 5 { // maps have another order each time
+		if n := len(v.BuiltFrom(chain[0].Claim())); n != deep-1 {
+			t.Errorf("BuiltFrom finds %d of %d", n, deep-1)
+		}
+	}
+	if _, err := v.Revoke(w.revocation(t, KindClaim, chain[0].Claim().String())); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := v.Live(top.Claim(), now); ok {
+		t.Error("the top is live after the first base was taken back")
+	}
+	if lost := v.LostBases(top); len(lost) != 1 || lost[0].By.Target() != chain[0].Claim().String() {
+		t.Errorf("LostBases = %v", lost)
 	}
 }

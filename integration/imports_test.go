@@ -23,6 +23,7 @@ var allowed = map[string][]string{
 
 	"verifier/dsse": {"hashpipe"},
 	"verifier/tree": {"hashpipe"},
+	"verifier/tlog": {"hashpipe", "verifier/dsse"},
 	"verifier":      {"hashpipe", "verifier/dsse", "verifier/tree"},
 
 	"capstore": {"hashpipe", "verifier/dsse"},
@@ -68,6 +69,8 @@ var only = map[string][]string{
 	"golang.org/x/crypto/":                   {"verifier/dsse"},
 	"oras.land/":                             {"rebuild/oci"},
 	"github.com/google/":                     {}, // a registry in tests
+	"golang.org/x/mod/":                      {"verifier/tlog"},
+	"github.com/transparency-dev/":           {}, // an oracle in tests
 	"crypto/ed25519":                         {"verifier/dsse"},
 	"crypto/ecdsa":                           {"verifier/dsse"},
 	"encoding/json":                          {}, // last duplicate wins, case variants match: never

@@ -75,10 +75,18 @@ func (v dispatchVariable) value(text string) (needs []string, known bool) {
 	return nil, false
 }
 
-// dispatchable checks every environment that a ledger sets.
-func dispatchable(st verifier.Statement, has []string) error {
+// dispatchable checks every environment that a ledger sets, over that of its
+// image, which is empty until the image is there.
+func dispatchable(st verifier.Statement, image []string, has []string) error {
 	for _, g := range st.Predicate.BuildDefinition.ExternalParameters.Stages {
-		if err := canDispatch(fmt.Sprintf("stage %q", g.Name), st.StageEnv(g), has); err != nil {
+		env := make(map[string]string)
+		for _, e := range image {
+			if name, value, ok := strings.Cut(e, "="); ok {
+				env[name] = value
+			}
+		}
+		maps.Copy(env, st.StageEnv(g))
+		if err := canDispatch(fmt.Sprintf("stage %q", g.Name), env, has); err != nil {
 			return err
 		}
 	}

@@ -47,7 +47,7 @@ func TestPlatformClass(t *testing.T) {
 		st.Predicate.BuildDefinition.ExternalParameters.Stages = []verifier.Stage{{Name: "train", Env: tc.env}}
 		err := sameClass(host, tc.has, tc.want)
 		if err == nil {
-			err = dispatchable(st, tc.has)
+			err = dispatchable(st, nil, tc.has)
 		}
 		var f *Failure
 		switch {
@@ -57,6 +57,22 @@ func TestPlatformClass(t *testing.T) {
 			t.Errorf("%s: %v, want NOT_COMPARABLE with %q", tc.name, err, tc.text)
 		}
 	}
+}
+
+// TestImagePins: an image may set such variables as well; a stage outranks it.
+func TestImagePins(t *testing.T) {
+	st := verifier.Statement{}
+	st.Predicate.BuildDefinition.ExternalParameters.Stages = []verifier.Stage{{Name: "train", Env: map[string]string{"MKL_CBWR": "COMPATIBLE"}}}
+	has := []string{"sse4_1", "sse4_2", "avx", "fma", "avx2"}
+	for env, text := range map[string]string{"PATH=/bin": "", "ATEN_CPU_CAPABILITY=avx2": "", "MKL_CBWR=AVX512": "", "ATEN_CPU_CAPABILITY=avx512": "lacks avx512f", "ONEDNN_MAX_CPU_ISA=new": "is not known here"} {
+		err := dispatchable(st, []string{env}, has)
+		if text == "" && err != nil || text != "" && (err == nil || !strings.Contains(err.Error(), text)) {
+			t.Errorf("an image with %s: %v, want %q", env, err, text)
+		}
+	}
+	s := newSite(t)
+	s.image([]string{"PATH=/bin", "ATEN_CPU_CAPABILITY=other"})
+	s.wantFailure(s.config(nil), capstore.NotComparable, "ATEN_CPU_CAPABILITY=other", "is not known here")
 }
 
 func TestAccelerators(t *testing.T) {

@@ -1,6 +1,7 @@
 package rebuild
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -53,7 +54,9 @@ func (c JobConfig) record(job jobFile, l verifier.Ledger, r Result, builds []rec
 	var rec record.Record
 	var err error
 	if r.Verdict.Granted() {
-		rec, err = record.Provenance(j)
+		if rec, err = record.Provenance(j); err != nil {
+			err = fail(capstore.PolicyRefused, "%v", err)
+		}
 	} else {
 		rec, err = record.Failure(j, r.Verdict, r.Reason, r.Diagnosis)
 	}
@@ -79,18 +82,32 @@ func (q *Queue) Record(id string) ([]byte, error) {
 	if strings.ContainsAny(id, "/.") || id == "" {
 		return nil, os.ErrNotExist
 	}
+	// A record comes before its row: until then the job can still end otherwise.
+	if job, err := q.store.Job(id); err == nil && job.State != capstore.JobDone {
+		return nil, os.ErrNotExist
+	} else if err != nil && !errors.Is(err, capstore.ErrNotFound) { // provenance outlives its row
+		return nil, err
+	}
 	return readBounded(q.recordFile(id))
 }
 
-// keepRecord puts the record of an answer where Record finds it. A job's row
-// comes after its record, so that a job that has ended has one.
+// keepRecord puts the record of an answer where Record finds it, in the place of
+// one that a dead daemon left there for an answer that did not become the job's.
+// A job's row comes after its record, so that a job that has ended has one.
 func (q *Queue) keepRecord(job capstore.Job, r Result) error {
 	if len(r.Record) == 0 {
-		return nil
+		return q.dropRecord(job.ID)
 	}
 	err := writeWhole(q.recordFile(job.ID), r.Record)
 	if err != nil && exhausted(err) {
 		err = fmt.Errorf("%w: %w", capstore.ErrNoSpace, err)
 	}
 	return err
+}
+
+func (q *Queue) dropRecord(id string) error {
+	if err := os.Remove(q.recordFile(id)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
 }

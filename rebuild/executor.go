@@ -23,9 +23,9 @@ type Executor interface {
 type hosted interface{ Host() sandbox.Host }
 
 // onHost says whether bytes built on h may be expected to be the ledger's.
-func onHost(h sandbox.Host, st verifier.Statement) error {
+func onHost(h sandbox.Host, st verifier.Statement, image []string) error {
 	if err := sameClass(platformOf(h), h.CPUFeatures, st.Predicate.Platform); err != nil {
 		return err
 	}
-	return dispatchable(st, h.CPUFeatures)
+	return dispatchable(st, image, h.CPUFeatures)
 }

@@ -4,12 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"net/url"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -71,25 +74,37 @@ type gatherer struct {
 	loc   capstore.Locations
 	p     *progress
 	in    inputs
+	// submodules counts those that were checked out, for the names of their
+	// directories: paths are too long for that.
+	submodules int
+	// within bounds the time for all inputs together.
+	within time.Duration
 }
+
+// maxGather bounds the time for the inputs of one job. A server that sends a
+// byte before each time it would be given up keeps a worker from all others.
+// What it sent until then is kept for the next try.
+const maxGather = 24 * time.Hour
 
 // gather fetches all inputs, whose leases the caller closes also after an
 // error. Every failure is FETCH_FAILED: an input that is absent and an input
 // with other bytes are both not what the ledger names. A machine that is full
 // is no answer.
-func (g *gatherer) gather(ctx context.Context) error {
+func (g *gatherer) gather(whole context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(whole, g.within, fmt.Errorf("the inputs were not there within %v", g.within))
+	defer cancel()
 	g.in.rootfs = filepath.Join(g.dir, "rootfs")
 	for _, step := range []func(context.Context) error{g.source, g.datasets, g.models, g.lockfile, g.image} {
 		if err := step(ctx); err != nil {
 			var f *Failure
-			if errors.As(err, &f) || ctx.Err() != nil {
+			if errors.As(err, &f) || whole.Err() != nil {
 				return err
 			}
-			if exhausted(err) {
+			if ctx.Err() == nil && exhausted(err) {
 				return fmt.Errorf("fetching inputs: %w", err)
 			}
 			f = fail(capstore.FetchFailed, "%v", err)
-			f.Temporary = temporary(err)
+			f.Temporary = temporary(err) || ctx.Err() != nil
 			return f
 		}
 	}
@@ -97,14 +112,15 @@ func (g *gatherer) gather(ctx context.Context) error {
 }
 
 // exhausted says whether an input was not fetched because this machine has no
-// room for it. That is no fault of the input; git tells it in words alone.
+// room for it. That is no fault of the input. Words do not say it: servers and
+// ledgers choose many of those that an error has.
 func exhausted(err error) bool {
 	for _, e := range []error{unix.ENOSPC, unix.EDQUOT, unix.EMFILE, unix.ENFILE, unix.ENOMEM} {
 		if errors.Is(err, e) {
 			return true
 		}
 	}
-	return strings.Contains(err.Error(), "No space left on device") || strings.Contains(err.Error(), "Out of diskspace")
+	return false
 }
 
 // places are where an input may be: where the operator said, and nowhere else,
@@ -223,6 +239,7 @@ func (g *gatherer) dataset(ctx context.Context, name string, d verifier.Dependen
 		}
 		errs = append(errs, err)
 	}
+	var got tree.Root
 	lease, err := g.cache.Make(ctx, "artifact "+root.String(), func(ctx context.Context, dir string) error {
 		return g.each(ctx, verifier.DatasetPrefix+name, registries, func(p fetch.Place) error {
 			dest := filepath.Join(dir, "tree")
@@ -239,12 +256,12 @@ func (g *gatherer) dataset(ctx context.Context, name string, d verifier.Dependen
 			return checkTreeAt(ctx, dest, tree.Data, d)
 		})
 	}, func(ctx context.Context, dir string) error {
-		return checkTreeAt(ctx, filepath.Join(dir, "tree"), tree.Data, d)
+		return checkKept(ctx, filepath.Join(dir, "tree"), tree.Data, root, &got)
 	})
 	if err != nil {
 		return "", append(errs, err)
 	}
-	return filepath.Join(g.keep(lease), "tree"), nil
+	return filepath.Join(g.keep(lease), "tree"), checkTree("what is there", got, d)
 }
 
 func (g *gatherer) lockfile(ctx context.Context) error {
@@ -314,8 +331,26 @@ func (g *gatherer) layOutFile(ctx context.Context, dest string, s capstore.Subje
 	return os.Link(lease.Path(), dest)
 }
 
-// checkModel measures every file of a model.
+// checkModel measures every file of a model and refuses whatever else is there.
 func checkModel(ctx context.Context, dir string, subjects []capstore.Subject, seen func(int64)) error {
+	if err := fetch.Frozen(dir); err != nil {
+		return err
+	}
+	expected := map[string]bool{".": true}
+	for _, s := range subjects {
+		for name := s.Name; name != "."; name = path.Dir(name) {
+			expected[name] = true
+		}
+	}
+	err := fs.WalkDir(os.DirFS(dir), ".", func(name string, _ fs.DirEntry, err error) error {
+		if err == nil && !expected[name] {
+			err = fmt.Errorf("%.200q is no file of the model", name)
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return err
@@ -334,6 +369,24 @@ func checkModel(ctx context.Context, dir string, subjects []capstore.Subject, se
 		if !m.Sum().Is(s.Digest) {
 			return fmt.Errorf("%s: SHA-256 is %s, its capability says %s", s.Name, m.Sum(), s.Digest)
 		}
+	}
+	return nil
+}
+
+// checkKept measures a directory of the cache, in which modes and times are part
+// of what a build sees, and compares it with the root by which it is kept. That a
+// ledger promises other numbers of files and bytes is no fault of the entry: the
+// caller compares got.
+func checkKept(ctx context.Context, dir string, profile tree.Profile, root hashpipe.Digest, got *tree.Root) error {
+	if err := fetch.Frozen(dir); err != nil {
+		return err
+	}
+	var err error
+	if *got, err = tree.Walk(ctx, dir, profile, nil); err != nil {
+		return err
+	}
+	if got.Digest != root {
+		return fmt.Errorf("tree root is %s (%d files, %d bytes), expected %s", got.Digest, got.Files, got.Bytes, root)
 	}
 	return nil
 }

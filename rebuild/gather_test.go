@@ -3,6 +3,7 @@ package rebuild
 import (
 	"archive/tar"
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -378,5 +379,135 @@ func TestClaimOfTwoStores(t *testing.T) {
 	}
 	if len(claims) != 1 {
 		t.Errorf("claims %v, want one", claims)
+	}
+}
+
+// TestKeptInputsChanged: what somebody changed in the cache so that no byte of
+// the input's own differs is not what a build gets.
+func TestKeptInputsChanged(t *testing.T) {
+	s := newSite(t)
+	c := s.config(nil)
+	c.Bases, _ = s.base("weights of the base")
+	dir := filepath.Join(t.TempDir(), "cache")
+	broken := 0
+	var err error
+	c.Cache, err = Inputs{Dir: dir, Budget: 1 << 30}.Open(func(n fetch.Note) {
+		if n.Event == fetch.Broken {
+			broken++
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Cache.Close()
+	build := func() hashpipe.Sum {
+		t.Helper()
+		rep, err := Reproduce(t.Context(), c, s.ledger(), s.loc)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer rep.Close()
+		return rep.Outputs()[0].Measurement().Sum()
+	}
+	good := build()
+	one := func(pattern string) string {
+		t.Helper()
+		list, err := filepath.Glob(filepath.Join(dir, "entries", pattern))
+		if err != nil || len(list) != 1 {
+			t.Fatalf("%s: %q, %v", pattern, list, err)
+		}
+		return list[0]
+	}
+	// A ledger that promises other numbers takes nothing from the others.
+	s.dependency("source").Annotations = &verifier.Annotations{Files: 7, Bytes: 7}
+	s.wantFailure(c, capstore.FetchFailed, "the ledger says 7 files of 7 bytes")
+	s.dependency("source").Annotations = nil
+	if broken != 0 {
+		t.Errorf("%d entries are broken for a ledger's promise", broken)
+	}
+	if err := errors.Join(
+		os.Mkdir(filepath.Join(filepath.Dir(one("make-*/data/model.bin")), "extra"), 0o555),
+		os.Chmod(one("make-*/data/tree/train.txt"), 0o644),
+	); err != nil {
+		t.Fatal(err)
+	}
+	if got := build(); got != good || broken != 2 {
+		t.Errorf("%d broken entries, want 2; the output is the same: %t", broken, got == good)
+	}
+}
+
+func TestCheckModel(t *testing.T) {
+	s := newSite(t)
+	bases, _ := s.base("weights")
+	for name, c := range map[string]struct {
+		change func(dir string) error
+		want   string
+	}{
+		"as it was":          {func(string) error { return nil }, ""},
+		"an extra file":      {func(dir string) error { return os.WriteFile(filepath.Join(dir, "extra"), nil, 0o444) }, "no file of the model"},
+		"an extra link":      {func(dir string) error { return os.Symlink("model.bin", filepath.Join(dir, "extra")) }, "no file of the model"},
+		"an extra directory": {func(dir string) error { return os.Mkdir(filepath.Join(dir, "extra"), 0o555) }, "no file of the model"},
+		"nothing":            {func(dir string) error { return os.Remove(filepath.Join(dir, "model.bin")) }, "no such file"},
+		"other bytes":        {func(dir string) error { return os.WriteFile(filepath.Join(dir, "model.bin"), []byte("w"), 0o444) }, "its capability says"},
+	} {
+		dir := t.TempDir()
+		if err := errors.Join(os.WriteFile(filepath.Join(dir, "model.bin"), []byte("weights"), 0o444), c.change(dir), fetch.Freeze(dir)); err != nil {
+			t.Fatal(err)
+		}
+		err := checkModel(t.Context(), dir, bases["base"].Subjects(), nil)
+		if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
+			t.Errorf("%s: checkModel = %v, want %q", name, err, c.want)
+		}
+	}
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "model.bin"), []byte("weights"), 0o444); err != nil {
+		t.Fatal(err)
+	}
+	if err := checkModel(t.Context(), dir, bases["base"].Subjects(), nil); err == nil || !strings.Contains(err.Error(), "was changed") {
+		t.Errorf("a model with times of its own: checkModel = %v", err)
+	}
+}
+
+// TestArtifactAlone: outputs that are equal do not make up for a stage that left
+// something else.
+func TestArtifactAlone(t *testing.T) {
+	s := newSite(t)
+	s.params().Stages = []verifier.Stage{
+		{Name: "prepare", Argv: []string{"payload", "random", "partial"}, Artifacts: []string{"partial"}},
+		{Name: "write", Argv: []string{"payload", "write", "the same"}, Artifacts: []string{"model.bin"}},
+	}
+	s.wantFailure(s.config(nil), capstore.Nondeterministic, "differ in 1 of 2 artifacts of stages: prepare/partial")
+}
+
+// TestDrip: a server that sends one byte now and then does not keep a worker.
+func TestDrip(t *testing.T) {
+	drip := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		for r.Context().Err() == nil {
+			w.Write([]byte("x"))
+			w.(http.Flusher).Flush()
+			time.Sleep(5 * time.Millisecond)
+		}
+	}))
+	defer drip.Close()
+	s := newSite(t)
+	s.loc.Datasets["corpus"] = drip.URL
+	s.dependency("dataset:corpus").Annotations.Bytes = 1 << 40
+	cache, err := Inputs{Dir: filepath.Join(t.TempDir(), "cache"), Budget: 1 << 30}.Open(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cache.Close()
+	g := &gatherer{cache: cache, dir: t.TempDir(), st: s.ledger().Statement(), loc: s.loc, p: &progress{}, within: 500 * time.Millisecond}
+	err = g.gather(t.Context())
+	g.in.close()
+	var f *Failure
+	if !errors.As(err, &f) || f.Verdict != capstore.FetchFailed || !f.Temporary || !strings.Contains(f.Detail, "not there within 500ms") {
+		t.Errorf("gather = %v, want a temporary FETCH_FAILED that says why", err)
+	}
+	stopped, cancel := context.WithCancel(t.Context())
+	cancel()
+	g.within = time.Hour
+	if err := g.gather(stopped); errors.As(err, new(*Failure)) || !errors.Is(err, context.Canceled) {
+		t.Errorf("gather that was stopped = %v, want no answer", err)
 	}
 }

@@ -38,6 +38,9 @@ const (
 
 var commitForm = regexp.MustCompile(`^([0-9a-f]{40}|[0-9a-f]{64})$`)
 
+// hostForm is a name or an address that every program reads in the same way.
+var hostForm = regexp.MustCompile(`^[A-Za-z0-9._:-]+$`)
+
 // Source is where git finds a commit, and what else belongs into its tree.
 type Source struct {
 	// Location is the absolute path of a repository or of a bundle file, or a
@@ -194,6 +197,11 @@ func parseRemote(location string, trusted bool) (remote, error) {
 	case u.Scheme == "file" && u.Host == "" && filepath.IsAbs(u.Path):
 		return localRemote(filepath.Clean(u.Path))
 	case (u.Scheme == "https" || u.Scheme == "ssh") && u.Hostname() != "" && !strings.HasPrefix(u.Host, "-") && u.Fragment == "":
+		// What resolves the name here and what connects must read the same one:
+		// libcurl would make another of it in a name that is not ASCII.
+		if !trusted && !hostForm.MatchString(u.Hostname()) {
+			return remote{}, fmt.Errorf("source location %.200q: expected a host name of letters, digits and -._", u.Redacted())
+		}
 		if _, secret := u.User.Password(); secret && !trusted || strings.HasPrefix(u.User.Username(), "-") {
 			return remote{}, fmt.Errorf("source location %.200q: expected no password in a ledger and no user that begins with a dash", u.Redacted())
 		}
@@ -235,6 +243,9 @@ func (g *gitProgram) prepare(ctx context.Context, s Source, r remote) error {
 		config += "[safe]\n\tdirectory = " + quoteConfig(r.local) + "\n\tdirectory = " + quoteConfig(r.local+"/.git") + "\n"
 	}
 	access, err := g.reach(ctx, s.Access, r)
+	if err == nil && !s.Trusted && r.protocol == "https" && s.Access.Resolve != nil {
+		err = g.pins(ctx)
+	}
 	if err != nil {
 		return fmt.Errorf("source location %s: %w", r.name, err)
 	}

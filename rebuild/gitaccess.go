@@ -83,10 +83,25 @@ func (g *gitProgram) reach(ctx context.Context, a Access, r remote) (string, err
 	return config + "\tcurloptResolve = " + quoteConfig(r.host+":"+port+":"+joinAddrs(addrs)) + "\n", nil
 }
 
+// pins says whether this git connects to the addresses that its configuration
+// names: one from before 2.37 passes over http.curloptResolve without a word.
+func (g *gitProgram) pins(ctx context.Context) error {
+	out, err := outputGit(g.command(ctx, "version"))
+	if err != nil {
+		return err
+	}
+	var major, minor int
+	if _, err := fmt.Sscanf(out, "git version %d.%d", &major, &minor); err != nil || major < 2 || major == 2 && minor < 37 {
+		return fmt.Errorf("the https place of a ledger needs git 2.37 or newer, this is %.60q; next: upgrade git, or fetch the commit and name it with --source PATH", strings.TrimSpace(out))
+	}
+	return nil
+}
+
 func joinAddrs(addrs []netip.Addr) string {
 	var all []string
 	for _, a := range addrs {
-		text := a.WithZone("").String()
+		a = a.Unmap().WithZone("")
+		text := a.String()
 		if a.Is6() {
 			text = "[" + text + "]"
 		}
@@ -119,7 +134,7 @@ func (g *gitProgram) reachSSH(a Access, r remote, addrs []netip.Addr) error {
 		if strings.ContainsAny(alias, " \t\"'%$#") {
 			return fmt.Errorf("%.200q is no host name", r.host)
 		}
-		config += "HostKeyAlias " + alias + "\nHostName " + addrs[0].String() + "\n"
+		config += "HostKeyAlias " + alias + "\nHostName " + addrs[0].Unmap().String() + "\n"
 	}
 	return os.WriteFile(filepath.Join(g.dir, sshConfig), []byte(config), 0o600)
 }

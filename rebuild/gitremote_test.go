@@ -395,3 +395,33 @@ func TestCheckOutOverSSH(t *testing.T) {
 		})
 	}
 }
+
+// TestPinned: git connects to the addresses that were judged, or not at all.
+func TestPinned(t *testing.T) {
+	for _, location := range []string{"https://%E2%93%9Bocalhost/x", "https://localhost%E3%80%82/x", "ssh://git.ex%C3%A4mple/x"} {
+		if r, err := parseRemote(location, false); err == nil || !strings.Contains(err.Error(), "host name") {
+			t.Errorf("parseRemote(%q) = %+v, %v", location, r, err)
+		}
+	}
+	mapped := netip.MustParseAddr("::ffff:192.0.2.7")
+	if got := joinAddrs([]netip.Addr{mapped, netip.MustParseAddr("2001:db8::1")}); got != "192.0.2.7,[2001:db8::1]" {
+		t.Errorf("joinAddrs = %s", got)
+	}
+	real, err := exec.LookPath("git")
+	if err != nil {
+		t.Fatal("git is missing: apt-get install git")
+	}
+	old := t.TempDir()
+	script := "#!/bin/sh\n[ \"$1\" = version ] && { echo git version 2.34.1; exit; }\nexec " + real + ` "$@"` + "\n"
+	if err := os.WriteFile(filepath.Join(old, "git"), []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", old+":"+os.Getenv("PATH"))
+	s := Source{
+		Location: "https://git.example/repo", Commit: verifier.GitCommit(strings.Repeat("1", 40)),
+		Access: Access{Resolve: func(context.Context, string) ([]netip.Addr, error) { return []netip.Addr{mapped}, nil }},
+	}
+	if _, err := CheckOut(t.Context(), s, t.TempDir(), filepath.Join(t.TempDir(), "out"), nil); err == nil || !strings.Contains(err.Error(), "needs git 2.37 or newer") {
+		t.Errorf("CheckOut with an old git = %v", err)
+	}
+}

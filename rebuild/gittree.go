@@ -15,6 +15,7 @@ import (
 	"strings"
 
 	"github.com/openclaw/clawfs/verifier"
+	"golang.org/x/sys/unix"
 )
 
 // blob is one entry of a commit's tree.
@@ -250,11 +251,37 @@ func outputGit(cmd *exec.Cmd) (string, error) {
 	defer lockThread()()
 	if err := cmd.Run(); err != nil {
 		if exit := (*exec.ExitError)(nil); errors.As(err, &exit) && said.String() != "" {
-			return "", errors.New(said.String())
+			return "", &gitError{said.String(), said.full()}
 		}
 		return "", missingGit(err)
 	}
 	return out.String(), nil
+}
+
+// gitError is what git said on its way to a failure.
+type gitError struct {
+	text string
+	full bool // this machine has no room
+}
+
+func (e *gitError) Error() string { return e.text }
+
+// Temporary says whether a server was not to be had, which git tells in words
+// alone.
+func (e *gitError) Temporary() bool {
+	for _, words := range gitTrouble {
+		if strings.Contains(e.text, words) {
+			return true
+		}
+	}
+	return false
+}
+
+func (e *gitError) Unwrap() error {
+	if e.full {
+		return unix.ENOSPC
+	}
+	return nil
 }
 
 func missingGit(err error) error {
@@ -282,7 +309,22 @@ func (t *tail) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-func (t *tail) String() string {
-	lines := strings.FieldsFunc(string(t.b), func(r rune) bool { return r == '\n' || r == '\r' })
-	return escape(strings.Join(lines, "; "))
+func (t *tail) String() string { return escape(strings.Join(t.lines(), "; ")) }
+
+func (t *tail) lines() []string {
+	return strings.FieldsFunc(string(t.b), func(r rune) bool { return r == '\n' || r == '\r' })
+}
+
+// full says whether git itself met a full disk. What a server says stands behind
+// the word remote, and a name that a stranger chose within quotes: neither may
+// pass for this machine's trouble.
+func (t *tail) full() bool {
+	for _, line := range t.lines() {
+		own := strings.HasPrefix(line, "fatal: ") || strings.HasPrefix(line, "error: ") || strings.HasPrefix(line, "warning: ")
+		if own && !strings.Contains(line, "remote error") && !strings.Contains(line, "requested URL") &&
+			(strings.HasSuffix(line, ": No space left on device") || strings.HasSuffix(line, ": Disk quota exceeded") || strings.HasSuffix(line, "Out of diskspace")) {
+			return true
+		}
+	}
+	return false
 }

@@ -68,13 +68,23 @@ func (g *gatherer) image(ctx context.Context) error {
 
 // layout returns an OCI image layout directory that has the image.
 func (g *gatherer) layout(ctx context.Context, p fetch.Place) (string, error) {
-	path, local, err := g.cache.LocalPath(p)
+	named := p
+	if !isRegistry(p.URI) { // of a path, only the ledger's own digest counts
+		named.URI, _, _ = strings.Cut(p.URI, "@sha256:")
+	}
+	path, local, err := g.cache.LocalPath(named)
 	if err != nil {
 		return "", err
 	}
+	if !local && !isRegistry(p.URI) {
+		return "", errors.New("expected a layout or an archive of one, by its absolute path, or oci:// or docker:// of a registry")
+	}
 	from := p.URI
 	if local {
-		from, _, _ = strings.Cut(path, "@sha256:")
+		if strings.Contains(path, "@sha256:") {
+			return "", errors.New("expected a path without @sha256:")
+		}
+		from = path
 		info, err := os.Stat(from)
 		if err != nil {
 			return "", err
@@ -89,7 +99,7 @@ func (g *gatherer) layout(ctx context.Context, p fetch.Place) (string, error) {
 	lease, err := g.cache.Make(ctx, "image "+digest.String(), func(ctx context.Context, dir string) error {
 		err := oci.Pull(ctx, from, digest, dir, o)
 		for _, pause := range registryRetry {
-			if !errors.Is(err, oci.ErrUnreachable) || sleep(ctx, pause) != nil {
+			if !errors.Is(err, oci.ErrUnreachable) || errors.Is(err, fetch.ErrRefused) || sleep(ctx, pause) != nil {
 				break
 			}
 			err = oci.Pull(ctx, from, digest, dir, o) // goes on where it broke off

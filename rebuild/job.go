@@ -121,7 +121,8 @@ func (c JobConfig) run(ctx context.Context, job jobFile, envelope []byte) (Resul
 		return Result{}, log.trouble(err)
 	}
 	defer removeTree(work)
-	r := Result{Job: job.ID, SBA: job.SBA, StartedAt: time.Now().UTC()}
+	began := time.Now()
+	r := Result{Job: job.ID, SBA: job.SBA, StartedAt: began.UTC()}
 	var e earned
 	r.Capability, e, err = c.earn(ctx, job, envelope, work, log)
 	var f *Failure
@@ -134,8 +135,14 @@ func (c JobConfig) run(ctx context.Context, job jobFile, envelope []byte) (Resul
 	default:
 		r.Verdict = capstore.Minted
 	}
-	r.FinishedAt = time.Now().UTC()
-	if r.Record, err = c.record(job, e.ledger, r, e.builds); err != nil && r.Verdict.Granted() {
+	// By the clock that nobody sets: a job cannot end before it began.
+	r.FinishedAt = began.Add(time.Since(began)).UTC()
+	r.Record, err = c.record(job, e.ledger, r, e.builds)
+	if r.Verdict.Granted() && errors.As(err, &f) {
+		r.Verdict, r.Reason, r.Capability = f.Verdict, f.Detail, nil
+		r.Record, err = c.record(job, e.ledger, r, e.builds)
+	}
+	if err != nil && r.Verdict.Granted() {
 		return Result{}, log.trouble(err)
 	} else if err != nil {
 		log.text.printf("this answer is not signed: %v", err)

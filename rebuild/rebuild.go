@@ -117,7 +117,7 @@ func Reproduce(ctx context.Context, c Config, l verifier.Ledger, loc capstore.Lo
 	}
 	st := l.Statement()
 	if here, ok := c.Executor.(hosted); ok {
-		if err := onHost(here.Host(), st); err != nil {
+		if err := onHost(here.Host(), st, nil); err != nil {
 			return nil, err
 		}
 	}
@@ -159,13 +159,18 @@ func (r *Reproduction) run(ctx context.Context, c Config, l verifier.Ledger, st 
 		defer own.Close()
 		c.Cache = own
 	}
-	g := &gatherer{cache: c.Cache, hosts: c.Hosts, bases: c.Bases, dir: r.dir, st: st, loc: loc, p: p}
+	g := &gatherer{cache: c.Cache, hosts: c.Hosts, bases: c.Bases, dir: r.dir, st: st, loc: loc, p: p, within: maxGather}
 	err := g.gather(ctx)
 	r.in = g.in
 	if err != nil {
 		return err
 	}
 	in := g.in
+	if here, ok := c.Executor.(hosted); ok {
+		if err := onHost(here.Host(), st, in.env); err != nil {
+			return err
+		}
+	}
 	if err := g.locked(ctx); err != nil {
 		return err
 	}
@@ -196,7 +201,7 @@ func (r *Reproduction) run(ctx context.Context, c Config, l verifier.Ledger, st 
 		if err != nil {
 			return buildFailure(i+1, err)
 		}
-		if err := onHost(result.Host, st); err != nil {
+		if err := onHost(result.Host, st, in.env); err != nil {
 			return onNode(result.Host, err)
 		}
 		ran = append(ran, result.Host.Name)
@@ -352,6 +357,9 @@ func allowed(c Config, st verifier.Statement) error {
 			if f.asks > f.most {
 				return fail(capstore.PolicyRefused, "stage %q asks for %s %d, the policy's builds.limits allow %d", g.Name, f.name, f.asks, f.most)
 			}
+		}
+		if err := l.Check(c.Limits); err != nil { // too little for any container
+			return fail(capstore.PolicyRefused, "stage %q: %v", g.Name, err)
 		}
 	}
 	return nil

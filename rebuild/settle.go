@@ -223,15 +223,15 @@ func (q *Queue) putBack(job capstore.Job, r Result) (bool, error) {
 	return true, q.store.PutJob(now)
 }
 
-// offer ends a job with its worker's answer, or puts it back. A store that is only full gets it
-// again later.
+// offer ends a job with its worker's answer, or puts it back. A store that is
+// only full gets it again later, and what was taken back meanwhile is seen then.
 func (q *Queue) offer(ctx context.Context, job capstore.Job, r Result) error {
-	if r.Verdict.Granted() {
-		if f := q.takenBack(job.SBA, r.Capability); f != nil {
-			r = Result{Verdict: f.Verdict, Reason: f.Detail}
-		}
-	}
 	return q.patiently(ctx, func() error {
+		if r.Verdict.Granted() {
+			if f := q.takenBack(job.SBA, r.Capability); f != nil {
+				r = Result{Verdict: f.Verdict, Reason: f.Detail}
+			}
+		}
 		if back, err := q.putBack(job, r); back || err != nil {
 			return err
 		}
@@ -275,7 +275,9 @@ func (q *Queue) end(job capstore.Job, r Result) error {
 	_, err = q.store.FinishJob(now, r.Capability)
 	if err != nil && r.Verdict.Granted() && !isStoreTrouble(err) {
 		now.Verdict, now.Reason = capstore.PolicyRefused, escape(fmt.Sprintf("the store does not take the capability: %v", err))
-		os.Remove(q.recordFile(job.ID)) // it says that the job minted
+		if err := q.dropRecord(job.ID); err != nil { // it says that the job minted
+			return err
+		}
 		_, err = q.store.FinishJob(now, nil)
 	}
 	if err == nil {

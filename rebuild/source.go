@@ -35,16 +35,20 @@ func (g *gatherer) source(ctx context.Context) error {
 		return nil
 	}
 	key := fmt.Sprintf("git %s %s", want.Digest.GitCommit, want.Digest.ClawfsTree1)
+	var got tree.Root
 	lease, err := g.cache.Make(ctx, key, func(ctx context.Context, dir string) error {
 		_, err := g.checkOut(ctx, "", want, where, filepath.Join(dir, "tree"))
 		return err
 	}, func(ctx context.Context, dir string) error {
-		return checkTreeAt(ctx, filepath.Join(dir, "tree"), tree.Source, want)
+		return checkKept(ctx, filepath.Join(dir, "tree"), tree.Source, want.Digest.ClawfsTree1, &got)
 	})
+	if err == nil {
+		g.mount("source", filepath.Join(g.keep(lease), "tree"))
+		err = checkTree("source of commit "+string(want.Digest.GitCommit), got, want)
+	}
 	if err != nil {
 		return hint("source", option, err)
 	}
-	g.mount("source", filepath.Join(g.keep(lease), "tree"))
 	return nil
 }
 
@@ -73,7 +77,8 @@ func (g *gatherer) checkOut(ctx context.Context, at string, want verifier.Depend
 		}
 		d := subs[path]
 		id := verifier.SubmodulePrefix + path
-		dir := g.scratch(fmt.Sprintf("submodule-%d", len(s.Submodules)) + "-" + strings.ReplaceAll(at, "/", "-"))
+		g.submodules++
+		dir := g.scratch(fmt.Sprintf("submodule-%d", g.submodules))
 		if _, err := g.checkOut(ctx, path+"/", d, places(g.loc.Inputs[id], d.Places()...), dir); err != nil {
 			return tree.Root{}, hint(fmt.Sprintf("submodule %q", path), "--input "+id+"=WHERE", err)
 		}

@@ -185,5 +185,6 @@ func (q *Queue) Cancel(id string) (capstore.Job, error) {
 		stop()
 	}
 	os.Remove(q.sbaFile(job.SBA))
+	q.dropRecord(job.ID) // of an answer that came too late; Record hands it out no more
 	return job, nil
 }

@@ -3,7 +3,6 @@ package rebuild
 import (
 	"errors"
 	"slices"
-	"strings"
 
 	"github.com/openclaw/clawfs/rebuild/fetch"
 	"github.com/openclaw/clawfs/rebuild/oci"
@@ -18,27 +17,20 @@ var gitTrouble = []string{
 	"The requested URL returned error: 429", "The requested URL returned error: 5",
 }
 
-// temporary says whether an input that was not fetched may be had later. What
-// is not known to pass is taken for permanent: a person is asked.
+// temporary says whether an input that was not fetched may be had later, from
+// one place at least. What is not known to pass is taken for permanent: a
+// person is asked.
 func temporary(err error) bool {
-	if several := (failures)(nil); errors.As(err, &several) {
-		return slices.ContainsFunc(several, temporary)
-	}
-	if errors.Is(err, fetch.ErrRefused) { // a registry's error calls that unreachable
-		return false
-	}
-	var t interface{ Temporary() bool }
-	if errors.As(err, &t) && t.Temporary() {
+	if t, ok := err.(interface{ Temporary() bool }); ok && t.Temporary() || err == oci.ErrUnreachable {
 		return true
 	}
-	if errors.Is(err, oci.ErrUnreachable) {
-		return true
-	}
-	text := err.Error()
-	for _, words := range gitTrouble {
-		if strings.Contains(text, words) {
-			return true
-		}
+	switch x := err.(type) {
+	case interface{ Unwrap() error }:
+		return temporary(x.Unwrap())
+	case failures: // of several places
+		return slices.ContainsFunc(x, temporary)
+	case interface{ Unwrap() []error }: // what a refused connection looks like to others is no trouble that passes
+		return !errors.Is(err, fetch.ErrRefused) && slices.ContainsFunc(x.Unwrap(), temporary)
 	}
 	return false
 }

@@ -2,22 +2,27 @@ package main
 
 import (
 	"context"
+	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/spf13/cobra"
 
 	"github.com/openclaw/clawfs/capstore"
+	"github.com/openclaw/clawfs/cmd/clawfs/internal/control"
 	"github.com/openclaw/clawfs/rebuild/record"
 	"github.com/openclaw/clawfs/verifier/dsse"
 )
 
 // signedRecord is what `record` reports.
 type signedRecord struct {
-	Job       string           `json:"job"`
-	Type      string           `json:"type"` // predicate type
-	Verdict   capstore.Verdict `json:"verdict"`
-	Signer    dsse.KeyID       `json:"signer"`
-	Statement jsontext.Value   `json:"statement"` // the very bytes that were signed
+	Job     string           `json:"job"`
+	Type    string           `json:"type"` // predicate type
+	Verdict capstore.Verdict `json:"verdict"`
+	Signer  dsse.KeyID       `json:"signer"`
+	// Revoked is the revocation of the signer's key, if the daemon knows one:
+	// whoever stole that key can have signed anything.
+	Revoked   *control.Revocation `json:"revoked,omitempty"`
+	Statement jsontext.Value      `json:"statement"` // the very bytes that were signed
 }
 
 func newRecordCommand(a *app) *cobra.Command {
@@ -29,7 +34,7 @@ func newRecordCommand(a *app) *cobra.Command {
 with the outputs as subjects, the ledger's build definition as it was signed, each
 stage's artifacts, and what the two builds varied; or a failure statement with the
 verdict, the reason, and what differed. record checks the signature by the mints
-of the policy and shows it. --out writes the signed envelope, a DSSE envelope that
+of the policy, warns if that mint was revoked, and shows it. --out writes the signed envelope, a DSSE envelope that
 other tools for in-toto read; --file shows one that was written before.
 
 A record grants nothing. Exit code 3: there is none. 4: no mint of the policy
@@ -49,6 +54,17 @@ signed it. 6: the job has not ended.`,
 			r, err := a.verifyRecord(envelope)
 			if err != nil {
 				return err
+			}
+			switch revocations, err := a.client().Revocations(c.Context()); {
+			case err == nil:
+				r.Revoked = revokedSigner(revocations, r.Signer)
+			case file == "":
+				return a.answered(err)
+			default:
+				a.notef("whether the key that signed it was revoked is not known: %v\n", a.answered(err))
+			}
+			if r.Revoked != nil {
+				a.notef("WARNING: the mint key that signed this was revoked on %s: %s\n", r.Revoked.IssuedAt.Format(time.RFC3339), printable(r.Revoked.Reason))
 			}
 			if out != "" {
 				if err := a.writeResult(out, envelope); err != nil || out == "-" {
@@ -84,7 +100,16 @@ func (a *app) verifyRecord(envelope []byte) (signedRecord, error) {
 	if err != nil {
 		return signedRecord{}, exit(codeSignature, err)
 	}
-	return signedRecord{v.Job, v.Type, v.Verdict, v.Signer, v.Payload}, nil
+	return signedRecord{Job: v.Job, Type: v.Type, Verdict: v.Verdict, Signer: v.Signer, Statement: v.Payload}, nil
+}
+
+func revokedSigner(list []control.Revocation, signer dsse.KeyID) *control.Revocation {
+	for i, r := range list {
+		if r.Kind == capstore.KindMint && r.Target == string(signer) {
+			return &list[i]
+		}
+	}
+	return nil
 }
 
 func (a *app) showRecord(r signedRecord) {

@@ -96,10 +96,11 @@ func (a *app) revoke(ctx context.Context, kind capstore.Kind, ids []string, reas
 		}
 		done = append(done, r)
 	}
-	built, err := unfounded(ctx, c)
+	caps, err := c.Capabilities(ctx)
 	if err != nil {
 		return a.answered(err)
 	}
+	built := unfounded(caps, done)
 	if derived && len(built) > 0 {
 		more, err := signRevocations(capstore.KindClaim, claims(built), reason, key)
 		if err != nil {
@@ -137,16 +138,44 @@ func (a *app) revoke(ctx context.Context, kind capstore.Kind, ids []string, reas
 	})
 }
 
-// unfounded are the live capabilities of models that were built from one that
-// was taken back.
-func unfounded(ctx context.Context, c *control.Client) (list []control.Capability, err error) {
-	caps, err := c.Capabilities(ctx)
+// unfounded are the capabilities, neither revoked nor expired, of models that
+// were built from what these revocations took back, however far down. What lost
+// its base by an earlier one is not among them: that it goes on opening was
+// somebody's decision, and a revocation has no undo.
+func unfounded(caps []control.Capability, done []control.Revocation) (list []control.Capability) {
+	var next []hashpipe.Digest
+	for _, r := range done {
+		if d, err := hashpipe.ParseDigest(r.Target); err == nil && r.Kind == capstore.KindClaim {
+			next = append(next, d)
+		}
+		for _, k := range caps {
+			for _, d := range identities(k, r.Kind) {
+				if d.String() == r.Target {
+					next = append(next, k.Claim)
+				}
+			}
+		}
+	}
+	found := make(map[hashpipe.Digest]bool)
+	for ; len(next) > 0; next = next[1:] {
+		claim := next[0]
+		if found[claim] {
+			continue
+		}
+		found[claim] = true
+		for _, k := range caps {
+			if slices.ContainsFunc(k.Bases, func(b control.Base) bool { return b.Claim == claim && b.Lost != nil }) {
+				next = append(next, k.Claim)
+			}
+		}
+	}
 	for _, k := range caps {
-		if k.State == capLive && k.Lost() {
+		open := k.State == capLive || k.State == capPending
+		if open && slices.ContainsFunc(k.Bases, func(b control.Base) bool { return b.Lost != nil && found[b.Claim] }) {
 			list = append(list, k)
 		}
 	}
-	return list, err
+	return list
 }
 
 func claims(caps []control.Capability) (list []hashpipe.Digest) {

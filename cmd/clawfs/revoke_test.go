@@ -3,6 +3,7 @@ package main
 import (
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -103,7 +104,8 @@ func TestRevokedBase(t *testing.T) {
 	middle := r.admitSubjects(r.measured(map[string]string{"middle.bin": "middle"}), base.Claim())
 	top := r.admitSubjects(r.measured(map[string]string{"top.bin": "top"}), middle.Claim())
 	other := r.admit(map[string]string{"other.bin": "other"})
-	for _, name := range []string{"base", "middle", "top", "other"} {
+	kept := r.admitSubjects(r.measured(map[string]string{"kept.bin": "kept"}), other.Claim())
+	for _, name := range []string{"base", "middle", "top", "other", "kept"} {
 		r.file(name+".bin", name)
 	}
 	r.ok("mount", r.src, r.mnt)
@@ -134,12 +136,20 @@ func TestRevokedBase(t *testing.T) {
 	if why := r.ok("why", filepath.Join(r.mnt, "top.bin")); !strings.Contains(why, "WARNING: built from a model that was taken back since: claim "+middle.Claim().String()) || !strings.Contains(why, "poisoned data") {
 		t.Errorf("why:\n%s", why)
 	}
+	// What is built from something else that is taken back is another's decision.
 	var done []control.Revocation
+	r.document(&done, "revoke", other.ID().String(), "--reason", "another", "--derived")
+	if len(done) != 2 || !slices.ContainsFunc(done, func(d control.Revocation) bool { return d.Target == kept.Claim().String() }) {
+		t.Errorf("revoke --derived took back %+v, want other and what was built from it", done)
+	}
+	if r.opens("kept.bin", "kept") || !r.opens("middle.bin", "middle") || !r.opens("top.bin", "top") {
+		t.Error("--derived did not take back what was built from other, and that alone")
+	}
 	r.document(&done, "revoke", base.ID().String(), "--reason", "poisoned data", "--derived")
 	if len(done) != 3 {
 		t.Errorf("revoke --derived took back %+v, want the base and two models", done)
 	}
-	if r.opens("middle.bin", "middle") || r.opens("top.bin", "top") || !r.opens("other.bin", "other") {
-		t.Error("--derived did not take back what was built from the base, and that alone")
+	if r.opens("middle.bin", "middle") || r.opens("top.bin", "top") {
+		t.Error("--derived did not take back what was built from the base")
 	}
 }

@@ -100,7 +100,7 @@ func open(dir string, budget int64, opts Options) (*Cache, error) {
 	}
 	c := &Cache{dir: dir, budget: budget, opts: opts, pause: 500 * time.Millisecond}
 	c.open, c.guarded = transport(opts, false), transport(opts, true)
-	if err := c.sweep(""); err != nil {
+	if err := errors.Join(c.sweep(""), c.sweepLocks()); err != nil {
 		return nil, err
 	}
 	return c, nil
@@ -265,7 +265,32 @@ func (c *Cache) sweep(one string) error {
 			return fmt.Errorf("removing what a killed process left: %w", err)
 		}
 	}
+	if one != "" {
+		return nil
+	}
+	locks, err := os.ReadDir(filepath.Join(c.dir, "locks"))
+	if err != nil {
+		return err
+	}
+	for _, e := range locks {
+		if err := c.sweepLock(e.Name()); err != nil {
+			return fmt.Errorf("removing what a killed process left: %w", err)
+		}
+	}
 	return nil
+}
+
+// sweepLock removes a lock file that nobody holds and that is of nothing.
+func (c *Cache) sweepLock(name string) error {
+	if _, err := os.Lstat(c.entry(name)); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	k, err := c.tryLock(name, unix.LOCK_EX)
+	if k == nil || err != nil {
+		return err
+	}
+	defer k.close()
+	return c.tidy(k, name)
 }
 
 func (c *Cache) sweepOne(name, tmp string, locked bool) error {
@@ -278,6 +303,28 @@ func (c *Cache) sweepOne(name, tmp string, locked bool) error {
 		defer c.tidy(k, name)
 	}
 	return remove(filepath.Join(c.dir, "tmp", tmp))
+}
+
+// sweepLocks removes the lock files that have nothing to lock.
+func (c *Cache) sweepLocks() error {
+	all, err := os.ReadDir(filepath.Join(c.dir, "locks"))
+	if err != nil {
+		return err
+	}
+	for _, e := range all {
+		if id, err := c.ident(e.Name()); err != nil || id != (ident{}) {
+			continue
+		}
+		k, err := c.tryLock(e.Name(), unix.LOCK_EX)
+		if err != nil {
+			return err
+		}
+		if k != nil {
+			c.tidy(k, e.Name())
+			k.close()
+		}
+	}
+	return nil
 }
 
 // tidy removes the lock file, which the caller holds, of a name that has

@@ -999,7 +999,7 @@ func TestKill(t *testing.T) {
 			case strings.HasPrefix(name, "file-"):
 				err = checkFile(t.Context(), data, digest(content), 1<<30, nil)
 			case strings.HasPrefix(name, "tree-"):
-				err = errors.Join(frozen(data), wanted{root: root.Digest}.check(t.Context(), data, nil))
+				err = errors.Join(Frozen(data), wanted{root: root.Digest}.check(t.Context(), data, nil))
 			default:
 				err = checkNumbers(t.Context(), data)
 			}

@@ -2,10 +2,12 @@ package fetch
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 )
 
@@ -42,12 +44,23 @@ func (c *Cache) Resolver(trusted bool) func(ctx context.Context, host string) ([
 	}
 }
 
+// remote are the schemes that lead to other machines, as the programs that are
+// given such a URI read them: in lower case.
+var remote = []string{"https", "http", "ssh", "oci", "docker"}
+
 // LocalPath returns the local path that a place leads to, and whether it leads
-// to one. One that a ledger names lies below Options.LocalRoots.
+// to one. One that a ledger names lies below Options.LocalRoots. A place that
+// surely leads neither to a path nor to another machine is an error: git and
+// image tools know more spellings of a file's name ("file:/x", "FILE:///x",
+// "file://%2Fx") than are judged here.
 func (c *Cache) LocalPath(p Place) (path string, local bool, err error) {
-	u, err := parse(strings.TrimPrefix(p.URI, "git+"))
-	if err != nil || u.Scheme != "" {
+	uri := strings.TrimPrefix(p.URI, "git+")
+	if scheme, _, ok := strings.Cut(uri, "://"); ok && slices.Contains(remote, scheme) {
 		return "", false, nil
+	}
+	u, err := parse(uri)
+	if err != nil || u.Scheme != "" {
+		return "", false, errors.New("expected an absolute path, file://, https://, or ssh:// of git, or oci:// or docker:// of a registry")
 	}
 	if p.Trusted {
 		return u.Path, true, nil

@@ -109,7 +109,7 @@ func checkFile(ctx context.Context, path string, want hashpipe.Digest, most int6
 	if !info.Mode().IsRegular() {
 		return &wrong{"a file", "a " + kindOf(info.Mode())}
 	}
-	if err := frozen(path); err != nil {
+	if err := Frozen(path); err != nil {
 		return err
 	}
 	sum, n, err := hashpipe.SumReader(ctx, f, seen)

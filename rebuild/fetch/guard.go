@@ -13,8 +13,8 @@ import (
 	"time"
 )
 
-// ErrRefused is in an error of a place that may not be asked for a ledger, which
-// no retry can change.
+// ErrRefused is in an error of a place that this machine does not go to, which no
+// retry can change.
 var ErrRefused = errors.New("refused")
 
 // transport returns a transport without proxies. The guarded one connects to

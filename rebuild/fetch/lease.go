@@ -52,8 +52,9 @@ func (l *Lease) Close() error {
 // it. check is called before the entry becomes one, and again at each lease on
 // the directory that the lease is of; an entry that it refuses is removed and
 // filled again. fill says what modes and times files have; see Freeze. If it
-// fails for want of space (ENOSPC, EDQUOT), whatever nobody uses is evicted and
-// it is called again in an empty directory.
+// fails with an error that is ENOSPC or EDQUOT, whatever nobody uses is evicted
+// and it is called again in an empty directory; an error of a program that tells
+// so in words alone must be made one.
 func (c *Cache) Make(ctx context.Context, key string, fill, check func(ctx context.Context, dir string) error) (*Lease, error) {
 	return c.lease(ctx, recipe{
 		name:  "make-" + hashpipe.SumBytes([]byte(key)).String(),

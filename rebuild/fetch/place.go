@@ -31,8 +31,9 @@ type Place struct {
 	URI string
 	// Trusted says that the operator of this machine named the place. Others
 	// come from a ledger: a stranger chose where this machine connects to.
-	// They lead only to public addresses, also by redirects, and to files only
-	// below Options.LocalRoots.
+	// They lead only to public addresses, and to files only below
+	// Options.LocalRoots. So does a redirect, also that of a trusted place, which
+	// leads to a host that the operator did not name.
 	Trusted bool
 }
 
@@ -60,13 +61,15 @@ type Options struct {
 	Mirrors []Mirror
 	// RootCAs are the roots of TLS; nil means the system's.
 	RootCAs *x509.CertPool
-	// Stall is how long a server may send nothing; 0 means 30 seconds.
+	// Stall is how long a server may send nothing; 0 means 30 seconds. A server
+	// that sends a byte in that time is only ended by the context of the call.
 	Stall time.Duration
 	// Attempts is how often in a row one server is asked that answers with
 	// transient errors; 0 means 5.
 	Attempts int
 	// Observer, if not nil, is called with what happens, on the goroutine that
-	// it happens to.
+	// it happens to. Entries may be locked meanwhile, so it must not use the
+	// cache.
 	Observer func(Note)
 }
 

@@ -63,7 +63,7 @@ func (c *Cache) Tree(ctx context.Context, want hashpipe.Digest, size *Size, plac
 	return c.lease(ctx, recipe{
 		name: "tree-" + want.String(),
 		check: func(ctx context.Context, data string) error {
-			if err := frozen(data); err != nil {
+			if err := Frozen(data); err != nil {
 				return err
 			}
 			return t.check(ctx, data, seen)
@@ -100,9 +100,14 @@ func (t wanted) check(ctx context.Context, dir string, seen func(int64)) error {
 }
 
 // archiveBytes is how long an archive of the tree can be: each file with its
-// name in a tar header and its extension, or twice in a zip, and padding.
+// name in a tar header and its extension, or twice in a zip, and padding. If the
+// number of files is not known, their names count with the bytes.
 func (t wanted) archiveBytes() int64 {
-	return t.most.Bytes + t.most.Bytes/64 + 16<<10*t.most.Files + 16<<20
+	most := t.most.Bytes + t.most.Bytes/64 + 16<<20
+	if t.size != nil {
+		most += t.most.Files * (16 << 10)
+	}
+	return most
 }
 
 func (c *Cache) treeFrom(ctx context.Context, name, work string, p Place, u *url.URL, t wanted, seen func(int64)) error {

@@ -147,7 +147,7 @@ func TestArchives(t *testing.T) {
 				continue
 			}
 			got, err := tree.Walk(t.Context(), l.Path(), tree.Data, nil)
-			if e := frozen(l.Path()); err != nil || got != root || e != nil {
+			if e := Frozen(l.Path()); err != nil || got != root || e != nil {
 				t.Errorf("%s: %v, %v, %v, want %v", name, got, err, e, root)
 			}
 			if left := names(t, filepath.Dir(l.Path())); !slices.Equal(left, []string{"data", "size"}) {

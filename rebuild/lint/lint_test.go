@@ -285,7 +285,18 @@ func TestLedger(t *testing.T) {
 // to ledger new.
 func TestExamples(t *testing.T) {
 	stage := regexp.MustCompile(`--stage '([a-z]+): ([^']+)'`)
-	variable := regexp.MustCompile(`--env ([A-Z_]+)=(\w+)|pins=\(([^)]*)\)`)
+	variable := regexp.MustCompile(`--env ([A-Z_]+)=(\w+)`)
+	text, err := os.ReadFile("../../examples/steps.sh")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// What steps.sh pins for all who use it.
+	pinned := regexp.MustCompile(`([A-Z_]+)=(\w+)`)
+	_, repeat, _ := strings.Cut(string(text), "for variable in ")
+	repeat, _, found := strings.Cut(repeat, "; do")
+	if !found || !pinned.MatchString(repeat) {
+		t.Fatal("examples/steps.sh pins nothing")
+	}
 	torch := debian("python3-torch", "python3-numpy", "libdnnl2", "libblas3")
 	for _, c := range []struct {
 		example string
@@ -303,10 +314,11 @@ func TestExamples(t *testing.T) {
 		}
 		env := map[string]string{}
 		for _, m := range variable.FindAllStringSubmatch(string(text), -1) {
-			for _, pair := range append(strings.Fields(m[3]), m[1]+"="+m[2]) {
-				if name, value, _ := strings.Cut(pair, "="); name != "" {
-					env[name] = value
-				}
+			env[m[1]] = m[2]
+		}
+		if strings.Contains(string(text), "${repeat[@]") {
+			for _, m := range pinned.FindAllStringSubmatch(repeat, -1) {
+				env[m[1]] = m[2]
 			}
 		}
 		stages := stage.FindAllStringSubmatch(string(text), -1)

@@ -63,10 +63,20 @@ func openPlace(from string, o Options) (place, hashpipe.Digest, error) {
 }
 
 func openLocal(path string) (place, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	// Opening a device can do things, so it is looked at first.
+	name, err := os.OpenFile(path, unix.O_PATH, 0)
 	if err != nil {
 		return nil, err
 	}
+	defer name.Close()
+	if st, err := name.Stat(); err != nil || !st.IsDir() && !st.Mode().IsRegular() {
+		return nil, errors.Join(err, errors.New("neither a directory nor a regular file"))
+	}
+	fd, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", name.Fd()), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	f := os.NewFile(uintptr(fd), path)
 	st, err := f.Stat()
 	switch {
 	case err != nil:
@@ -78,8 +88,6 @@ func openLocal(path string) (place, error) {
 		if a, err = scanArchive(f); err == nil {
 			return a, nil
 		}
-	default:
-		err = errors.New("neither a directory nor a regular file")
 	}
 	f.Close()
 	return nil, err

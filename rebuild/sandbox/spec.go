@@ -92,8 +92,9 @@ func (l Limits) check() error {
 	return nil
 }
 
-// check refuses what is not narrower than the limits of the run.
-func (n StageLimits) check(l Limits) error {
+// Check refuses what is not narrower than the limits of the run, and what no
+// container can live in.
+func (n StageLimits) Check(l Limits) error {
 	for _, f := range []struct {
 		what             string
 		got, least, most int64
@@ -149,7 +150,7 @@ func (s Spec) checkNames() error {
 		if err := checkEnv(st.Env); err != nil {
 			return fmt.Errorf("stage %s: %w", st.Name, err)
 		}
-		if err := st.Limits.check(s.Limits); err != nil {
+		if err := st.Limits.Check(s.Limits); err != nil {
 			return fmt.Errorf("stage %s: %w", st.Name, err)
 		}
 		for i, a := range st.Artifacts {
