@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"regexp"
 	"strings"
 	"time"
@@ -70,6 +71,10 @@ func (a *app) grant(ctx context.Context, path string, loc capstore.Locations, pr
 	// The daemon verifies again; this answer needs none, and nothing is queued.
 	policy, err := a.config().LoadPolicy()
 	if err != nil {
+		return err
+	}
+	// A worker that cannot read them would be taken for one that died.
+	if _, err := a.config().LoadSettings(os.Geteuid()); err != nil {
 		return err
 	}
 	att, err := policy.Verify(envelope, time.Now())
@@ -172,8 +177,8 @@ func (a *app) await(ctx context.Context, c *control.Client, job capstore.Job, ti
 		var gone *control.UnreachableError
 		switch {
 		case err == nil:
-			if now.Attempts > max(job.Attempts, 1) && job.NotBefore.IsZero() && now.Reason != "" {
-				a.notef("%s; it is started again\n", printable(now.Reason))
+			if now.Attempts > max(job.Attempts, 1) && now.NotBefore.IsZero() && job.NotBefore.IsZero() && !now.State.HasEnded() && now.Reason != "" {
+				a.notef("%s; it is started again\n", printable(oneLine(now.Reason)))
 			}
 			job, heard = now, time.Now()
 		case ctx.Err() != nil:

@@ -115,6 +115,9 @@ func TestGrant(t *testing.T) {
 	if out := r.ok("job", jobs[0].ID, "--logs"); !strings.Contains(out, "MINTED") {
 		t.Errorf("the log lacks the verdict:\n%s", out)
 	}
+	if out := r.ok("record", jobs[0].ID); !strings.Contains(out, "\n  \"subject\": [\n") {
+		t.Errorf("record is not indented for people:\n%s", out)
+	}
 	// Asked again, nothing is built again.
 	if got := r.run("grant", sba, "--wait"); got.code != codeDone || len(r.jobs()) != 1 {
 		t.Errorf("a second grant: exit code %d, %d jobs, want 0 and 1", got.code, len(r.jobs()))
@@ -230,6 +233,16 @@ func TestGrantGarbage(t *testing.T) {
 	}
 	if entries, _ := os.ReadDir(r.state.Jobs()); len(entries) > 2 {
 		t.Errorf("jobs/ holds %v, want the queue's own two directories at most", entries)
+	}
+	r.refused(codeUsage, []string{"grant", sba, "--dataset", "curpus=" + r.src}, "--dataset curpus: the ledger has no such dataset")
+	r.refused(codeUsage, []string{"grant", sba, "--model", "base=" + r.src}, "model:base: the ledger has no such input")
+	// No worker could read this, which would look as if each had died.
+	if err := os.WriteFile(r.state.Settings(), []byte("[fetch]\nhost = []\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r.refused(codeError, []string{"grant", sba}, r.state.Settings()+": unknown setting fetch.host")
+	if jobs := r.jobs(); len(jobs) != 0 {
+		t.Errorf("jobs after refusals: %+v", jobs)
 	}
 }
 

@@ -115,7 +115,7 @@ func (a *app) showJob(j capstore.Job) {
 		rows = append(rows, []string{"waiting", "until " + stamp(j.NotBefore)})
 	}
 	if j.Reason != "" {
-		rows = append(rows, []string{"reason", j.Reason})
+		rows = append(rows, []string{"reason", oneLine(j.Reason)})
 	}
 	a.table([]string{"job", j.ID}, rows)
 	if j.Diagnosis != "" {
@@ -137,7 +137,7 @@ const maxNote = 100
 
 // note says what a job waits for, or why it did not grant.
 func note(j capstore.Job) string {
-	text := strings.Join(strings.Fields(j.Reason), " ")
+	text := oneLine(j.Reason)
 	if !j.NotBefore.IsZero() {
 		text = waiting(j)
 	}
@@ -147,10 +147,12 @@ func note(j capstore.Job) string {
 	return text
 }
 
+func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }
+
 // waiting says of a job with a time before which it does not run until when it
 // waits, and why.
 func waiting(j capstore.Job) string {
-	return "waiting until " + stamp(j.NotBefore) + ": " + strings.Join(strings.Fields(j.Reason), " ")
+	return "waiting until " + stamp(j.NotBefore) + ": " + oneLine(j.Reason)
 }
 
 // took is how long a job has been running, or ran. One that is to run again

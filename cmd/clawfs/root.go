@@ -86,6 +86,18 @@ Where the file was downloaded from does not matter, and who is asking neither.`,
 	for _, verb := range verbs {
 		root.AddCommand(verb(a))
 	}
+	root.InitDefaultHelpCmd()
+	for _, c := range root.Commands() {
+		if c.Name() == "help" { // it would print the help of what is left of the line
+			c.Args = func(_ *cobra.Command, args []string) error {
+				verb, rest, err := root.Find(args)
+				if err != nil {
+					return err
+				}
+				return unknownVerb(verb, rest)
+			}
+		}
+	}
 	return root
 }
 
