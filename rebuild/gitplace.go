@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/openclaw/clawfs/hashpipe"
+	"github.com/openclaw/clawfs/rebuild/fetch"
 	"github.com/openclaw/clawfs/verifier"
 	"github.com/openclaw/clawfs/verifier/tree"
 )
@@ -211,7 +212,7 @@ func placeFile(ctx context.Context, root *os.Root, name string, executable bool,
 func placeTree(ctx context.Context, root *os.Root, name string, c CheckedOut) error {
 	for dir := path.Dir(name); dir != "."; dir = path.Dir(dir) {
 		if info, err := root.Lstat(dir); err == nil && !info.IsDir() {
-			return fmt.Errorf("%.200q above it is a %s", dir, kindOf(info.Mode()))
+			return fmt.Errorf("%.200q above it is a %s", dir, fetch.KindOf(info.Mode()))
 		}
 	}
 	source, err := os.OpenRoot(c.Dir)
@@ -248,7 +249,7 @@ func placeTree(ctx context.Context, root *os.Root, name string, c CheckedOut) er
 			}
 			return target.Symlink(to, p)
 		case !e.Type().IsRegular():
-			return fmt.Errorf("%s is a %s", filepath.Join(c.Dir, p), kindOf(e.Type()))
+			return fmt.Errorf("%s is a %s", filepath.Join(c.Dir, p), fetch.KindOf(e.Type()))
 		}
 		n, err := copyFile(ctx, source, target, p, left, nil)
 		if err != nil {

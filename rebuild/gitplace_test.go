@@ -242,3 +242,20 @@ func TestPlaceTreeRefusesLinks(t *testing.T) {
 		t.Errorf("%v, %v: something was written through the link", left, err)
 	}
 }
+
+// What is in the way of a submodule is called by its name.
+func TestSubmoduleBelowAFile(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "a"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	err = placeTree(t.Context(), root, "a/b", CheckedOut{Dir: t.TempDir()})
+	if err == nil || !strings.Contains(err.Error(), `"a" above it is a file`) {
+		t.Errorf("placeTree = %v, want it to name the file", err)
+	}
+}

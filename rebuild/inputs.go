@@ -49,18 +49,6 @@ func copyFile(ctx context.Context, source, target *os.Root, name string, most in
 	return sum, errors.Join(err, context.Cause(ctx), out.Close())
 }
 
-func kindOf(m fs.FileMode) string {
-	switch m.Type() {
-	case fs.ModeSymlink:
-		return "symlink"
-	case fs.ModeNamedPipe:
-		return "named pipe"
-	case fs.ModeSocket:
-		return "socket"
-	}
-	return "device"
-}
-
 // errOtherTree is in an error of a place that gave other files than the ledger
 // names.
 var errOtherTree = errors.New("tree root")

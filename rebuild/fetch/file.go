@@ -107,7 +107,7 @@ func checkFile(ctx context.Context, path string, want hashpipe.Digest, most int6
 		return err
 	}
 	if !info.Mode().IsRegular() {
-		return &wrong{"a file", "a " + kindOf(info.Mode())}
+		return &wrong{"a file", "a " + KindOf(info.Mode())}
 	}
 	if err := Frozen(path); err != nil {
 		return err
@@ -130,7 +130,7 @@ func checkFile(ctx context.Context, path string, want hashpipe.Digest, most int6
 // which shares blocks where the file system can.
 func copyTo(ctx context.Context, in *os.File, path string, most int64, seen func(int64)) error {
 	if info, err := in.Stat(); err != nil || !info.Mode().IsRegular() {
-		return errors.Join(err, &wrong{"a file", "a " + kindOf(info.Mode())})
+		return errors.Join(err, &wrong{"a file", "a " + KindOf(info.Mode())})
 	} else if info.Size() > most {
 		return &wrong{fmt.Sprintf("at most %d bytes", most), fmt.Sprintf("%d", info.Size())}
 	}
@@ -165,7 +165,8 @@ func copySteps(ctx context.Context, in, out *os.File, most int64, seen func(int6
 	return sum, err
 }
 
-func kindOf(m fs.FileMode) string {
+// KindOf names the type of a file for a person.
+func KindOf(m fs.FileMode) string {
 	switch m.Type() {
 	case 0:
 		return "file"

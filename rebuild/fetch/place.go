@@ -218,7 +218,7 @@ func (c *Cache) openLocal(p Place, name string) (*os.File, error) {
 		return nil, err
 	}
 	if !info.IsDir() && !info.Mode().IsRegular() {
-		return nil, &wrong{"a file or directory", "a " + kindOf(info.Mode())}
+		return nil, &wrong{"a file or directory", "a " + KindOf(info.Mode())}
 	}
 	return os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", fd), os.O_RDONLY|unix.O_NONBLOCK, 0)
 }

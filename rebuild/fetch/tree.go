@@ -262,7 +262,7 @@ func copyTree(ctx context.Context, from *os.File, dest string, most Size, seen f
 		case e.IsDir():
 			return nil
 		case !e.Type().IsRegular():
-			return &wrong{"regular files only", fmt.Sprintf("a %s at %q", kindOf(e.Type()), name)}
+			return &wrong{"regular files only", fmt.Sprintf("a %s at %q", KindOf(e.Type()), name)}
 		}
 		in, err := source.OpenFile(name, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 		if err != nil {
@@ -274,7 +274,7 @@ func copyTree(ctx context.Context, from *os.File, dest string, most Size, seen f
 			return err
 		}
 		if !info.Mode().IsRegular() {
-			return &wrong{"regular files only", fmt.Sprintf("a %s at %q", kindOf(info.Mode()), name)}
+			return &wrong{"regular files only", fmt.Sprintf("a %s at %q", KindOf(info.Mode()), name)}
 		}
 		out, err := w.create(name, info.Size())
 		if err != nil {

@@ -226,7 +226,7 @@ func unzipOne(ctx context.Context, e *zip.File, w *writer, seen func(int64)) err
 	}
 	switch {
 	case !e.Mode().IsRegular():
-		return &wrong{"regular files only", fmt.Sprintf("a %s at %.200q", kindOf(e.Mode()), name)}
+		return &wrong{"regular files only", fmt.Sprintf("a %s at %.200q", KindOf(e.Mode()), name)}
 	case e.Flags&1 != 0:
 		return &wrong{"a file that can be read", fmt.Sprintf("%.200q, which is encrypted", name)}
 	case e.UncompressedSize64 > 1<<53:

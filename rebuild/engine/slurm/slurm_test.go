@@ -195,8 +195,13 @@ func TestCluster(t *testing.T) {
 			s.Progress = func(string) { said <- c.Do(command[0], command[1:]...) }
 			_, err := r.Run(t.Context(), s)
 			noAnswer(t, err, "and gave no answer")
-			if out := <-said; out != "" {
-				t.Errorf("%q: %s", command, out)
+			select { // Run tells its stages before it returns
+			case out := <-said:
+				if out != "" {
+					t.Errorf("%q: %s", command, out)
+				}
+			default:
+				t.Error("the stage never began")
 			}
 			gone(t, c)
 		})
