@@ -92,7 +92,7 @@ func prepare(p, what string) (func() (uint64, error), error) {
 		if err != nil {
 			return nil, err
 		}
-		return func() (uint64, error) { n, err := cachedBytes(f); return uint64(n), err }, nil
+		return func() (uint64, error) { n, err := cachedBytes(f, 0); return uint64(n), err }, nil
 	case "reopen":
 		return func() (uint64, error) { return uint64(n), reopenTimes(p, n) }, nil
 	case "sha256": // of as many bytes in memory, one stream
@@ -259,21 +259,10 @@ func dropPages(p string) error {
 		if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
 			return fmt.Errorf("dropping the pages of %s: %w", p, err)
 		}
-		if left, err = cachedBytes(f); err != nil || left == 0 {
+		if left, err = cachedBytes(f, 0); err != nil || left == 0 {
 			return err
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
 	return fmt.Errorf("%s: %d bytes stay in the page cache: a cold read cannot be measured (TMPDIR has to lie on a disk)", p, left)
-}
-
-// cachedBytes returns how much of a file is in the page cache.
-func cachedBytes(f *os.File) (int64, error) {
-	span := struct{ off, length uint64 }{0, 0}
-	var pages struct{ cached, dirty, writeback, evicted, recentlyEvicted uint64 } // struct cachestat
-	_, _, errno := unix.Syscall6(unix.SYS_CACHESTAT, f.Fd(), uintptr(unsafe.Pointer(&span)), uintptr(unsafe.Pointer(&pages)), 0, 0, 0)
-	if errno != 0 {
-		return 0, fmt.Errorf("cachestat of %s: %w (Linux 6.5 has it)", f.Name(), errno)
-	}
-	return int64(pages.cached) * int64(os.Getpagesize()), nil
 }

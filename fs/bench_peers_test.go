@@ -179,7 +179,7 @@ func (d *disk) keepWarm(tb testing.TB) {
 		tb.Fatal(err)
 	}
 	defer f.Close()
-	cached, err := cachedBytes(f)
+	cached, err := cachedBytes(f, 0)
 	if err != nil {
 		tb.Fatal(err)
 	}

@@ -317,10 +317,21 @@ func availableMemory() int64 {
 // uncached reports whether less than an eighth of a file is in the page cache.
 // It does not know on kernels before 6.5, and says no.
 func uncached(f *os.File, size int64) bool {
-	span := struct{ off, length uint64 }{0, uint64(size)}
+	n, err := cachedBytes(f, size)
+	return err == nil && n < size/8
+}
+
+// cachedBytes returns how many of the first length bytes of a file are in the page
+// cache; of all of them if length is 0. The error is that of cachestat(2), which is
+// new in Linux 6.5.
+func cachedBytes(f *os.File, length int64) (int64, error) {
+	span := struct{ off, length uint64 }{0, uint64(length)}
 	var pages struct{ cached, dirty, writeback, evicted, recentlyEvicted uint64 } // struct cachestat
 	_, _, errno := unix.Syscall6(unix.SYS_CACHESTAT, f.Fd(), uintptr(unsafe.Pointer(&span)), uintptr(unsafe.Pointer(&pages)), 0, 0, 0)
-	return errno == 0 && int64(pages.cached)*int64(os.Getpagesize()) < size/8
+	if errno != 0 {
+		return 0, errno
+	}
+	return int64(pages.cached) * int64(os.Getpagesize()), nil
 }
 
 // readAhead is how far the kernel reads ahead in the mount, in KiB. Its default

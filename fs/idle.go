@@ -3,6 +3,7 @@ package fs
 import (
 	"io"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -120,14 +121,58 @@ func (m *measurer) passing(fl *flight) bool {
 	return fl.ahead && fl.cold && fl.id.size > m.keepable()
 }
 
-// unload drops what the kernel read ahead of one worker, behind another.
+// unload drops what the kernel read ahead of one worker, behind another. What the
+// disk has not delivered by now cannot be dropped, and is as much as the kernel's
+// read-ahead: it is asked for again until it is gone, for a while.
 func (m *measurer) unload(fl *flight) {
+	length, drop := int64(0), false // 0: the whole file
 	if e := fl.early; e != nil && e.drop {
-		_ = unix.Fadvise(int(fl.file.Fd()), 0, e.limit, unix.FADV_DONTNEED) // advice
+		length, drop = e.limit, true
 	}
 	if m.passing(fl) {
-		_ = unix.Fadvise(int(fl.file.Fd()), 0, 0, unix.FADV_DONTNEED) // advice
+		length, drop = 0, true
 	}
+	if !drop {
+		return
+	}
+	fd, err := unix.FcntlInt(fl.file.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return // it is advice
+	}
+	f := os.NewFile(uintptr(fd), fl.file.Name())
+	if length == 0 {
+		length = fl.id.size
+	}
+	if unload(f, length) {
+		f.Close()
+		return
+	}
+	go func() {
+		defer f.Close()
+		for range unloadTries {
+			select {
+			case <-m.ctx.Done():
+				return
+			case <-time.After(unloadEvery):
+			}
+			if unload(f, length) {
+				return
+			}
+		}
+	}()
+}
+
+const (
+	unloadEvery = 100 * time.Millisecond
+	unloadTries = 20
+)
+
+// unload reports whether nothing of the first length bytes is in the page cache.
+// A kernel before 6.5 does not say, and is believed.
+func unload(f *os.File, length int64) bool {
+	_ = unix.Fadvise(int(f.Fd()), 0, length, unix.FADV_DONTNEED) // advice
+	n, err := cachedBytes(f, length)
+	return n == 0 || err != nil
 }
 
 // pace is called on the thread that will read.
