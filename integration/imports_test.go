@@ -21,12 +21,13 @@ var allowed = map[string][]string{
 	"hashpipe":     {},
 	"hashpipe/cas": {"hashpipe"},
 
-	"verifier/dsse": {"hashpipe"},
-	"verifier/tree": {"hashpipe"},
-	"verifier/tlog": {"hashpipe", "verifier/dsse"},
-	"verifier":      {"hashpipe", "verifier/dsse", "verifier/tree"},
+	"verifier/dsse":    {"hashpipe"},
+	"verifier/tree":    {"hashpipe"},
+	"verifier/tlog":    {"hashpipe", "verifier/dsse"},
+	"verifier/pattern": {},
+	"verifier":         {"hashpipe", "verifier/dsse", "verifier/tree", "verifier/tlog", "verifier/pattern"},
 
-	"capstore": {"hashpipe", "verifier/dsse"},
+	"capstore": {"hashpipe", "verifier/dsse", "verifier/pattern"},
 
 	"rebuild/sandbox":                {"hashpipe"},
 	"rebuild/oci":                    {"hashpipe", "hashpipe/cas", "verifier/tree"},

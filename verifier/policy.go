@@ -13,16 +13,22 @@ import (
 
 	"github.com/openclaw/clawfs/hashpipe"
 	"github.com/openclaw/clawfs/verifier/dsse"
+	"github.com/openclaw/clawfs/verifier/pattern"
 )
 
 // Policy says whose ledgers may be rebuilt here and whose capabilities and
 // revocations count. Its text is policy.json, described in docs/ledger.md. A
 // Policy is only that text in Go's shape: ParsePolicy, Encode and New check it.
 type Policy struct {
-	Version    int64           `json:"version"`    // 1
-	Publishers []PublisherRule `json:"publishers"` // may be empty: then everything is denied
+	Version    int64           `json:"version"`           // 1
+	Revision   int64           `json:"revision,omitzero"` // of a policy with a root: one more than the last one's
+	Expires    Time            `json:"expires,omitzero"`  // of a policy with a root
+	Root       *Root           `json:"root,omitzero"`     // nil: whoever may write the file
+	Publishers []PublisherRule `json:"publishers"`        // may be empty: then everything is denied
 	Mints      []Operator      `json:"mints"`
 	Revokers   []Operator      `json:"revokers"`
+	Accept     []AcceptRule    `json:"accept,omitzero"` // nil: a capability of any mint is enough
+	Logs       string          `json:"logs,omitzero"`   // a policy of package tlog
 	Builds     Builds          `json:"builds"`
 }
 
@@ -34,6 +40,7 @@ type PublisherRule struct {
 	Threshold       int64            `json:"threshold"`                 // of different keys that must sign
 	Images          []string         `json:"images"`                    // "sha256:<hex>" of manifests, or "*" alone
 	MinimumSequence map[string]int64 `json:"minimumSequence,omitempty"` // by model
+	Log             string           `json:"log,omitzero"`              // LogRequired or ""
 	Budget          *Budget          `json:"budget,omitzero"`           // nil: as much as the machine gives
 }
 
@@ -147,26 +154,15 @@ func (p *Policy) Encode() ([]byte, error) {
 // Rule returns the rule for model: the one with the most specific pattern that
 // matches. No two rules have the same pattern, so there is one or none.
 func (p *Policy) Rule(model string) (PublisherRule, bool) {
-	best, length := PublisherRule{}, 0
-	for _, r := range p.Publishers {
-		for _, pattern := range r.Models {
-			// The model itself comes before any prefix, whatever their lengths:
-			// "acme/x" is no longer than "acme/*".
-			if pattern == model {
-				return r, true
-			}
-			if matches(pattern, model) && len(pattern) > length {
-				best, length = r, len(pattern)
-			}
-		}
+	lists := make([][]string, len(p.Publishers))
+	for i, r := range p.Publishers {
+		lists[i] = r.Models
 	}
-	return best, length > 0
-}
-
-// matches reports whether pattern is a "<prefix>/*" above model.
-func matches(pattern, model string) bool {
-	prefix, ok := strings.CutSuffix(pattern, "*")
-	return ok && strings.HasSuffix(prefix, "/") && strings.HasPrefix(model, prefix)
+	i := pattern.Best(model, lists)
+	if i < 0 {
+		return PublisherRule{}, false
+	}
+	return p.Publishers[i], true
 }
 
 func (p *Policy) publisherKeys() []dsse.PublicKey {
@@ -249,6 +245,15 @@ func (p *Policy) check() error {
 				return fmt.Errorf("mints: operator %s: key %s is also a publisher's, so its rebuild would not be independent", o.Operator, k.ID())
 			}
 		}
+	}
+	if err := p.checkAccept(); err != nil {
+		return err
+	}
+	if err := p.checkLogs(); err != nil {
+		return err
+	}
+	if err := p.checkRoot(); err != nil {
+		return err
 	}
 	return p.Builds.check()
 }
