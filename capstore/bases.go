@@ -94,7 +94,7 @@ func (v *View) findLost(claim hashpipe.Digest, known map[hashpipe.Digest]LostBas
 
 // Live returns a capability of the claim that is granted at now: neither
 // revoked, in any of its files, nor expired, nor built from something that was
-// taken back. Of several it is the one that holds longest.
+// taken back, and agreed on by as many operators as the policy asks for. Of several it is the one that holds longest.
 func (v *View) Live(claim hashpipe.Digest, now time.Time) (Capability, bool) {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
@@ -104,6 +104,10 @@ func (v *View) Live(claim hashpipe.Digest, now time.Time) (Capability, bool) {
 	var best Capability
 	for _, c := range v.byClaim[claim] {
 		if !v.against(c).IsZero() || now.Before(c.NotBefore()) || !now.Before(c.NotAfter()) {
+			continue
+		}
+		s := v.standing(c, func(Capability) Revocation { return Revocation{} })
+		if !s.conflict.IsZero() || !s.Agree(func(g Grant) bool { return g.Valid(now) }).Enough() {
 			continue
 		}
 		if best.IsZero() || best.NotAfter().Before(c.NotAfter()) {

@@ -19,15 +19,25 @@ type Capability struct{ rec *capability }
 // capability is immutable once published.
 type capability struct {
 	id       hashpipe.Digest
-	st       Statement
+	chain    []Statement // what the mint signed, and what was derived from it, each from the one before
+	ids      []hashpipe.Digest
 	subjects []Subject
+	result   hashpipe.Digest
 	minter   Signer
 	envelope []byte
 }
 
-// readCapability verifies first and parses the very bytes that were verified.
-func readCapability(mints role, envelope []byte) (Capability, error) {
-	payload, signers, err := mints.open(envelope)
+// readCapability verifies first and parses the very bytes that were verified. The
+// text is the envelope of a mint, or the lines of a delegated capability.
+func readCapability(mints role, text []byte) (Capability, error) {
+	if len(text) > MaxRecord {
+		return Capability{}, fmt.Errorf("capability of %d bytes: at most %d are stored", len(text), MaxRecord)
+	}
+	links, err := splitChain(text)
+	if err != nil {
+		return Capability{}, err
+	}
+	payload, signers, err := mints.open(links[0])
 	if err != nil {
 		return Capability{}, err
 	}
@@ -35,21 +45,33 @@ func readCapability(mints role, envelope []byte) (Capability, error) {
 	if err != nil {
 		return Capability{}, err
 	}
+	if st.Predicate.Parent != nil {
+		return Capability{}, fmt.Errorf("capability: it is derived from %s, which has to stand before it", st.Predicate.Parent.Digest.SHA256)
+	}
 	minter := st.Predicate.Minter.KeyID
 	if !signed(minter, signers) {
 		return Capability{}, fmt.Errorf("capability: minter.keyid is %s, and the signature is by %s", minter, signers[0].ID())
 	}
 	rec := &capability{
-		id:       hashpipe.SumBytes(payload).Claim(),
-		st:       st,
+		chain:    []Statement{st},
+		ids:      []hashpipe.Digest{hashpipe.SumBytes(payload).Claim()},
 		subjects: st.subjects(),
-		envelope: slices.Clone(envelope),
+		result:   st.result(),
+		envelope: slices.Clone(text),
 	}
 	for _, k := range signers {
 		if k.ID() == minter {
 			rec.minter = Signer{Operator: mints.operator[minter], Key: k}
 		}
 	}
+	for i, link := range links[1:] {
+		st, id, err := readLink(rec.chain[i], rec.ids[i], link)
+		if err != nil {
+			return Capability{}, fmt.Errorf("capability: link %d: %w", i+1, err)
+		}
+		rec.chain, rec.ids = append(rec.chain, st), append(rec.ids, id)
+	}
+	rec.id = rec.ids[len(rec.ids)-1]
 	return Capability{rec}, nil
 }
 
@@ -62,10 +84,10 @@ func (c Capability) predicate() Predicate {
 	if c.rec == nil {
 		return Predicate{}
 	}
-	return c.rec.st.Predicate
+	return c.rec.chain[0].Predicate
 }
 
-// ID is the SHA-256 of the signed payload.
+// ID is the SHA-256 of the signed payload, of the last one if there are several.
 func (c Capability) ID() hashpipe.Digest {
 	if c.rec == nil {
 		return hashpipe.Digest{}
@@ -134,14 +156,75 @@ func (c Capability) Subject(name string) (Subject, bool) {
 // copy. Revoking one of them does not revoke c: see View.LostBases.
 func (c Capability) Bases() []hashpipe.Digest { return slices.Clone(c.predicate().Bases) }
 
-// NotBefore is the first instant at which c is valid.
-func (c Capability) NotBefore() time.Time { return c.predicate().NotBefore }
+// Environment is the manifest of the image in which the build ran.
+func (c Capability) Environment() hashpipe.Digest { return c.predicate().Environment.Digest.SHA256 }
 
-// NotAfter is the first instant at which c is valid no longer.
-func (c Capability) NotAfter() time.Time { return c.predicate().NotAfter }
+// NotBefore is the first instant at which c is valid: the latest of its links.
+func (c Capability) NotBefore() time.Time {
+	var at time.Time
+	for _, st := range c.links() {
+		if st.Predicate.NotBefore.After(at) {
+			at = st.Predicate.NotBefore
+		}
+	}
+	return at
+}
 
-// Level says what stands behind c: LevelRebuilt.
-func (c Capability) Level() string { return c.predicate().Level }
+// NotAfter is the first instant at which c is valid no longer: the earliest of
+// its links.
+func (c Capability) NotAfter() time.Time {
+	var at time.Time
+	for i, st := range c.links() {
+		if i == 0 || st.Predicate.NotAfter.Before(at) {
+			at = st.Predicate.NotAfter
+		}
+	}
+	return at
+}
+
+// Restrictions are what the links of c say of who may open what where; nil for one
+// that restricts nothing. An open has to satisfy each: see Permits.
+func (c Capability) Restrictions() []*Restrict {
+	var list []*Restrict
+	for _, st := range c.links() {
+		list = append(list, st.Predicate.Restrict)
+	}
+	return list
+}
+
+// Delegates are the keys that may derive a narrower capability from c.
+func (c Capability) Delegates() []dsse.KeyID {
+	if c.rec == nil {
+		return nil
+	}
+	return slices.Clone(c.rec.chain[len(c.rec.chain)-1].Predicate.Delegate)
+}
+
+// DelegatedBy are the keys that derived c from what the mint signed, in order;
+// none if the mint signed c.
+func (c Capability) DelegatedBy() []dsse.KeyID {
+	var list []dsse.KeyID
+	for _, st := range c.links()[min(1, len(c.links())):] {
+		list = append(list, st.Predicate.Minter.KeyID)
+	}
+	return list
+}
+
+// Result is the identity of everything that the operator measured: equal for two
+// capabilities exactly if claim, platform class, sizes and fs-verity digests are.
+func (c Capability) Result() hashpipe.Digest {
+	if c.rec == nil {
+		return hashpipe.Digest{}
+	}
+	return c.rec.result
+}
+
+func (c Capability) links() []Statement {
+	if c.rec == nil {
+		return nil
+	}
+	return c.rec.chain
+}
 
 // Envelope is the signed text from which c can be admitted elsewhere; a copy.
 func (c Capability) Envelope() []byte {

@@ -20,6 +20,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 	"unicode"
 	"unicode/utf8"
 
@@ -66,10 +67,13 @@ type Signer struct {
 	Key      dsse.PublicKey
 }
 
-// Trust names who may grant and who may take back. Both lists are required: a
-// store that nobody may revoke from is a mistake.
+// Trust names who may grant and who may take back, and how many must grant. Both
+// lists of keys are required: a store that nobody may revoke from is a mistake.
 type Trust struct {
 	Mints, Revokers []Signer
+	Rules           []Rule    // nil: one capability of any mint is enough
+	Local           string    // the operator whose mint this machine has; "": it has none
+	Expires         time.Time // first instant at which it opens nothing any more; zero: never
 }
 
 // role is one list of a Trust, checked.

@@ -56,12 +56,13 @@ func (w world) statement(t testing.TB, tag string, names ...string) Statement {
 	}
 	return NewStatement(subjects, Predicate{
 		Model: "acme/langid", Version: "1.2.0", Sequence: 12,
-		SBA:       Reference{DigestSet{digestOf("ledger" + tag)}},
-		Publisher: Publisher{w.publisher.Public().ID(), w.publisher.Public()},
-		Minter:    Minter{w.mint.Public().ID()},
-		Platform:  Platform{OS: "linux", Arch: "amd64", CPUFeatures: []string{"avx2"}, Accelerator: "none"},
-		NotBefore: time.Date(2026, 11, 23, 9, 0, 0, 0, time.UTC),
-		NotAfter:  time.Date(2027, 2, 23, 9, 0, 0, 0, time.UTC),
+		SBA:         Reference{DigestSet{digestOf("ledger" + tag)}},
+		Environment: Reference{DigestSet{digestOf("image" + tag)}},
+		Publisher:   Publisher{w.publisher.Public().ID(), w.publisher.Public()},
+		Minter:      Minter{KeyID: w.mint.Public().ID()},
+		Platform:    Platform{OS: "linux", Arch: "amd64", CPUFeatures: []string{"avx2"}, Accelerator: "none"},
+		NotBefore:   time.Date(2026, 11, 23, 9, 0, 0, 0, time.UTC),
+		NotAfter:    time.Date(2027, 2, 23, 9, 0, 0, 0, time.UTC),
 	})
 }
 

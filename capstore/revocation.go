@@ -22,11 +22,12 @@ const (
 	KindClaim      Kind = "claim"      // target: Capability.Claim, whoever minted it
 	KindSBA        Kind = "sba"        // target: Capability.SBA
 	KindPublisher  Kind = "publisher"  // target: key id of the publisher
-	KindMint       Kind = "mint"       // target: key id of the mint
+	KindMint       Kind = "mint"       // target: key id of the mint, or of whoever delegated
+	KindImage      Kind = "image"      // target: SHA-256 of the manifest of the environment image
 	KindFile       Kind = "file"       // target: SHA-256 of one content, under every capability
 )
 
-var kinds = []Kind{KindCapability, KindClaim, KindSBA, KindPublisher, KindMint, KindFile}
+var kinds = []Kind{KindCapability, KindClaim, KindSBA, KindPublisher, KindMint, KindImage, KindFile}
 
 // RevocationStatement is the payload of a revocation: an in-toto Statement v1
 // whose one subject is what is taken back.
@@ -47,7 +48,12 @@ type RevocationPredicate struct {
 	Kind     Kind      `json:"kind"`
 	Reason   string    `json:"reason"` // one line, shown to whoever is refused
 	IssuedAt time.Time `json:"issuedAt"`
-	Revoker  Minter    `json:"revoker"` // the signing key; SignRevocation fills it in
+	Revoker  KeyOf     `json:"revoker"` // the signing key; SignRevocation fills it in
+}
+
+// KeyOf names a key by its id.
+type KeyOf struct {
+	KeyID dsse.KeyID `json:"keyid"`
 }
 
 // NewRevocation lays out a revocation for SignRevocation. target is the hex

@@ -16,6 +16,7 @@ import (
 const (
 	prefixCapability = "cap/"
 	prefixRevocation = "rev/"
+	prefixList       = "lst/"
 	prefixLog        = "log/"
 	prefixJob        = "job/"
 	afterJobs        = "job0" // follows every key of prefixJob
@@ -24,8 +25,11 @@ const (
 type row struct{ key, value []byte }
 
 func recordKey(kind string, id hashpipe.Digest) []byte {
-	if kind == RecordRevocation {
+	switch kind {
+	case RecordRevocation:
 		return []byte(prefixRevocation + id.String())
+	case RecordList:
+		return []byte(prefixList + id.String())
 	}
 	return []byte(prefixCapability + id.String())
 }
@@ -195,6 +199,9 @@ func (s *Store) load() error {
 		case strings.HasPrefix(key, prefixRevocation):
 			intact[key] = hashpipe.SumBytes(r.value).Claim()
 			why = s.loadRevocation(r)
+		case strings.HasPrefix(key, prefixList):
+			intact[key] = hashpipe.SumBytes(r.value).Claim()
+			why = s.loadList(r)
 		default:
 			why = errors.New("unknown kind of row")
 		}
@@ -242,6 +249,18 @@ func (s *Store) loadRevocation(r row) error {
 	return nil
 }
 
+func (s *Store) loadList(r row) error {
+	l, err := readList(s.view.revokers, r.value)
+	if err != nil {
+		return err
+	}
+	if !bytes.Equal(r.key, recordKey(RecordList, l.ID())) {
+		return fmt.Errorf("the row holds revocation list %s", l.ID())
+	}
+	s.view.addList(l)
+	return nil
+}
+
 // checkHead compares the rows with what was acknowledged. A lost capability is
 // reported: it only grants less. A lost revocation, or a chain that does not
 // reach the head, is ErrDamaged. A revocation whose row is intact and whose
@@ -277,7 +296,7 @@ func (s *Store) checkHead(log []row, intact map[string]hashpipe.Digest) error {
 			state = "altered"
 		}
 		why := fmt.Errorf("fact %d: %s %s was acknowledged, and its row is %s", i+1, e.Kind, e.ID, state)
-		if e.Kind == RecordRevocation && s.view.revocation(e.ID).IsZero() {
+		if e.Kind == RecordRevocation && s.view.revocation(e.ID).IsZero() || e.Kind == RecordList && !s.view.knowsList(e.ID) {
 			return fmt.Errorf("%w: %w", ErrDamaged, why)
 		}
 		s.reject(key, why)

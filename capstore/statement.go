@@ -50,14 +50,17 @@ type DigestSet struct {
 
 // Predicate is what the mint says of the subjects.
 type Predicate struct {
-	Claim     hashpipe.Digest `json:"claim"` // Claim of the subjects, recomputed by every reader
-	Model     string          `json:"model"`
-	Version   string          `json:"version"`
-	Sequence  int64           `json:"sequence"` // the ledger's, monotone per model
-	SBA       Reference       `json:"sba"`
-	Publisher Publisher       `json:"publisher"`
-	Minter    Minter          `json:"minter"`
-	Platform  Platform        `json:"platform"`
+	Claim    hashpipe.Digest `json:"claim"` // Claim of the subjects, recomputed by every reader
+	Model    string          `json:"model"`
+	Version  string          `json:"version"`
+	Sequence int64           `json:"sequence"` // the ledger's, monotone per model
+	SBA      Reference       `json:"sba"`
+	// Environment is the manifest of the image in which the build ran.
+	Environment Reference  `json:"environment"`
+	Parent      *Reference `json:"parent,omitzero"` // of a delegated capability: the one that it narrows
+	Publisher   Publisher  `json:"publisher"`
+	Minter      Minter     `json:"minter"`
+	Platform    Platform   `json:"platform"`
 	// Bases are the claims of the models that the build started from, sorted.
 	Bases     []hashpipe.Digest `json:"bases,omitzero"`
 	Outputs   []OutputEntry     `json:"outputs"` // one for each subject, in the same order
@@ -80,9 +83,11 @@ type Publisher struct {
 	PublicKey dsse.PublicKey `json:"publicKey"`
 }
 
-// Minter is the key that signs the capability.
+// Minter is the key that signs the capability. The public key is carried by a
+// delegated capability alone: that of a mint is pinned by whoever reads it.
 type Minter struct {
-	KeyID dsse.KeyID `json:"keyid"`
+	KeyID     dsse.KeyID     `json:"keyid"`
+	PublicKey dsse.PublicKey `json:"publicKey,omitzero"`
 }
 
 // Platform is the class of machine within which the bytes are promised equal.
@@ -100,11 +105,6 @@ type OutputEntry struct {
 	Size     int64                 `json:"size"` // bytes
 	FSVerity hashpipe.VerityDigest `json:"fsverity"`
 }
-
-// Restrict narrows a capability. Version 1 of the format knows no restriction,
-// so the object is empty: a restriction that this program does not know would
-// widen access if it were passed over, hence it makes the capability unreadable.
-type Restrict struct{}
 
 // Subject is one output as the rest of the program wants it.
 type Subject struct {
@@ -185,6 +185,15 @@ func (st Statement) check() error {
 	}
 	if p.SBA.Digest.SHA256.IsZero() {
 		return fmt.Errorf("sba digest is missing")
+	}
+	if p.Environment.Digest.SHA256.IsZero() {
+		return fmt.Errorf("environment digest is missing")
+	}
+	if err := p.checkParent(); err != nil {
+		return err
+	}
+	if err := p.Restrict.check(); err != nil {
+		return fmt.Errorf("restrict: %w", err)
 	}
 	if p.Publisher.PublicKey.IsZero() {
 		return fmt.Errorf("publisher.publicKey is missing")

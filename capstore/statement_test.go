@@ -59,12 +59,15 @@ func TestClaimKnownAnswer(t *testing.T) {
 func TestCapabilityReadsBack(t *testing.T) {
 	w := newWorld(t)
 	for name, edit := range map[string]func(*Statement){
-		"plain":             func(*Statement) {},
-		"empty restrict":    func(st *Statement) { st.Predicate.Restrict = &Restrict{} },
-		"delegate":          func(st *Statement) { st.Predicate.Delegate = []dsse.KeyID{w.stranger.Public().ID()} },
-		"no cpu features":   func(st *Statement) { st.Predicate.Platform.CPUFeatures = nil },
-		"quotation mark":    func(st *Statement) { st.Predicate.Version = `1 "final" <&>` },
-		"letters of others": func(st *Statement) { st.Predicate.Version = "версия 1" },
+		"plain": func(*Statement) {},
+		"restrict": func(st *Statement) {
+			st.Predicate.Restrict = &Restrict{Paths: []string{"a.bin", "team/"}, UIDs: []int64{0, 1000}, Mounts: []string{"/", "/models"}}
+		},
+		"restrict to a user": func(st *Statement) { st.Predicate.Restrict = &Restrict{UIDs: []int64{1000}} },
+		"delegate":           func(st *Statement) { st.Predicate.Delegate = []dsse.KeyID{w.stranger.Public().ID()} },
+		"no cpu features":    func(st *Statement) { st.Predicate.Platform.CPUFeatures = nil },
+		"quotation mark":     func(st *Statement) { st.Predicate.Version = `1 "final" <&>` },
+		"letters of others":  func(st *Statement) { st.Predicate.Version = "версия 1" },
 	} {
 		t.Run(name, func(t *testing.T) {
 			st := w.statement(t, "", "langid.vec", "a/config.json", "langid.bin")
@@ -81,7 +84,7 @@ func TestCapabilityReadsBack(t *testing.T) {
 			p := st.Predicate
 			if c.Model() != p.Model || c.Version() != p.Version || c.Sequence() != 12 || c.SBA() != p.SBA.Digest.SHA256 ||
 				c.Publisher() != w.publisher.Public() || c.Minter() != w.mint.Public().ID() || c.Operator() != "local" ||
-				c.Level() != "rebuilt" || c.Claim() != p.Claim || !c.NotBefore().Equal(p.NotBefore) || !c.NotAfter().Equal(p.NotAfter) {
+				p.Level != LevelRebuilt || c.Environment() != p.Environment.Digest.SHA256 || c.Claim() != p.Claim || !c.NotBefore().Equal(p.NotBefore) || !c.NotAfter().Equal(p.NotAfter) {
 				t.Errorf("accessors do not give back %+v", p)
 			}
 			subjects := c.Subjects()
@@ -102,7 +105,7 @@ func TestCapabilityReadsBack(t *testing.T) {
 func TestZeroCapabilityPermitsNothing(t *testing.T) {
 	var c Capability
 	if !c.IsZero() || !c.ID().IsZero() || !c.Claim().IsZero() || !c.SBA().IsZero() || c.Subjects() != nil || c.Envelope() != nil ||
-		!c.NotAfter().IsZero() || !c.NotBefore().IsZero() || c.Level() != "" || c.Model() != "" || c.Version() != "" ||
+		!c.NotAfter().IsZero() || !c.NotBefore().IsZero() || c.Environment() != (hashpipe.Digest{}) || c.Model() != "" || c.Version() != "" ||
 		c.Sequence() != 0 || !c.Publisher().IsZero() || c.Minter() != "" || c.Operator() != "" || c.Platform().OS != "" {
 		t.Error("the zero Capability says something")
 	}
@@ -228,45 +231,67 @@ func TestCapabilityTextRefusals(t *testing.T) {
 	}
 	hex := digestOf("a.bin").String()
 	for name, tc := range map[string]struct{ payload, want string }{
-		"empty object":           {`{}`, "predicateType is"},
-		"not JSON":               {`capability`, "capability: json"},
-		"list":                   {`[` + good + `]`, "capability"},
-		"null":                   {`null`, "predicateType is"},
-		"trailing data":          {good + `{}`, "capability"},
-		"trailing newline":       {good + "\n", "canonical"},
-		"white space":            {swap(`,"predicateType"`, `, "predicateType"`), "canonical"},
-		"unknown field":          {swap(`"level":`, `"uids":[0],"level":`), "unknown"},
-		"unknown top field":      {swap(`"predicateType"`, `"note":"x","predicateType"`), "unknown"},
-		"unknown digest":         {swap(`{"sha256":`, `{"sha512":"aa","sha256":`), "unknown"},
-		"unknown restriction":    {swap(`"level":`, `"restrict":{"uids":[1000]},"level":`), "unknown"},
-		"empty restriction list": {swap(`"level":`, `"restrict":{"uids":[]},"level":`), "unknown"},
-		"restrict null":          {swap(`"level":`, `"restrict":null,"level":`), "canonical"},
-		"restrict list":          {swap(`"level":`, `"restrict":[],"level":`), "capability"},
-		"delegate null":          {swap(`"level":`, `"delegate":null,"level":`), "canonical"},
-		"delegate empty":         {swap(`"level":`, `"delegate":[],"level":`), "delegate is empty"},
-		"parent":                 {swap(`"level":`, `"parent":"`+hex+`","level":`), "unknown"},
-		"features null":          {swap(`["avx2"]`, `null`), "canonical"},
-		"features empty":         {swap(`["avx2"]`, `[]`), "cpuFeatures is empty"},
-		"duplicate field":        {swap(`"level":`, `"level":"rebuilt","level":`), "duplicate"},
-		"case variant":           {swap(`"level":`, `"Level":`), "unknown"},
-		"members in other order": {swap(`"model":"acme/langid","version":"1.2.0"`, `"version":"1.2.0","model":"acme/langid"`), "canonical"},
-		"escaped letter":         {swap(`acme/langid`, `acme\/langid`), "canonical"},
-		"unicode escape":         {swap(`acme/langid`, `\u0061cme/langid`), "canonical"},
-		"upper-case digest":      {swap(hex, strings.ToUpper(hex)), "lower-case"},
-		"short digest":           {swap(hex, hex[1:]), "64"},
-		"prefixed digest":        {swap(hex, "sha256:"+hex), "64"},
-		"zero digest":            {swap(hex, strings.Repeat("0", 64)), "zero"},
-		"digest null":            {swap(`"`+hex+`"`, `null`), "no sha256"},
-		"float":                  {swap(`"sequence":12`, `"sequence":12.0`), "sequence"},
-		"exponent":               {swap(`"sequence":12`, `"sequence":12e0`), "sequence"},
-		"string number":          {swap(`"sequence":12`, `"sequence":"12"`), "sequence"},
-		"beyond int64":           {swap(`"sequence":12`, `"sequence":9223372036854775808`), "sequence"},
-		"offset for Z":           {swap(`2026-11-23T09:00:00Z`, `2026-11-23T09:00:00+00:00`), "UTC"},
-		"other offset":           {swap(`2026-11-23T09:00:00Z`, `2026-11-23T10:00:00+01:00`), "UTC"},
-		"fraction":               {swap(`2026-11-23T09:00:00Z`, `2026-11-23T09:00:00.000Z`), "canonical"},
-		"lower-case z":           {swap(`2026-11-23T09:00:00Z`, `2026-11-23T09:00:00z`), "capability"},
-		"not UTF-8":              {swap(`1.2.0`, "1.2.\xff"), "UTF-8"},
-		"deep":                   {swap(`"level":`, `"restrict":`+strings.Repeat("[", 100_000)+strings.Repeat("]", 100_000)+`,"level":`), "capability"},
+		"empty object":                  {`{}`, "predicateType is"},
+		"not JSON":                      {`capability`, "capability: json"},
+		"list":                          {`[` + good + `]`, "capability"},
+		"null":                          {`null`, "predicateType is"},
+		"trailing data":                 {good + `{}`, "capability"},
+		"trailing newline":              {good + "\n", "canonical"},
+		"white space":                   {swap(`,"predicateType"`, `, "predicateType"`), "canonical"},
+		"unknown field":                 {swap(`"level":`, `"uids":[0],"level":`), "unknown"},
+		"unknown top field":             {swap(`"predicateType"`, `"note":"x","predicateType"`), "unknown"},
+		"unknown digest":                {swap(`{"sha256":`, `{"sha512":"aa","sha256":`), "unknown"},
+		"unknown restriction":           {swap(`"level":`, `"restrict":{"gids":[1000]},"level":`), "unknown"},
+		"known and unknown restriction": {swap(`"level":`, `"restrict":{"uids":[1000],"cgroups":["a"]},"level":`), "unknown"},
+		"empty restriction":             {swap(`"level":`, `"restrict":{},"level":`), "it is empty"},
+		"empty restriction list":        {swap(`"level":`, `"restrict":{"uids":[]},"level":`), "uids is empty"},
+		"no paths":                      {swap(`"level":`, `"restrict":{"paths":[]},"level":`), "paths is empty"},
+		"no mounts":                     {swap(`"level":`, `"restrict":{"mounts":[],"uids":[1]},"level":`), "mounts is empty"},
+		"null users":                    {swap(`"level":`, `"restrict":{"uids":null,"paths":["a"]},"level":`), "canonical"},
+		"users in two orders":           {swap(`"level":`, `"restrict":{"uids":[2,1]},"level":`), "sorted"},
+		"a user twice":                  {swap(`"level":`, `"restrict":{"uids":[1,1]},"level":`), "unique"},
+		"a user as text":                {swap(`"level":`, `"restrict":{"uids":["1"]},"level":`), "restrict"},
+		"half a user":                   {swap(`"level":`, `"restrict":{"uids":[1.5]},"level":`), "restrict"},
+		"a negative user":               {swap(`"level":`, `"restrict":{"uids":[-1]},"level":`), "no user id"},
+		"the overflow user":             {swap(`"level":`, `"restrict":{"uids":[65534]},"level":`), "no user id"},
+		"the invalid user":              {swap(`"level":`, `"restrict":{"uids":[4294967295]},"level":`), "no user id"},
+		"a path that climbs":            {swap(`"level":`, `"restrict":{"paths":["../a"]},"level":`), "not a clean relative path"},
+		"an absolute path":              {swap(`"level":`, `"restrict":{"paths":["/a"]},"level":`), "not a clean relative path"},
+		"a path of two slashes":         {swap(`"level":`, `"restrict":{"paths":["a//"]},"level":`), "not a clean relative path"},
+		"the path of everything":        {swap(`"level":`, `"restrict":{"paths":["/"]},"level":`), "missing"},
+		"a path with an escape":         {swap(`"level":`, `"restrict":{"paths":["a\u001bb"]},"level":`), "control byte"},
+		"a relative mount":              {swap(`"level":`, `"restrict":{"mounts":["models"]},"level":`), "not an absolute, clean path"},
+		"a mount that climbs":           {swap(`"level":`, `"restrict":{"mounts":["/a/../b"]},"level":`), "not an absolute, clean path"},
+		"a mount with a slash":          {swap(`"level":`, `"restrict":{"mounts":["/models/"]},"level":`), "not an absolute, clean path"},
+		"restrict null":                 {swap(`"level":`, `"restrict":null,"level":`), "canonical"},
+		"restrict list":                 {swap(`"level":`, `"restrict":[],"level":`), "capability"},
+		"delegate null":                 {swap(`"level":`, `"delegate":null,"level":`), "canonical"},
+		"delegate empty":                {swap(`"level":`, `"delegate":[],"level":`), "delegate is empty"},
+		"parent":                        {swap(`"level":`, `"parent":"`+hex+`","level":`), "parent"},
+		"a parent of a mint's":          {swap(`"publisher":`, `"parent":{"digest":{"sha256":"`+hex+`"}},"publisher":`), "minter.publicKey is missing"},
+		"no environment":                {strings.Replace(good, `"environment":{"digest":{"sha256":"`+digestOf("image").String()+`"}},`, ``, 1), "environment digest is missing"},
+		"features null":                 {swap(`["avx2"]`, `null`), "canonical"},
+		"features empty":                {swap(`["avx2"]`, `[]`), "cpuFeatures is empty"},
+		"duplicate field":               {swap(`"level":`, `"level":"rebuilt","level":`), "duplicate"},
+		"case variant":                  {swap(`"level":`, `"Level":`), "unknown"},
+		"members in other order":        {swap(`"model":"acme/langid","version":"1.2.0"`, `"version":"1.2.0","model":"acme/langid"`), "canonical"},
+		"escaped letter":                {swap(`acme/langid`, `acme\/langid`), "canonical"},
+		"unicode escape":                {swap(`acme/langid`, `\u0061cme/langid`), "canonical"},
+		"upper-case digest":             {swap(hex, strings.ToUpper(hex)), "lower-case"},
+		"short digest":                  {swap(hex, hex[1:]), "64"},
+		"prefixed digest":               {swap(hex, "sha256:"+hex), "64"},
+		"zero digest":                   {swap(hex, strings.Repeat("0", 64)), "zero"},
+		"digest null":                   {swap(`"`+hex+`"`, `null`), "no sha256"},
+		"float":                         {swap(`"sequence":12`, `"sequence":12.0`), "sequence"},
+		"exponent":                      {swap(`"sequence":12`, `"sequence":12e0`), "sequence"},
+		"string number":                 {swap(`"sequence":12`, `"sequence":"12"`), "sequence"},
+		"beyond int64":                  {swap(`"sequence":12`, `"sequence":9223372036854775808`), "sequence"},
+		"offset for Z":                  {swap(`2026-11-23T09:00:00Z`, `2026-11-23T09:00:00+00:00`), "UTC"},
+		"other offset":                  {swap(`2026-11-23T09:00:00Z`, `2026-11-23T10:00:00+01:00`), "UTC"},
+		"fraction":                      {swap(`2026-11-23T09:00:00Z`, `2026-11-23T09:00:00.000Z`), "canonical"},
+		"lower-case z":                  {swap(`2026-11-23T09:00:00Z`, `2026-11-23T09:00:00z`), "capability"},
+		"not UTF-8":                     {swap(`1.2.0`, "1.2.\xff"), "UTF-8"},
+		"deep":                          {swap(`"level":`, `"restrict":`+strings.Repeat("[", 100_000)+strings.Repeat("]", 100_000)+`,"level":`), "capability"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			v := w.view(t)

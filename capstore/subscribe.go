@@ -4,6 +4,7 @@ package capstore
 const (
 	RecordCapability = "capability"
 	RecordRevocation = "revocation"
+	RecordList       = "revocation-list"
 )
 
 // Record is one signed text on its way from a Store to a View elsewhere. The
@@ -29,6 +30,9 @@ func (s *Store) Subscribe(buffer int) (snapshot []Record, updates <-chan Record,
 	defer s.mu.Unlock()
 	for _, r := range s.view.Revocations() {
 		snapshot = append(snapshot, Record{RecordRevocation, r.Envelope()})
+	}
+	for _, l := range s.view.Lists() {
+		snapshot = append(snapshot, Record{RecordList, l.Envelope()})
 	}
 	for _, g := range s.view.All() {
 		snapshot = append(snapshot, Record{RecordCapability, g.Envelope()})

@@ -18,6 +18,7 @@ import (
 // sends and checks every signature itself. Safe for concurrent use.
 type View struct {
 	mints, revokers role
+	rules           rules
 	stored          bool // belongs to a Store: records arrive through it alone
 
 	generation atomic.Uint64
@@ -28,6 +29,9 @@ type View struct {
 	byDigest map[hashpipe.Digest][]Capability
 	byName   map[string][]Capability // last component of a subject's name
 	byClaim  map[hashpipe.Digest][]Capability
+	byBuild  map[disputable][]Capability
+	lists    map[hashpipe.Digest]List
+	list     List                  // the newest; zero: none was seen
 	revoked  map[target]Revocation // the earliest of each target
 	revByID  map[hashpipe.Digest]Revocation
 }
@@ -43,6 +47,7 @@ type target struct {
 type Grant struct {
 	held
 	revocation Revocation
+	standing   *Standing // nil for a peer of another Grant
 }
 
 // held lends Grant the methods of Capability through a field that is not
@@ -56,6 +61,15 @@ func (g Grant) Capability() Capability { return g.held }
 // Revoked returns the revocation that outranks the grant, if there is one.
 func (g Grant) Revoked() (Revocation, bool) { return g.revocation, !g.revocation.IsZero() }
 
+// Standing returns what else the view knew of the capability's result. It is zero,
+// and so never enough to open a file, for a peer of another Grant.
+func (g Grant) Standing() Standing {
+	if g.standing == nil {
+		return Standing{}
+	}
+	return *g.standing
+}
+
 // NewView returns an empty view: until something is admitted it grants nothing.
 func NewView(t Trust) (*View, error) {
 	mints, err := newRole("mint", t.Mints)
@@ -66,12 +80,18 @@ func NewView(t Trust) (*View, error) {
 	if err != nil {
 		return nil, err
 	}
+	rules, err := newRules(t, mints)
+	if err != nil {
+		return nil, err
+	}
 	return &View{
-		mints: mints, revokers: revokers,
+		mints: mints, revokers: revokers, rules: rules,
 		byID:     make(map[hashpipe.Digest]Capability),
 		byDigest: make(map[hashpipe.Digest][]Capability),
 		byName:   make(map[string][]Capability),
 		byClaim:  make(map[hashpipe.Digest][]Capability),
+		byBuild:  make(map[disputable][]Capability),
+		lists:    make(map[hashpipe.Digest]List),
 		revoked:  make(map[target]Revocation),
 		revByID:  make(map[hashpipe.Digest]Revocation),
 	}, nil
@@ -117,8 +137,11 @@ func (v *View) Apply(r Record) error {
 	case RecordRevocation:
 		_, err := v.Revoke(r.Envelope)
 		return err
+	case RecordList:
+		_, err := v.AdmitList(r.Envelope)
+		return err
 	}
-	return fmt.Errorf("record of kind %q: want %q or %q", r.Kind, RecordCapability, RecordRevocation)
+	return fmt.Errorf("record of kind %q: want %q, %q or %q", r.Kind, RecordCapability, RecordRevocation, RecordList)
 }
 
 func (v *View) addCapability(c Capability) (_ Capability, added bool) {
@@ -129,6 +152,7 @@ func (v *View) addCapability(c Capability) (_ Capability, added bool) {
 	}
 	v.byID[c.ID()] = c
 	v.byClaim[c.Claim()] = append(v.byClaim[c.Claim()], c)
+	v.byBuild[c.disputable()] = append(v.byBuild[c.disputable()], c)
 	for _, s := range c.rec.subjects {
 		v.byDigest[s.Digest] = appendOnce(v.byDigest[s.Digest], c)
 		base := path.Base(s.Name)
@@ -154,24 +178,35 @@ func (v *View) addRevocation(r Revocation) (_ Revocation, added bool) {
 		return have, false
 	}
 	v.revByID[r.ID()] = r
-	t := target{r.Kind(), r.target()}
-	if have, ok := v.revoked[t]; !ok || r.earlier(have) {
-		v.revoked[t] = r
-	}
+	v.revoke(r)
 	v.generation.Add(1)
 	return r, true
 }
 
+// revoke brings a revocation into force. Callers hold v.mu.
+func (v *View) revoke(r Revocation) {
+	t := target{r.Kind(), r.target()}
+	if have, ok := v.revoked[t]; !ok || r.earlier(have) {
+		v.revoked[t] = r
+	}
+}
+
 // against returns what revokes the whole capability. Callers hold v.mu.
 func (v *View) against(c Capability) Revocation {
+	if c.rec == nil {
+		return Revocation{}
+	}
 	p := c.predicate()
-	for _, t := range [...]target{
-		{KindCapability, c.ID()},
+	targets := []target{
 		{KindClaim, p.Claim},
 		{KindSBA, p.SBA.Digest.SHA256},
 		{KindPublisher, keyDigest(p.Publisher.KeyID)},
-		{KindMint, keyDigest(p.Minter.KeyID)},
-	} {
+		{KindImage, p.Environment.Digest.SHA256},
+	}
+	for i, st := range c.rec.chain {
+		targets = append(targets, target{KindCapability, c.rec.ids[i]}, target{KindMint, keyDigest(st.Predicate.Minter.KeyID)})
+	}
+	for _, t := range targets {
 		if r, ok := v.revoked[t]; ok {
 			return r
 		}
@@ -235,11 +270,8 @@ func (v *View) grants(list []Capability, also func(Capability) Revocation) []Gra
 	}
 	out := make([]Grant, 0, len(list))
 	for _, c := range list {
-		r := v.against(c)
-		if r.IsZero() {
-			r = also(c)
-		}
-		out = append(out, Grant{c, r})
+		s := v.standing(c, also)
+		out = append(out, Grant{c, v.standsAgainst(c, also), &s})
 	}
 	slices.SortFunc(out, func(a, b Grant) int {
 		return cmp.Or(

@@ -24,6 +24,12 @@ const (
 	ReasonNotYetValid  Reason = "not-yet-valid"
 	ReasonExpired      Reason = "expired"
 	ReasonRevoked      Reason = "revoked"
+	ReasonRestricted   Reason = "restricted" // granted to other users, paths or mounts
+	ReasonQuorum       Reason = "quorum"     // too few operators have measured the same
+	ReasonDisputed     Reason = "disputed"   // an operator has measured something else
+	ReasonStaleList    Reason = "stale-list" // the revocation list is too old, or there is none
+	ReasonNoRule       Reason = "no-rule"    // the policy says of no operators that they decide on the model
+	ReasonOldPolicy    Reason = "policy-expired"
 	ReasonUnmeasured   Reason = "unmeasured"  // a capability fits, and nobody has hashed the file
 	ReasonChanging     Reason = "changing"    // written to while it was measured
 	ReasonQuarantined  Reason = "quarantined" // differed after it had been approved
@@ -43,6 +49,12 @@ type Query struct {
 	Sum   hashpipe.Sum // zero: not measured by SHA-256
 	Now   time.Time
 	Shown string // how a person names the file; empty means Path
+
+	// Mount is the mount point and UID the user who opens, for capabilities that are
+	// restricted to some. Anyone asks whether some user may, in place of UID.
+	Mount  string
+	UID    uint32
+	Anyone bool
 
 	// Tree stands for the Sum where that is zero: the file was measured as an
 	// fs-verity tree alone. A capability binds a SHA-256 and an fs-verity digest
@@ -84,6 +96,13 @@ type Verdict struct {
 	// Capability is the grant that the verdict rests on: the one that allows, or
 	// the one that comes closest. Zero if there is none.
 	Capability capstore.Capability
+
+	standing capstore.Standing // of the capability
+}
+
+// agreement counts the operators that have the result of the verdict's capability.
+func (v Verdict) agreement(now time.Time) capstore.Agreement {
+	return v.standing.Agree(func(g capstore.Grant) bool { return g.Valid(now) })
 }
 
 // Allowed reports whether the file may be opened.
@@ -99,15 +118,17 @@ func refused(r Reason, detail, next string) Verdict {
 // expired does not hurt another one over the same bytes.
 var rank = map[Reason]int{
 	ReasonWrongSize: 1, ReasonWrongBytes: 2, ReasonUnmeasured: 3, ReasonWrongName: 4,
-	ReasonNotYetValid: 5, ReasonExpired: 6, ReasonRevoked: 7, ReasonMixedRelease: 8, ReasonGranted: 9,
+	ReasonNotYetValid: 5, ReasonExpired: 6, ReasonRevoked: 7, ReasonRestricted: 8, ReasonMixedRelease: 9,
+	ReasonQuorum: 10, ReasonNoRule: 11, ReasonDisputed: 12, ReasonStaleList: 13, ReasonOldPolicy: 14, ReasonGranted: 15,
 }
 
 // Decide is the rule by which a file opens. It allows exactly if one of the
 // grants has a subject whose SHA-256 (or fs-verity digest, see Query.Tree) is the
 // measured one, whose size is the measured one and whose name the path carries,
-// and which at q.Now is begun, is not over and is not revoked. With BindRelease
-// its release must also lie whole at the path's root, unless the path is a content
-// address. It is pure: equal arguments, equal verdict.
+// which at q.Now is begun, is not over and is not revoked, whose restrictions
+// permit the use, and beside which stands what the policy asks for: see agree.
+// With BindRelease its release must also lie whole at the path's root, unless the
+// path is a content address. It is pure: equal arguments, equal verdict.
 //
 // A path carries a subject's name if its last components are those of the name
 // ("langid.bin" at "acme/v1/langid.bin"), or if its last component is the
@@ -133,6 +154,10 @@ func Decide(q Query, grants []capstore.Grant) Verdict {
 		}
 		for _, s := range g.Subjects() {
 			v := judge(q, g.Capability(), s, revoked[g.ID()])
+			if v.allowed {
+				v = agree(q, g, s, v, revoked)
+			}
+			v.standing = g.Standing()
 			if rank[v.Reason] > rank[best.Reason] {
 				best = v
 			}
@@ -141,7 +166,8 @@ func Decide(q Query, grants []capstore.Grant) Verdict {
 	return best
 }
 
-// judge compares the file with one subject of one capability.
+// judge compares the file with one subject of one capability, as if nothing else
+// had to stand beside it.
 func judge(q Query, c capstore.Capability, s capstore.Subject, r capstore.Revocation) Verdict {
 	same := q.is(s)
 	named := carries(q.Path, s) || same && q.Git
@@ -177,6 +203,10 @@ func judge(q Query, c capstore.Capability, s capstore.Subject, r capstore.Revoca
 		v.Reason = ReasonExpired
 		v.Detail = fmt.Sprintf("%s was valid until %s, now is %s", release(c, s), instant(c.NotAfter()), instant(q.Now))
 		v.Next = "clawfs grant MODEL.sba, to rebuild and renew it"
+	case c.Permits(q.use()) != "":
+		v.Reason = ReasonRestricted
+		v.Detail = fmt.Sprintf("%s is granted to %s only, got user %d, mount %s, path %s", release(c, s), c.Permits(q.use()), q.UID, q.Mount, q.Path)
+		v.Next = "open it as the grant says, or ask for one of your own: clawfs grant MODEL.sba"
 	case q.Bind != BindName && !q.Git && !addresses(q.Path, s) && !q.Roots[rootOf(q.Path, c, s.Name)].whole:
 		found := q.Roots[rootOf(q.Path, c, s.Name)]
 		v.Reason = ReasonMixedRelease
@@ -191,6 +221,92 @@ func judge(q Query, c capstore.Capability, s capstore.Subject, r capstore.Revoca
 		v.Detail = fmt.Sprintf("sha256:%s is %s", s.Digest, release(c, s))
 	}
 	return v
+}
+
+// agree asks for what has to stand beside a capability that allows the file: a
+// policy that is not over, a revocation list that is no older than the policy
+// asks, no other result of the same attestation, and as many operators as the
+// policy asks, each with a capability of this very result that allows this very
+// use.
+func agree(q Query, g capstore.Grant, s capstore.Subject, granted Verdict, revoked map[hashpipe.Digest]capstore.Revocation) Verdict {
+	c, st := g.Capability(), g.Standing()
+	v := Verdict{Capability: c}
+	rule, ruled := st.Rule()
+	until, needed := st.ListUntil()
+	if !ruled {
+		v.Reason = ReasonNoRule
+		v.Detail = fmt.Sprintf("%s is granted, and no rule of the policy says which operators decide on %s", release(c, s), c.Model())
+		v.Next = "clawfs policy explain " + c.Model()
+		return v
+	}
+	if end := st.PolicyExpires(); !end.IsZero() && !q.Now.Before(end) {
+		v.Reason = ReasonOldPolicy
+		v.Detail = fmt.Sprintf("%s is granted, and the policy was valid until %s, now is %s", release(c, s), instant(end), instant(q.Now))
+		v.Next = "clawfs policy install FILE, with the next version of the policy"
+		return v
+	}
+	if needed && !q.Now.Before(until) {
+		v.Reason = ReasonStaleList
+		v.Detail = fmt.Sprintf("%s needs a revocation list no older than %v, and there is none", release(c, s), rule.MaxListAge)
+		if !until.IsZero() {
+			v.Detail = fmt.Sprintf("%s needs a revocation list no older than %v, the one that is here served until %s, now is %s", release(c, s), rule.MaxListAge, instant(until), instant(q.Now))
+		}
+		v.Next = "clawfs pull PLACE --admit, to fetch the newest list"
+		return v
+	}
+	if o := st.Conflict(); !o.IsZero() {
+		v.Reason = ReasonDisputed
+		v.Detail = fmt.Sprintf("operator %s got claim %s of %s, and operator %s got claim %s from the same attestation: nobody knows which bytes are right", c.Operator(), c.Claim(), release(c, s), o.Operator(), o.Claim())
+		v.Next = fmt.Sprintf("find out whose rebuild is wrong, then clawfs revoke --claim %s or --claim %s", o.Claim(), c.Claim())
+		return v
+	}
+	may := func(at Query) capstore.Agreement {
+		return st.Agree(func(p capstore.Grant) bool {
+			r, gone := p.Revoked()
+			if !gone {
+				r = revoked[p.ID()]
+			}
+			return judge(at, p.Capability(), s, r).allowed
+		})
+	}
+	a := may(q)
+	if a.Enough() {
+		return granted
+	}
+	v.Reason = ReasonQuorum
+	v.Detail = fmt.Sprintf("expected %d operators with this result of %s, got %d (%s)", a.Needed, release(c, s), len(a.Operators), strings.Join(a.Operators, ", "))
+	if len(a.Missing) > 0 {
+		v.Detail += "; missing: " + strings.Join(a.Missing, ", ")
+	}
+	v.Next = "clawfs pull PLACE --admit, for the capabilities of the others"
+	if a.LocalMust {
+		v.Detail += "; this machine's own rebuild has to be among them"
+		v.Next = "clawfs grant MODEL.sba"
+	}
+	if was := earlier(q, st); was != nil && may(*was).Enough() {
+		v.Reason = ReasonExpired
+	}
+	return v
+}
+
+// earlier is the query at the last moment at which every peer that began was still
+// valid; nil if none has ended.
+func earlier(q Query, st capstore.Standing) *Query {
+	first := q.Now
+	for _, p := range st.Peers() {
+		if end := p.NotAfter(); !end.After(first) && p.NotBefore().Before(end) {
+			first = end.Add(-1)
+		}
+	}
+	if !first.Before(q.Now) {
+		return nil
+	}
+	q.Now = first
+	return &q
+}
+
+func (q Query) use() capstore.Use {
+	return capstore.Use{Path: q.Path, Mount: q.Mount, UID: q.UID, Anyone: q.Anyone}
 }
 
 func got(q Query) string {

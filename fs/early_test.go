@@ -89,7 +89,7 @@ func TestEarlyPagesOfOtherContent(t *testing.T) {
 	}
 	m := measure(good)
 	fl := &flight{proof: proof{tree: m.Tree(), sum: m.Sum(), digest: m.Sum().Claim()}}
-	a := assessment{verdict: f.decide("model.bin", fl), flight: fl}
+	a := assessment{verdict: f.decide("model.bin", fl, asker{}), flight: fl}
 	if !a.verdict.Allowed() {
 		t.Fatalf("verdict: %+v", a.verdict)
 	}

@@ -494,11 +494,12 @@ func signed(t testing.TB, mint dsse.PrivateKey, subjects []capstore.Subject, cha
 	}
 	st := capstore.NewStatement(subjects, capstore.Predicate{
 		Model: "acme/langid", Version: cmp.Or(w.version, "1.2.0"), Sequence: w.sequence,
-		SBA:       capstore.Reference{Digest: capstore.DigestSet{SHA256: hashpipe.SumBytes([]byte("an attestation")).Claim()}},
-		Publisher: capstore.Publisher{KeyID: publisher().ID(), PublicKey: publisher()},
-		Minter:    capstore.Minter{KeyID: mint.Public().ID()},
-		Platform:  capstore.Platform{OS: "linux", Arch: "amd64", Accelerator: "none"},
-		NotBefore: w.notBefore, NotAfter: w.notAfter,
+		SBA:         capstore.Reference{Digest: capstore.DigestSet{SHA256: attestationOf(subjects)}},
+		Environment: capstore.Reference{Digest: capstore.DigestSet{SHA256: hashpipe.SumBytes([]byte("an image")).Claim()}},
+		Publisher:   capstore.Publisher{KeyID: publisher().ID(), PublicKey: publisher()},
+		Minter:      capstore.Minter{KeyID: mint.Public().ID()},
+		Platform:    capstore.Platform{OS: "linux", Arch: "amd64", Accelerator: "none"},
+		NotBefore:   w.notBefore, NotAfter: w.notAfter,
 	})
 	payload, err := st.Payload()
 	if err != nil {
@@ -509,6 +510,16 @@ func signed(t testing.TB, mint dsse.PrivateKey, subjects []capstore.Subject, cha
 		t.Fatal(err)
 	}
 	return e
+}
+
+// attestationOf is another attestation for other results, because two results of
+// one are a dispute.
+func attestationOf(subjects []capstore.Subject) hashpipe.Digest {
+	text := "an attestation"
+	for _, s := range subjects {
+		text += " " + s.Name + " " + s.Digest.String()
+	}
+	return hashpipe.SumBytes([]byte(text)).Claim()
 }
 
 func revocation(t testing.TB, key dsse.PrivateKey, kind capstore.Kind, target hashpipe.Digest) []byte {

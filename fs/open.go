@@ -138,7 +138,7 @@ func (f *filesystem) settle(cancel <-chan struct{}, h *handle, a assessment) (Ve
 	if h.generation.Load() == generation {
 		return Verdict{}, fuse.OK
 	}
-	if v := f.decideAt(h.node.path, a.flight, a.roots); !v.Allowed() {
+	if v := f.decideAt(h.node.path, a.flight, a.roots, by(h.caller)); !v.Allowed() {
 		return v, statusRefused
 	}
 	h.generation.Store(generation)
@@ -203,13 +203,13 @@ func (f *filesystem) assess(l look, path string, id identity, file *os.File, ont
 	case err != nil:
 		return assessment{verdict: refused(ReasonUnreadable, err.Error(), "mend the source"), status: statusIO}
 	}
-	a := assessment{verdict: f.decide(path, fl), status: statusRefused, flight: fl}
+	a := assessment{verdict: f.decide(path, fl, l.asker), status: statusRefused, flight: fl}
 	if a.verdict.Reason == ReasonMixedRelease { // of the file itself all is right
 		roots, o := f.unmixed(l, path, fl)
 		if o != finished {
 			return undecided(o)
 		}
-		a.verdict, a.roots = f.decideAt(path, fl, roots), roots
+		a.verdict, a.roots = f.decideAt(path, fl, roots, l.asker), roots
 	}
 	switch {
 	case a.verdict.Allowed():
@@ -233,10 +233,12 @@ func undecided(o outcome) assessment {
 
 // decide asks Decide with all grants that could matter, now. What lies at the
 // roots of the path is not known.
-func (f *filesystem) decide(path string, fl *flight) Verdict { return f.decideAt(path, fl, nil) }
+func (f *filesystem) decide(path string, fl *flight, a asker) Verdict {
+	return f.decideAt(path, fl, nil, a)
+}
 
-func (f *filesystem) decideAt(path string, fl *flight, roots map[Root]Finding) Verdict {
-	q := f.query(path, fl)
+func (f *filesystem) decideAt(path string, fl *flight, roots map[Root]Finding, a asker) Verdict {
+	q := f.query(path, fl, a)
 	q.Roots = roots
 	return Decide(q, append(f.view.Lookup(fl.digest), f.byName(path)...))
 }
@@ -244,14 +246,29 @@ func (f *filesystem) decideAt(path string, fl *flight, roots map[Root]Finding) V
 // query asks about a measured file under this mount's rules, now. A tree whose
 // digest does not hold any more, because a capability that came since contradicts,
 // is as good as no measurement; the next open measures the file by its SHA-256.
-func (f *filesystem) query(path string, fl *flight) Query {
-	q := fl.query(path, f.clock.now(), f.shown(path))
+func (f *filesystem) query(path string, fl *flight, a asker) Query {
+	q := f.about(fl.proof, path, a)
 	q.Bind = f.bind
 	if !fl.holds(f.claims.of(f.view, q.Size)) {
 		q.Tree = nil
 	}
 	return q
 }
+
+// about asks about a proven content by its name alone.
+func (f *filesystem) about(p proof, path string, a asker) Query {
+	q := p.query(path, f.clock.now(), f.shown(path))
+	q.Mount, q.UID, q.Anyone = f.mountpoint, a.uid, a.anyone
+	return q
+}
+
+// asker is who would open a file.
+type asker struct {
+	uid    uint32
+	anyone bool // some user or other
+}
+
+func by(c fuse.Caller) asker { return asker{uid: c.Uid} }
 
 // byName returns the grants that could be meant by a path, whatever its bytes.
 func (f *filesystem) byName(path string) []capstore.Grant {

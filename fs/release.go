@@ -183,11 +183,12 @@ type look struct {
 	measures bool
 	cancel   <-chan struct{}
 	pid      uint32
+	asker    asker
 	deadline time.Time // of the request; zero is none
 }
 
 func (f *filesystem) lookFor(cancel <-chan struct{}, caller fuse.Caller) look {
-	l := look{measures: true, cancel: cancel, pid: caller.Pid}
+	l := look{measures: true, cancel: cancel, pid: caller.Pid, asker: by(caller)}
 	if f.limit > 0 {
 		l.deadline = time.Now().Add(f.limit)
 	}
@@ -205,7 +206,7 @@ func (f *filesystem) awaitLook(l look, done <-chan struct{}) outcome {
 // unmixed looks at the roots at which a path could lie that lacks nothing else.
 // It ends at the first whole one.
 func (f *filesystem) unmixed(l look, p string, fl *flight) (map[Root]Finding, outcome) {
-	q := f.query(p, fl)
+	q := f.query(p, fl, l.asker)
 	found := make(map[Root]Finding)
 	for _, g := range f.view.Lookup(fl.digest) {
 		for _, s := range g.Subjects() {

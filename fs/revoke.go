@@ -44,8 +44,19 @@ func (h *handle) live() bool {
 
 // revoked asks again about a content that was approved.
 func (f *filesystem) revoked(path string, h *handle) (Verdict, bool) {
-	v := Decide(h.proof.query(path, f.clock.now(), f.shown(path)), f.view.Lookup(h.proof.digest))
-	return v, !v.Allowed() && v.Reason != ReasonExpired
+	v := Decide(f.about(h.proof, path, by(h.caller)), f.view.Lookup(h.proof.digest))
+	return v, v.ends()
+}
+
+// ends reports whether what was opened before may be read no more. Some reasons say
+// only until when, or beside what, a file may be opened: a served model should not
+// die because the network to the registry did.
+func (v Verdict) ends() bool {
+	switch v.Reason {
+	case ReasonExpired, ReasonStaleList, ReasonOldPolicy, ReasonDisputed, ReasonNoRule:
+		return false
+	}
+	return !v.Allowed()
 }
 
 // cutOff takes a handle back. What the kernel serves by itself it goes on serving
@@ -83,7 +94,7 @@ func (f *filesystem) held(fl *flight) {
 	}
 	path := fl.file.Name()
 	f.counters.held.Add(1)
-	r := f.record(fuse.Caller{}, path, f.decide(path, fl), fl.digest)
+	r := f.record(fuse.Caller{}, path, f.decide(path, fl, asker{anyone: true}), fl.digest)
 	r.Decision, r.Tier, r.Next = Held, fl.private.tier, "end the processes that have it mapped: fuser -v "+quoted(f.shown(path))
 	f.audit.add(r)
 }
@@ -166,8 +177,7 @@ func (f *filesystem) pagesRevoked(n *node) bool {
 	if bound.isZero() || n.ident.kind != unix.S_IFREG {
 		return false
 	}
-	v := Decide(bound.query(n.path, f.clock.now(), ""), f.view.Lookup(bound.digest))
-	return !v.Allowed() && v.Reason != ReasonExpired
+	return Decide(f.about(bound, n.path, asker{anyone: true}), f.view.Lookup(bound.digest)).ends()
 }
 
 // wanted reports whether some capability lets a content be opened, now or later.

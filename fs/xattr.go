@@ -23,7 +23,8 @@ const (
 	xattrDigest = xattrPrefix + "digest" // hex SHA-256 as last measured
 	xattrTier   = xattrPrefix + "tier"   // of a granted file
 	xattrReason = xattrPrefix + "reason"
-	xattrWhy    = xattrPrefix + "why" // JSON: Explanation
+	xattrLevel  = xattrPrefix + "level" // of a granted file: rebuilt, or reproduced-<n>
+	xattrWhy    = xattrPrefix + "why"   // JSON: Explanation
 )
 
 // Explanation is the document of user.clawfs.why. Allowed says what the rules say,
@@ -45,6 +46,13 @@ type Explanation struct {
 	SBA        string     `json:"sba,omitzero"`
 	Publisher  string     `json:"publisher,omitzero"` // key id
 	NotAfter   *time.Time `json:"notAfter,omitzero"`
+	// Level says how many operators have this result now: "rebuilt" by one of them,
+	// or "reproduced-<n>".
+	Level     string   `json:"level,omitzero"`
+	Operators []string `json:"operators,omitzero"`
+	Needed    int      `json:"needed,omitzero"` // of them
+	// Restrictions are what the capability is narrowed to, in words.
+	Restrictions []string `json:"restrictions,omitzero"`
 	// LostBases says which models that this one was built from were taken back
 	// since; the file opens all the same.
 	LostBases []string `json:"lostBases,omitzero"`
@@ -61,6 +69,7 @@ type explained struct {
 	at         time.Time
 	generation uint64 // of the view: a revocation makes the answer void
 	auditing   bool   // so does the end of audit mode
+	uid        uint32 // who asked
 }
 
 // explainedFor is how long an answer is kept.
@@ -84,7 +93,7 @@ func (f *filesystem) GetXAttr(cancel <-chan struct{}, in *fuse.InHeader, name st
 		}
 		return give(dest, text)
 	}
-	value, ok := f.known(n)[name]
+	value, ok := f.known(n, by(in.Caller))[name]
 	if !ok {
 		return 0, statusNoAttr
 	}
@@ -100,8 +109,8 @@ func (f *filesystem) ListXAttr(_ <-chan struct{}, in *fuse.InHeader, dest []byte
 		return 0, fuse.OK
 	}
 	var list []byte
-	known := f.known(n)
-	for _, name := range []string{xattrStatus, xattrDigest, xattrTier, xattrReason} {
+	known := f.known(n, by(in.Caller))
+	for _, name := range []string{xattrStatus, xattrDigest, xattrTier, xattrReason, xattrLevel} {
 		if _, ok := known[name]; ok {
 			list = append(append(list, name...), 0)
 		}
@@ -118,7 +127,7 @@ func give(dest, value []byte) (uint32, fuse.Status) {
 }
 
 // known returns the cheap attributes.
-func (f *filesystem) known(n *node) map[string]string {
+func (f *filesystem) known(n *node, a asker) map[string]string {
 	out := map[string]string{xattrStatus: "refused"}
 	if special(n.ident.kind) {
 		out[xattrReason] = string(ReasonSpecial)
@@ -143,19 +152,20 @@ func (f *filesystem) known(n *node) map[string]string {
 		out[xattrStatus] = f.unmeasured(n)
 		return out
 	}
-	v := f.decide(n.path, fl)
+	v := f.decide(n.path, fl, a)
 	if v.Reason == ReasonMixedRelease {
-		roots, o := f.unmixed(look{}, n.path, fl)
+		roots, o := f.unmixed(look{asker: a}, n.path, fl)
 		if o != finished {
 			out[xattrStatus] = "unknown"
 			return out
 		}
-		v = f.decideAt(n.path, fl, roots)
+		v = f.decideAt(n.path, fl, roots, a)
 	}
 	refuse(v, fl)
 	out[xattrDigest] = fl.digest.String()
 	if v.Allowed() {
 		out[xattrStatus], out[xattrTier] = "granted", f.tier(n, fl)
+		out[xattrLevel] = v.agreement(f.clock.now()).Level()
 	}
 	return out
 }
@@ -194,7 +204,7 @@ func (f *filesystem) explain(cancel <-chan struct{}, caller fuse.Caller, n *node
 	kept := n.why
 	n.mu.Unlock()
 	generation := f.view.Generation() // before the evaluation
-	if kept.text != nil && kept.generation == generation && kept.auditing == f.auditing() && time.Since(kept.at) < explainedFor {
+	if kept.text != nil && kept.generation == generation && kept.auditing == f.auditing() && kept.uid == caller.Uid && time.Since(kept.at) < explainedFor {
 		return kept.text, fuse.OK
 	}
 	file, st, err := f.src.open(n.path)
@@ -222,7 +232,7 @@ func (f *filesystem) explain(cancel <-chan struct{}, caller fuse.Caller, n *node
 		return nil, statusIO
 	}
 	n.mu.Lock()
-	n.why = explained{text, time.Now(), generation, e.Mode != ""}
+	n.why = explained{text, time.Now(), generation, e.Mode != "", caller.Uid}
 	n.mu.Unlock()
 	return text, fuse.OK
 }
@@ -251,6 +261,13 @@ func (f *filesystem) explanation(n *node, size int64, a assessment) Explanation 
 		e.Model, e.Version = c.Model(), c.Version()
 		e.SBA, e.Publisher = c.SBA().String(), string(c.Publisher().ID())
 		e.NotAfter = &until
+		agreed := v.agreement(f.clock.now())
+		e.Level, e.Operators, e.Needed = agreed.Level(), agreed.Operators, agreed.Needed
+		for _, r := range c.Restrictions() {
+			if text := r.String(); text != "" {
+				e.Restrictions = append(e.Restrictions, text)
+			}
+		}
 		for _, l := range f.view.LostBases(c) {
 			e.LostBases = append(e.LostBases, fmt.Sprintf("claim %s: revoked by %s %s: %s", l.Claim, l.By.Kind(), l.By.Target(), l.By.Reason()))
 		}

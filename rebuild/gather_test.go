@@ -533,10 +533,11 @@ func TestManyBases(t *testing.T) {
 	for i := 0; ; i++ {
 		payload, err := capstore.NewStatement(subjects, capstore.Predicate{
 			Model: "acme/base", Version: "1", Sequence: 1, SBA: capstore.Reference{Digest: capstore.DigestSet{SHA256: digest(fmt.Sprint(i))}},
-			Publisher: capstore.Publisher{KeyID: s.publisher.Public().ID(), PublicKey: s.publisher.Public()},
-			Minter:    capstore.Minter{KeyID: s.mint.Public().ID()},
-			Platform:  capstore.Platform{OS: "linux", Arch: "amd64", Accelerator: "none"},
-			NotBefore: now, NotAfter: now.Add(time.Hour),
+			Environment: capstore.Reference{Digest: capstore.DigestSet{SHA256: digest("an image")}},
+			Publisher:   capstore.Publisher{KeyID: s.publisher.Public().ID(), PublicKey: s.publisher.Public()},
+			Minter:      capstore.Minter{KeyID: s.mint.Public().ID()},
+			Platform:    capstore.Platform{OS: "linux", Arch: "amd64", Accelerator: "none"},
+			NotBefore:   now, NotAfter: now.Add(time.Hour),
 		}).Payload()
 		if err != nil {
 			t.Fatal(err)

@@ -156,11 +156,12 @@ func signCapability(job jobFile, l verifier.Ledger, publisher dsse.PublicKey, mi
 		[]capstore.Subject{{Name: "model.bin", Digest: m.Sum().Claim(), Verity: m.Tree().Claim(), Size: m.Size()}},
 		capstore.Predicate{
 			Model: p.Model, Version: p.Version, Sequence: p.Sequence,
-			SBA:       capstore.Reference{Digest: capstore.DigestSet{SHA256: job.SBA}},
-			Publisher: capstore.Publisher{KeyID: publisher.ID(), PublicKey: publisher},
-			Minter:    capstore.Minter{KeyID: mint.Public().ID()},
-			Platform:  capstore.Platform{OS: "linux", Arch: "amd64", Accelerator: "none"},
-			NotBefore: now, NotAfter: now.Add(time.Hour),
+			SBA:         capstore.Reference{Digest: capstore.DigestSet{SHA256: job.SBA}},
+			Environment: capstore.Reference{Digest: capstore.DigestSet{SHA256: l.Statement().Environment().Digest.SHA256}},
+			Publisher:   capstore.Publisher{KeyID: publisher.ID(), PublicKey: publisher},
+			Minter:      capstore.Minter{KeyID: mint.Public().ID()},
+			Platform:    capstore.Platform{OS: "linux", Arch: "amd64", Accelerator: "none"},
+			NotBefore:   now, NotAfter: now.Add(time.Hour),
 		}).Payload()
 	if err != nil {
 		return nil, err

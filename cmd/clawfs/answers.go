@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"reflect"
 	"time"
 
 	"github.com/openclaw/clawfs/capstore"
@@ -16,6 +17,10 @@ const (
 	capPending = "pending" // notBefore is in the future
 	capExpired = "expired"
 	capRevoked = "revoked"
+
+	capWaiting  = "waiting"  // for the results of other operators
+	capDisputed = "disputed" // another operator got other bytes
+	capStale    = "stale"    // the revocation list or the policy is too old, or no rule names the model
 )
 
 func capabilityState(g capstore.Grant, now time.Time) string {
@@ -28,7 +33,24 @@ func capabilityState(g capstore.Grant, now time.Time) string {
 	case !now.Before(g.NotAfter()):
 		return capExpired
 	}
+	s := g.Standing()
+	_, ruled := s.Rule()
+	until, needed := s.ListUntil()
+	end := s.PolicyExpires()
+	switch {
+	case !ruled, needed && !now.Before(until), !end.IsZero() && !now.Before(end):
+		return capStale
+	case !s.Conflict().IsZero():
+		return capDisputed
+	case !agreed(g, now).Enough():
+		return capWaiting
+	}
 	return capLive
+}
+
+// agreed counts who has the result of g, whatever the use of a file.
+func agreed(g capstore.Grant, now time.Time) capstore.Agreement {
+	return g.Standing().Agree(func(p capstore.Grant) bool { return p.Valid(now) })
 }
 
 func (d *daemon) capabilities(now time.Time) []control.Capability {
@@ -37,7 +59,17 @@ func (d *daemon) capabilities(now time.Time) []control.Capability {
 		c := control.Capability{
 			ID: g.ID(), State: capabilityState(g, now), Model: g.Model(), Version: g.Version(), Sequence: g.Sequence(),
 			Claim: g.Claim(), SBA: g.SBA(), Publisher: g.Publisher().ID(), Minter: g.Minter(), Operator: g.Operator(),
-			Level: g.Level(), NotBefore: g.NotBefore(), NotAfter: g.NotAfter(),
+			Level: agreed(g, now).Level(), NotBefore: g.NotBefore(), NotAfter: g.NotAfter(),
+			Agreed: agreed(g, now).Operators, Needed: agreed(g, now).Needed, Missing: agreed(g, now).Missing,
+			DelegatedBy: g.DelegatedBy(), Delegates: g.Delegates(), Environment: g.Environment(),
+		}
+		for _, r := range g.Restrictions() {
+			if text := r.String(); text != "" {
+				c.Restrictions = append(c.Restrictions, text)
+			}
+		}
+		if o := g.Standing().Conflict(); !o.IsZero() {
+			c.Conflict = &control.Conflict{Operator: o.Operator(), Capability: o.ID(), Claim: o.Claim()}
 		}
 		for _, s := range g.Subjects() {
 			c.Files = append(c.Files, control.File{Name: s.Name, SHA256: s.Digest, Size: s.Size})
@@ -158,9 +190,10 @@ func auditUntil(m control.Mount) time.Time {
 	return m.AuditUntil
 }
 
-// sameTrust compares the pinned keys, in any order.
+// sameTrust compares the pinned keys, in any order, and the rules.
 func sameTrust(a, b capstore.Trust) bool {
-	return sameSigners(a.Mints, b.Mints) && sameSigners(a.Revokers, b.Revokers)
+	return sameSigners(a.Mints, b.Mints) && sameSigners(a.Revokers, b.Revokers) &&
+		reflect.DeepEqual(a.Rules, b.Rules) && a.Local == b.Local && a.Expires.Equal(b.Expires)
 }
 
 func sameSigners(a, b []capstore.Signer) bool {

@@ -20,7 +20,10 @@ func newCapsCommand(a *app) *cobra.Command {
 		Use:   "caps",
 		Short: "List the capabilities",
 		Long: `caps lists every capability in the store with what it is good for now: live,
-pending (not begun yet), expired or revoked. "base revoked" beside it says that a
+pending (not begun yet), expired, revoked, waiting (too few operators have the
+same result), disputed (an operator has another result of the same attestation)
+or stale (the revocation list or the policy is too old). LEVEL is "rebuilt" by one
+operator or "reproduced-N" by N of them. "base revoked" beside it says that a
 model from which it was built was taken back; it opens all the same until it is
 revoked itself. --files shows each file that a capability opens, with its full
 SHA-256.`,

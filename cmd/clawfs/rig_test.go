@@ -271,12 +271,13 @@ func (r *rig) capability(subjects []capstore.Subject, bases ...hashpipe.Digest) 
 	now := time.Now().UTC().Truncate(time.Second)
 	payload, err := capstore.NewStatement(subjects, capstore.Predicate{
 		Model: "acme/langid", Version: "1.2.0", Sequence: 12,
-		SBA:       capstore.Reference{Digest: capstore.DigestSet{SHA256: hashpipe.SumBytes([]byte("ledger")).Claim()}},
-		Publisher: capstore.Publisher{KeyID: publisher.Public().ID(), PublicKey: publisher.Public()},
-		Minter:    capstore.Minter{KeyID: mint.Public().ID()},
-		Platform:  capstore.Platform{OS: "linux", Arch: "amd64", Accelerator: "none"},
-		Bases:     bases,
-		NotBefore: now.Add(-time.Minute), NotAfter: now.Add(time.Hour),
+		SBA:         capstore.Reference{Digest: capstore.DigestSet{SHA256: hashpipe.SumBytes([]byte("ledger")).Claim()}},
+		Environment: capstore.Reference{Digest: capstore.DigestSet{SHA256: hashpipe.SumBytes([]byte("an image")).Claim()}},
+		Publisher:   capstore.Publisher{KeyID: publisher.Public().ID(), PublicKey: publisher.Public()},
+		Minter:      capstore.Minter{KeyID: mint.Public().ID()},
+		Platform:    capstore.Platform{OS: "linux", Arch: "amd64", Accelerator: "none"},
+		Bases:       bases,
+		NotBefore:   now.Add(-time.Minute), NotAfter: now.Add(time.Hour),
 	}).Payload()
 	if err != nil {
 		r.t.Fatal(err)

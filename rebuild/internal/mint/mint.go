@@ -38,6 +38,10 @@ var ErrNamed = errors.New("the ledger names the digest of an output")
 type Terms struct {
 	NotBefore time.Time
 	NotAfter  time.Time // first instant at which the capability is no longer valid
+	// Restrict narrows the capability; nil: it is not narrowed. Delegate are the
+	// keys that may derive narrower ones from it.
+	Restrict *capstore.Restrict
+	Delegate []dsse.KeyID
 }
 
 // Sign grants the outputs of first, which second has to repeat byte for byte,
@@ -88,17 +92,20 @@ func (k *Key) sign(att verifier.Attestation, first, second sandbox.Result, t Ter
 	}
 	p := st.Predicate
 	payload, err := capstore.NewStatement(subjects, capstore.Predicate{
-		Model:     p.Model,
-		Version:   p.Version,
-		Sequence:  p.Sequence,
-		SBA:       capstore.Reference{Digest: capstore.DigestSet{SHA256: att.Digest()}},
-		Publisher: capstore.Publisher{KeyID: att.Publisher().ID(), PublicKey: att.Publisher()},
-		Minter:    capstore.Minter{KeyID: k.key.Public().ID()},
+		Model:       p.Model,
+		Version:     p.Version,
+		Sequence:    p.Sequence,
+		SBA:         capstore.Reference{Digest: capstore.DigestSet{SHA256: att.Digest()}},
+		Environment: capstore.Reference{Digest: capstore.DigestSet{SHA256: st.Environment().Digest.SHA256}},
+		Publisher:   capstore.Publisher{KeyID: att.Publisher().ID(), PublicKey: att.Publisher()},
+		Minter:      capstore.Minter{KeyID: k.key.Public().ID()},
 		Platform: capstore.Platform{
 			OS: p.Platform.OS, Arch: p.Platform.Arch,
 			CPUFeatures: p.Platform.CPUFeatures, CPUDispatch: p.Platform.CPUDispatch, Accelerator: p.Platform.Accelerator,
 		},
 		Bases:     bases(st),
+		Restrict:  t.Restrict,
+		Delegate:  t.Delegate,
 		NotBefore: t.NotBefore.UTC().Truncate(time.Second),
 		NotAfter:  t.NotAfter.UTC().Truncate(time.Second),
 	}).Payload()

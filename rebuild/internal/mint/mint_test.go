@@ -213,7 +213,7 @@ func TestSign(t *testing.T) {
 	}
 	p := att.Ledger().Statement().Predicate
 	if c.SBA() != att.Digest() || c.Publisher() != att.Publisher() || c.Minter() != k.Public().ID() || c.Model() != p.Model ||
-		c.Version() != p.Version || c.Sequence() != p.Sequence || c.Level() != capstore.LevelRebuilt || c.Platform().OS != "linux" {
+		c.Version() != p.Version || c.Sequence() != p.Sequence || c.Environment() != att.Ledger().Statement().Environment().Digest.SHA256 || c.Platform().OS != "linux" {
 		t.Errorf("the capability is not of the attestation: %+v", c)
 	}
 	for name, content := range map[string]string{"weights.bin": "tensors", "conf/tokenizer.json": "{}", "empty": ""} {
@@ -301,8 +301,8 @@ func TestSignRefusals(t *testing.T) {
 		"one differs":                {k, att, hostOne, hostTwo, at, "in 1 of 2 outputs", ErrDiffers},
 		"no terms":                   {k, att, one, two, Terms{}, "notBefore", nil},
 		"no end":                     {k, att, one, two, Terms{NotBefore: at.NotBefore}, "notAfter", nil},
-		"ends before it begins":      {k, att, one, two, Terms{at.NotAfter, at.NotBefore}, "is not before notAfter", nil},
-		"ends within its second":     {k, att, one, two, Terms{time.Unix(1e9, 0), time.Unix(1e9, 999)}, "is not before notAfter", nil},
+		"ends before it begins":      {k, att, one, two, Terms{NotBefore: at.NotAfter, NotAfter: at.NotBefore}, "is not before notAfter", nil},
+		"ends within its second":     {k, att, one, two, Terms{NotBefore: time.Unix(1e9, 0), NotAfter: time.Unix(1e9, 999)}, "is not before notAfter", nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			envelope, err := tc.key.Sign(tc.att, tc.first, tc.second, tc.terms)

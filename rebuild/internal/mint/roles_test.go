@@ -51,7 +51,8 @@ func TestOneKeyInEveryRole(t *testing.T) {
 	now := time.Now().UTC().Truncate(time.Second)
 	capability, err := capstore.NewStatement([]capstore.Subject{{Name: "a", Digest: m, Verity: verity, Size: 1}}, capstore.Predicate{
 		Model: "acme/toy", Version: "1", Sequence: 1, SBA: capstore.Reference{Digest: capstore.DigestSet{SHA256: m}},
-		Publisher: capstore.Publisher{KeyID: key.Public().ID(), PublicKey: key.Public()}, Minter: capstore.Minter{KeyID: key.Public().ID()},
+		Environment: capstore.Reference{Digest: capstore.DigestSet{SHA256: m}},
+		Publisher:   capstore.Publisher{KeyID: key.Public().ID(), PublicKey: key.Public()}, Minter: capstore.Minter{KeyID: key.Public().ID()},
 		Platform: capstore.Platform{OS: "linux", Arch: "amd64", Accelerator: "none"}, NotBefore: now, NotAfter: now.Add(time.Hour),
 	}).Payload()
 	if err != nil {

@@ -84,7 +84,7 @@ type Rejected struct {
 // Capability is a capability as a person reads it. It is not evidence.
 type Capability struct {
 	ID        hashpipe.Digest `json:"id"`
-	State     string          `json:"state"` // live, pending, expired, revoked
+	State     string          `json:"state"` // live, pending, expired, revoked, waiting, disputed, stale
 	Model     string          `json:"model"`
 	Version   string          `json:"version"`
 	Sequence  int64           `json:"sequence"`
@@ -93,12 +93,29 @@ type Capability struct {
 	Publisher dsse.KeyID      `json:"publisher"`
 	Minter    dsse.KeyID      `json:"minter"`
 	Operator  string          `json:"operator"`
-	Level     string          `json:"level"`
-	NotBefore time.Time       `json:"notBefore"`
-	NotAfter  time.Time       `json:"notAfter"`
-	Files     []File          `json:"files"`
-	Bases     []Base          `json:"bases,omitempty"`
-	Revoked   *Revocation     `json:"revoked,omitempty"`
+	Level     string          `json:"level"`             // rebuilt, or reproduced-<n> by n operators; "" if none of them is valid
+	Agreed    []string        `json:"agreed,omitempty"`  // operators with this result
+	Needed    int             `json:"needed"`            // of them
+	Missing   []string        `json:"missing,omitempty"` // who could still agree
+	Conflict  *Conflict       `json:"conflict,omitempty"`
+	// Restrictions are what the capability and those that it derives from are
+	// narrowed to, in words.
+	Restrictions []string        `json:"restrictions,omitempty"`
+	DelegatedBy  []dsse.KeyID    `json:"delegatedBy,omitempty"`
+	Delegates    []dsse.KeyID    `json:"delegates,omitempty"` // who may hand it on
+	Environment  hashpipe.Digest `json:"environment"`         // manifest of the image
+	NotBefore    time.Time       `json:"notBefore"`
+	NotAfter     time.Time       `json:"notAfter"`
+	Files        []File          `json:"files"`
+	Bases        []Base          `json:"bases,omitempty"`
+	Revoked      *Revocation     `json:"revoked,omitempty"`
+}
+
+// Conflict is what another operator got from the same attestation.
+type Conflict struct {
+	Operator   string          `json:"operator"`
+	Capability hashpipe.Digest `json:"capability"`
+	Claim      hashpipe.Digest `json:"claim"`
 }
 
 // Base is a model that a capability's files were built from.

@@ -1,0 +1,237 @@
+package capstore
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/openclaw/clawfs/hashpipe"
+	"github.com/openclaw/clawfs/verifier/pattern"
+)
+
+// LocalVote is what the capability of this machine's own operator means.
+type LocalVote string
+
+const (
+	LocalCounts   LocalVote = "" // as everybody's
+	LocalRequired LocalVote = "required"
+	LocalIgnored  LocalVote = "ignored"
+)
+
+// Rule is what has to stand behind a file of some models before it opens.
+type Rule struct {
+	Models    []string // patterns of package pattern
+	Operators []string // who count
+	Threshold int      // how many of them must have measured the same
+	Local     LocalVote
+	// MaxListAge is how old the revocation list may be, by its own issuedAt; 0: no
+	// list is needed.
+	MaxListAge time.Duration
+}
+
+func (r Rule) check(mints role) error {
+	if len(r.Models) == 0 || len(r.Operators) == 0 {
+		return fmt.Errorf("trust: a rule without models or operators")
+	}
+	known := make(map[string]bool)
+	for _, o := range mints.operator {
+		known[o] = true
+	}
+	for i, o := range r.Operators {
+		if !known[o] {
+			return fmt.Errorf("trust: rule for %q: operator %q has no mint", r.Models, o)
+		}
+		if slices.Contains(r.Operators[:i], o) {
+			return fmt.Errorf("trust: rule for %q: operator %q is given twice", r.Models, o)
+		}
+	}
+	switch {
+	case r.Threshold < 1 || r.Threshold > len(r.Operators):
+		return fmt.Errorf("trust: rule for %q: threshold %d of %d operators", r.Models, r.Threshold, len(r.Operators))
+	case r.Local != LocalCounts && r.Local != LocalRequired && r.Local != LocalIgnored:
+		return fmt.Errorf("trust: rule for %q: local is %q", r.Models, r.Local)
+	case r.MaxListAge < 0:
+		return fmt.Errorf("trust: rule for %q: a list of age %v", r.Models, r.MaxListAge)
+	}
+	return nil
+}
+
+// rules are the checked rules of a Trust.
+type rules struct {
+	list    []Rule
+	models  [][]string
+	local   string
+	expires time.Time
+}
+
+func newRules(t Trust, mints role) (rules, error) {
+	r := rules{list: slices.Clone(t.Rules), local: t.Local, expires: t.Expires}
+	for _, x := range t.Rules {
+		if err := x.check(mints); err != nil {
+			return rules{}, err
+		}
+		r.models = append(r.models, x.Models)
+	}
+	return r, nil
+}
+
+// of returns the rule for a model. Without any rule one capability of any mint is
+// enough; with rules, a model that none of them names opens under nothing.
+func (r rules) of(model string) (rule Rule, open bool) {
+	if len(r.list) == 0 {
+		return Rule{Threshold: 1}, true
+	}
+	i := pattern.Best(model, r.models)
+	if i < 0 {
+		return Rule{}, false
+	}
+	return r.list[i], true
+}
+
+// counts reports whether an operator's capabilities are looked at under the rule.
+func (r Rule) counts(operator string) bool {
+	return r.Operators == nil || slices.Contains(r.Operators, operator)
+}
+
+// disputable is what two operators would have to agree on: one attestation, built
+// on machines of one class.
+type disputable struct{ sba, class hashpipe.Digest }
+
+func (c Capability) disputable() disputable {
+	p := c.predicate()
+	b := netstring(nil, string(p.Publisher.KeyID))
+	return disputable{p.SBA.Digest.SHA256, hashpipe.SumBytes(p.Platform.class(b)).Claim()}
+}
+
+// Standing is what is known beside a capability when somebody asks to open a file
+// of it. It holds no time: what is past or future is for the asker.
+type Standing struct {
+	rule     Rule
+	ruled    bool
+	local    string
+	expires  time.Time
+	peers    []Grant
+	conflict Capability
+	list     List
+}
+
+// Peers are the capabilities of the same result, the one that was asked about
+// among them, each with what revokes it.
+func (s Standing) Peers() []Grant { return slices.Clone(s.peers) }
+
+// Conflict is a capability of another operator, or an earlier one of the same,
+// that says of the same attestation and class of machine that other bytes come
+// out, and that nobody has revoked. It is zero if there is none.
+func (s Standing) Conflict() Capability { return s.conflict }
+
+// Rule is what the policy asks for the model. ruled is false if the policy has
+// rules and none for it: then nothing opens.
+func (s Standing) Rule() (r Rule, ruled bool) { return s.rule, s.ruled }
+
+// PolicyExpires is when the policy stops to be one; zero: never.
+func (s Standing) PolicyExpires() time.Time { return s.expires }
+
+// ListUntil is the first instant at which no file opens any more because the
+// revocation list is too old; needed is false if the rule needs none. A list that
+// is needed and not there is one until the zero time.
+func (s Standing) ListUntil() (until time.Time, needed bool) {
+	if s.rule.MaxListAge == 0 {
+		return time.Time{}, false
+	}
+	if s.list.IsZero() {
+		return time.Time{}, true
+	}
+	until = s.list.IssuedAt().Add(s.rule.MaxListAge)
+	if s.list.ValidUntil().Before(until) {
+		until = s.list.ValidUntil()
+	}
+	return until, true
+}
+
+// Agreement counts operators. The zero Agreement is not enough.
+type Agreement struct {
+	Operators []string // who agree, sorted
+	Needed    int      // of them
+	Missing   []string // who could still agree
+	LocalMust bool     // this machine's own operator has to be among them, and is not
+}
+
+// Enough reports whether the rule is met.
+func (a Agreement) Enough() bool {
+	return a.Needed > 0 && len(a.Operators) >= a.Needed && !a.LocalMust
+}
+
+// Level names what stands behind a file: "rebuilt" by one operator, or
+// "reproduced-<n>" by n of them; "" by nobody.
+func (a Agreement) Level() string {
+	switch n := len(a.Operators); n {
+	case 0:
+		return ""
+	case 1:
+		return LevelRebuilt
+	default:
+		return fmt.Sprintf("reproduced-%d", n)
+	}
+}
+
+// Agree counts the different operators of those peers that may take part. One
+// operator counts once, whatever its number of keys and capabilities. A
+// capability that was handed on counts as its mint's.
+func (s Standing) Agree(may func(Grant) bool) Agreement {
+	a := Agreement{Needed: s.rule.Threshold}
+	if !s.ruled {
+		return Agreement{}
+	}
+	local := false
+	for _, g := range s.peers {
+		o := g.Operator()
+		switch {
+		case !s.rule.counts(o) || slices.Contains(a.Operators, o) || !may(g):
+		case o == s.local && s.rule.Local == LocalIgnored:
+		default:
+			a.Operators = append(a.Operators, o)
+			local = local || o == s.local
+		}
+	}
+	slices.Sort(a.Operators)
+	for _, o := range s.rule.Operators {
+		if !slices.Contains(a.Operators, o) && (o != s.local || s.rule.Local != LocalIgnored) {
+			a.Missing = append(a.Missing, o)
+		}
+	}
+	slices.Sort(a.Missing)
+	a.LocalMust = s.rule.Local == LocalRequired && (s.local == "" || !local)
+	return a
+}
+
+// Valid is the part of Agree's question that depends on no file: g is not revoked
+// as a whole, and now lies in its dates.
+func (g Grant) Valid(now time.Time) bool {
+	_, revoked := g.Revoked()
+	return !g.IsZero() && !revoked && !now.Before(g.NotBefore()) && now.Before(g.NotAfter())
+}
+
+// standing collects what is known beside c. Callers hold v.mu.
+func (v *View) standing(c Capability, also func(Capability) Revocation) Standing {
+	s := Standing{local: v.rules.local, expires: v.rules.expires, list: v.list}
+	s.rule, s.ruled = v.rules.of(c.Model())
+	for _, p := range v.byClaim[c.Claim()] {
+		if p.Result() == c.Result() {
+			s.peers = append(s.peers, Grant{held: p, revocation: v.standsAgainst(p, also)})
+		}
+	}
+	for _, o := range v.byBuild[c.disputable()] {
+		if o.Result() != c.Result() && s.rule.counts(o.Operator()) && v.against(o).IsZero() {
+			s.conflict = o
+			break
+		}
+	}
+	return s
+}
+
+func (v *View) standsAgainst(c Capability, also func(Capability) Revocation) Revocation {
+	if r := v.against(c); !r.IsZero() {
+		return r
+	}
+	return also(c)
+}
