@@ -121,6 +121,7 @@ func newInitCommand(a *app) *cobra.Command {
 
   policy.json  who is trusted; nobody yet, so every ledger is refused
   mint.key     signs capabilities; only rebuild workers read it
+  mint.pub     its public half, for the policies of others
   revoke.key   signs revocations; only clawfs revoke reads it
   clawfs.toml  settings, all commented out
 
@@ -191,6 +192,7 @@ func (a *app) initState(operator string) (mint, revoker dsse.KeyID, err error) {
 		return "", "", err
 	}
 	err = errors.Join(
+		createFile(state.MintPublic(), mintKey.PEM(), 0o644),
 		createFile(state.RevokeKey(), revokeText, 0o600),
 		createFile(state.Policy(), policyText, 0o600),
 		createFile(state.Settings(), []byte(settingsText), 0o600),

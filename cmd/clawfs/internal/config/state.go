@@ -9,6 +9,7 @@ import "path/filepath"
 //
 //	policy.json     who is trusted; writable by its owner only
 //	mint.key        0600, read by workers only
+//	mint.pub        its public half, which says which operator of the policy this is
 //	revoke.key      0600, read by `clawfs revoke` only
 //	clawfs.toml     optional settings; writable by its owner only
 //	store/          Badger, 0700
@@ -20,17 +21,18 @@ import "path/filepath"
 //	run/            0700: clawfs.sock, daemon.lock, mounts/<id>.json
 type State string
 
-func (s State) Policy() string    { return s.join("policy.json") }
-func (s State) MintKey() string   { return s.join("mint.key") }
-func (s State) RevokeKey() string { return s.join("revoke.key") }
-func (s State) Settings() string  { return s.join("clawfs.toml") }
-func (s State) Store() string     { return s.join("store") }
-func (s State) Jobs() string      { return s.join("jobs") }
-func (s State) Work() string      { return s.join("work") }
-func (s State) Cache() string     { return s.join("cache") }
-func (s State) Private() string   { return s.join("private") }
-func (s State) Log() string       { return s.join("log") }
-func (s State) DaemonLog() string { return s.join("log", "daemon.log") }
+func (s State) Policy() string     { return s.join("policy.json") }
+func (s State) MintKey() string    { return s.join("mint.key") }
+func (s State) MintPublic() string { return s.join("mint.pub") }
+func (s State) RevokeKey() string  { return s.join("revoke.key") }
+func (s State) Settings() string   { return s.join("clawfs.toml") }
+func (s State) Store() string      { return s.join("store") }
+func (s State) Jobs() string       { return s.join("jobs") }
+func (s State) Work() string       { return s.join("work") }
+func (s State) Cache() string      { return s.join("cache") }
+func (s State) Private() string    { return s.join("private") }
+func (s State) Log() string        { return s.join("log") }
+func (s State) DaemonLog() string  { return s.join("log", "daemon.log") }
 
 // MountLog is the audit log of the mount with that id.
 func (s State) MountLog(id string) string { return s.join("log", "mount-"+id+".log") }
