@@ -359,7 +359,7 @@ func TestAdoptRotationRefused(t *testing.T) {
 	if err != nil || len(policy.Mints[0].Keys) != 2 || policy.Mints[0].Keys[0] != p.mint.Public() || policy.Mints[0].Keys[1] != fresh.Public() {
 		t.Errorf("a mint's rotation: %+v, %v, want both keys", policy, err)
 	}
-	if policy, err = p.policy.AdoptRotation(parsed(t, rotation(t, p.publisher, fresh, issued(now.Add(5*time.Minute))), p.publisher, fresh), 0, now); err != nil {
+	if _, err = p.policy.AdoptRotation(parsed(t, rotation(t, p.publisher, fresh, issued(now.Add(5*time.Minute))), p.publisher, fresh), 0, now); err != nil {
 		t.Errorf("issued five minutes ahead: %v", err)
 	}
 }

@@ -396,7 +396,7 @@ func TestProgramThatLies(t *testing.T) {
 		{"too much", "head -c 65537 /dev/zero", "longer than 65536 bytes"},
 		{"endless", "exec cat /dev/zero", "longer than 65536 bytes"},
 		{"sleep", "exec sleep 1000", "no answer to public within 1s"},
-		{"an answer by a child that stays", `printf '` + public + `'; sleep 1000 & exit 0`, "public"},
+		{"an answer by a child that stays", `printf '` + public + `'; sleep 10 & exit 0`, "public"},
 
 		{"sign: a wrong signature", answers("echo '" + junk + "'"), "is not a signature of that key"},
 		{"sign: nothing", answers("exit 0"), "it printed nothing"},
@@ -409,13 +409,15 @@ func TestProgramThatLies(t *testing.T) {
 		{"sign: not known", answers("exit 2"), "it does not know sign of version 1"},
 		{"sign: sleep", answers("exec sleep 1000"), "no answer to sign within 1s"},
 	} {
+		// Written before any of them runs: a program that is being written cannot be
+		// run, and a fork at that moment keeps it open.
+		path := script(t, tt.script)
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			limit := patience
 			if strings.Contains(tt.want, "within 1s") {
 				limit = time.Second
 			}
-			path := script(t, tt.script)
 			p, err := signer.OpenProgram(t.Context(), signer.Config{Program: path, Key: "alias/x", TimeLimit: limit})
 			if inSign := strings.HasPrefix(tt.name, "sign: "); inSign && err != nil {
 				t.Fatalf("public: %v", err)
