@@ -24,7 +24,7 @@ export GOTOOLCHAIN := local
 #   qemu-user-static      the arm64 run of the hashing tests
 #   mmdebstrap zstd       environment images of the examples
 #   fasttext              the unmodified client of examples/langid
-#   jq openssl openssh-client procps perl   tests of the command line and of keys, the demos
+#   jq openssl openssh-client procps perl   tests of the command line, of keys, agents and signer programs, the demos
 #   shellcheck            lint
 DEBS := ca-certificates git make gcc libc6-dev libseccomp-dev pkg-config fuse3 fsverity attr e2fsprogs \
         xfsprogs mount fio \
@@ -171,7 +171,7 @@ lint: deps
 	$(GO) vet ./...
 	cd tools && $(GO) build -buildvcs=false -o ../bin/staticcheck honnef.co/go/tools/cmd/staticcheck
 	bin/staticcheck ./...
-	shellcheck $$(git ls-files '*.sh' .ci/run)
+	shellcheck $$(git ls-files '*.sh' '*/clawfs-signer-*' .ci/run)
 	$(GO) mod tidy -diff
 	$(GO) mod verify
 

@@ -2,6 +2,7 @@ package capstore
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"slices"
 	"time"
@@ -76,14 +77,20 @@ func NewRevocation(kind Kind, target, reason string, issuedAt time.Time) (Revoca
 	return st, nil
 }
 
-// SignRevocation names key as the revoker, checks the statement and signs it.
+// SignRevocation is SignRevocationContext for a key that lies in this process.
 func SignRevocation(st RevocationStatement, key dsse.PrivateKey) ([]byte, error) {
+	return SignRevocationContext(context.Background(), st, key)
+}
+
+// SignRevocationContext names the signer's key as the revoker, checks the
+// statement and has it signed.
+func SignRevocationContext(ctx context.Context, st RevocationStatement, key dsse.Signer) ([]byte, error) {
 	st.Predicate.Revoker.KeyID = key.Public().ID()
 	payload, err := st.Payload()
 	if err != nil {
 		return nil, err
 	}
-	return dsse.Sign(dsse.PayloadType, payload, key)
+	return dsse.SignContext(ctx, dsse.PayloadType, payload, key)
 }
 
 // Payload checks the statement and returns its only encoding.

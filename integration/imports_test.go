@@ -50,10 +50,11 @@ var allowed = map[string][]string{
 	"cmd/clawfs": {
 		"hashpipe", "hashpipe/cas", "verifier", "verifier/dsse", "verifier/tree", "capstore",
 		"rebuild", "rebuild/sandbox", "rebuild/engine/slurm", "rebuild/oci", "rebuild/fetch", "rebuild/lock", "rebuild/lint", "rebuild/compare", "rebuild/record", "fs",
-		"cmd/clawfs/internal/config", "cmd/clawfs/internal/control",
+		"cmd/clawfs/internal/config", "cmd/clawfs/internal/control", "cmd/clawfs/internal/signer",
 	},
 	"cmd/clawfs/internal/config":  {"hashpipe", "verifier", "verifier/dsse", "capstore"},
 	"cmd/clawfs/internal/control": {"hashpipe", "verifier/dsse", "capstore"},
+	"cmd/clawfs/internal/signer":  {"verifier/dsse"},
 
 	"integration": {},
 }
@@ -67,7 +68,7 @@ var only = map[string][]string{
 	"github.com/spf13/":                      {"cmd/clawfs"},
 	"flag":                                   {"cmd/clawfs"},
 	"github.com/opencontainers/runtime-spec": {"rebuild/sandbox"},
-	"golang.org/x/crypto/":                   {"verifier/dsse"},
+	"golang.org/x/crypto/":                   {"verifier/dsse", "cmd/clawfs/internal/signer"},
 	"oras.land/":                             {"rebuild/oci"},
 	"github.com/google/":                     {}, // a registry in tests
 	"golang.org/x/mod/":                      {"verifier/tlog"},

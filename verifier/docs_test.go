@@ -36,4 +36,16 @@ func TestDocs(t *testing.T) {
 	if !ok || rule.Keys[0].ID() != st.Predicate.Publisher.KeyID {
 		t.Errorf("the policy's rule for %s is %q with key %s, want the ledger's key %s", st.Predicate.Model, rule.Name, rule.Keys[0].ID(), st.Predicate.Publisher.KeyID)
 	}
+	// The record of docs/ledger.md is shown on several lines.
+	var record strings.Builder
+	for line := range strings.Lines(string(example("rotation"))) {
+		record.WriteString(strings.TrimSpace(line))
+	}
+	r, err := verifier.ParseRotationStatement([]byte(record.String()))
+	if err != nil {
+		t.Fatalf("the rotation of docs/ledger.md: %v", err)
+	}
+	if q := r.Predicate; q.Role != verifier.RolePublisher || q.Name != "acme" || q.Old.PublicKey.Algorithm() == q.New.PublicKey.Algorithm() {
+		t.Errorf("the rotation of docs/ledger.md is %+v", q)
+	}
 }

@@ -42,6 +42,8 @@ type PublisherRule struct {
 	MinimumSequence map[string]int64 `json:"minimumSequence,omitempty"` // by model
 	Log             string           `json:"log,omitzero"`              // LogRequired or ""
 	Budget          *Budget          `json:"budget,omitzero"`           // nil: as much as the machine gives
+	// Windows bound when a key counts. A key that it does not name always does.
+	Windows map[dsse.KeyID]Window `json:"windows,omitempty"`
 }
 
 // Budget bounds how much of a machine the rebuilds of one publisher may use. A
@@ -294,6 +296,9 @@ func (r PublisherRule) check(patterns names) error {
 		if _, err := hashpipe.ParseDigest(hex); !ok || err != nil {
 			return fmt.Errorf(`images: expected "sha256:<64 hex digits>" of a manifest or "*", got %q`, clip(image))
 		}
+	}
+	if err := r.checkWindows(); err != nil {
+		return err
 	}
 	if r.MinimumSequence != nil && len(r.MinimumSequence) == 0 {
 		return errors.New("minimumSequence is empty; leave it out")

@@ -369,6 +369,8 @@ func TestEdit(t *testing.T) {
 // FuzzPolicy: what parses has one printed form, which parses to the same.
 func FuzzPolicy(f *testing.F) {
 	f.Add(encode(f, newParty(f, dsse.Ed25519).policy))
+	p := newParty(f, dsse.Ed25519)
+	f.Add(encode(f, windowed(f, p, 2, map[dsse.KeyID]verifier.Window{p.second.Public().ID(): {NotBefore: verifier.At(now), NotAfter: verifier.At(now.AddDate(1, 0, 0))}})))
 	f.Add([]byte(`{"version":1,"publishers":[],"mints":[{"operator":"a","keys":["AAAA"]}]}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		p, err := verifier.ParsePolicy(data)

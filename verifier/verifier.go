@@ -115,7 +115,7 @@ func New(p *Policy) (*Verifier, error) {
 //  2. the very bytes that were signed are a ledger (ParseLedger);
 //  3. the most specific rule for the ledger's model is met: signed by as many
 //     of that rule's keys as its threshold says, the key that the ledger names
-//     among them;
+//     among them; a key outside its window at now does not count;
 //  4. that rule allows the environment image and the sequence, and the policy
 //     the environment variables;
 //  5. issuedAt is not more than five minutes ahead of now.
@@ -141,7 +141,7 @@ func (v *Verifier) Verify(s SBA, now time.Time) (Attestation, error) {
 		return Attestation{}, err
 	}
 	st := ledger.Statement()
-	rule, publisher, err := v.signer(s.envelope, st)
+	rule, publisher, err := v.signer(s.envelope, st, now)
 	if err != nil {
 		return Attestation{}, err
 	}
@@ -156,7 +156,7 @@ func (v *Verifier) Verify(s SBA, now time.Time) (Attestation, error) {
 }
 
 // signer finds the rule for the ledger's model and the key that speaks for it.
-func (v *Verifier) signer(e dsse.Envelope, st Statement) (PublisherRule, dsse.PublicKey, error) {
+func (v *Verifier) signer(e dsse.Envelope, st Statement, now time.Time) (PublisherRule, dsse.PublicKey, error) {
 	model := st.Predicate.Model
 	rule, ok := v.policy.Rule(model)
 	if !ok {
@@ -171,7 +171,23 @@ func (v *Verifier) signer(e dsse.Envelope, st Statement) (PublisherRule, dsse.Pu
 	if i < 0 {
 		return rule, dsse.PublicKey{}, refuse(ReasonSigner, "SBA of %s: the ledger names the publisher key %s, and it was signed by %s", model, want, signers[0].ID())
 	}
-	return rule, signers[i], nil
+	publisher := signers[i]
+	if err := rule.Windows[want].at(want, now); err != nil {
+		return rule, dsse.PublicKey{}, refuse(ReasonSigner, "SBA of %s: publisher %s: %v", model, rule.Name, err)
+	}
+	valid := 0
+	var late error
+	for _, k := range signers {
+		if err := rule.Windows[k.ID()].at(k.ID(), now); err != nil {
+			late = err
+		} else {
+			valid++
+		}
+	}
+	if valid < int(rule.Threshold) {
+		return rule, dsse.PublicKey{}, refuse(ReasonSigner, "SBA of %s: expected %d valid keys of publisher %s, got %d: %v", model, rule.Threshold, rule.Name, valid, late)
+	}
+	return rule, publisher, nil
 }
 
 // refuseEnvelope tells a bad envelope from a bad signature.

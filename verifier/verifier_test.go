@@ -195,6 +195,15 @@ func TestHostile(t *testing.T) {
 	if !ok {
 		t.Fatal("the envelope has no signatures")
 	}
+	// own is the ledger that another key signed in its own name.
+	own := func(k dsse.PrivateKey) string {
+		return string(sign(t, dsse.PayloadType, payload(t, statement(t, k.Public())), k))
+	}
+	// payloadText changes the base64 of the good payload.
+	payloadText := func(change func(string) string) string {
+		text := base64.StdEncoding.EncodeToString([]byte(body))
+		return strings.Replace(good, text, change(text), 1)
+	}
 	overRaw := func() string {
 		k, err := dsse.ParsePublicKey(p.publisher.Public().PEM())
 		if err != nil {
@@ -237,6 +246,17 @@ func TestHostile(t *testing.T) {
 		{"output with a digest", edit(`"path":"langid.bin"`, `"path":"langid.bin","digest":{"sha256":"`+image+`"}`), verifier.ReasonMalformed, `outputs/0/digest": unknown object member name`},
 
 		{"key id of another key", edit(string(p.publisher.Public().ID()), string(p.stranger.Public().ID())), verifier.ReasonSigner, "the ledger names the publisher key"},
+		{"key id in upper case", edit(string(p.publisher.Public().ID()), strings.ToUpper(string(p.publisher.Public().ID()))), verifier.ReasonMalformed, "expected 64 lower-case hex digits"},
+		{"key id with its algorithm", edit(string(p.publisher.Public().ID()), "sha256:"+string(p.publisher.Public().ID())), verifier.ReasonMalformed, "expected 64 lower-case hex digits"},
+		{"key id cut short", edit(string(p.publisher.Public().ID()), string(p.publisher.Public().ID())[:63]), verifier.ReasonMalformed, "expected 64 lower-case hex digits"},
+		{"key id as OpenSSH has it", edit(string(p.publisher.Public().ID()), "SHA256:AAAA"), verifier.ReasonMalformed, "expected 64 lower-case hex digits"},
+		{"signed by the mint", own(p.mint), verifier.ReasonSignature, "expected 1 of 1 keys, got 0"},
+		{"signed by the mint in the publisher's name", string(sign(t, dsse.PayloadType, []byte(body), p.mint)), verifier.ReasonSignature, "expected 1 of 1 keys, got 0"},
+		{"signed by the publisher in the mint's name", edit(string(p.publisher.Public().ID()), string(p.mint.Public().ID())), verifier.ReasonSigner, "the ledger names the publisher key"},
+		{"line break in the payload", payloadText(func(b string) string { return b[:8] + `\n` + b[8:] }), verifier.ReasonMalformed, "line break in base64"},
+		{"payload in two alphabets", payloadText(func(b string) string { return "-+" + b[2:] }), verifier.ReasonMalformed, "illegal base64"},
+		{"payload without padding", payloadText(func(b string) string { return strings.TrimRight(b, "=") + "A" }), verifier.ReasonMalformed, "illegal base64"},
+		{"url-safe signature with a line break", before + strings.Replace(`"signatures":`+signature, `"sig":"`, `"sig":"\n`, 1), verifier.ReasonSignature, "not base64"},
 		{"model outside the prefix", edit(`"acme/langid"`, `"other/langid"`), verifier.ReasonSigner, "no publisher for this model"},
 		{"model that only starts like the prefix", edit(`"acme/langid"`, `"acmes/langid"`), verifier.ReasonSigner, "no publisher for this model"},
 		{"image that is not allowed", edit(image, strings.Repeat("67", 32)), verifier.ReasonPolicy, "environment image"},
@@ -339,6 +359,62 @@ func TestNoPublishersDeniesEverything(t *testing.T) {
 	if !errors.As(err, &r) || r.Reason != verifier.ReasonSigner || !strings.Contains(err.Error(), "clawfs publisher trust") {
 		t.Errorf("Verify = %v, want a refusal that names the next command", err)
 	}
+}
+
+// TestEveryOrder: which of several signatures comes first decides nothing, and
+// neither does junk between them or the alphabet of their base64.
+func TestEveryOrder(t *testing.T) {
+	p := newParty(t, dsse.ECDSAP256)
+	policy := windowed(t, p, 2, nil)
+	body := payload(t, statement(t, p.publisher.Public()))
+	signature := func(k dsse.PrivateKey) []byte {
+		sig, err := k.Sign(t.Context(), dsse.PayloadType, body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return sig
+	}
+	first, second, other := signature(p.publisher), signature(p.second), signature(p.stranger)
+	std, url := base64.StdEncoding.EncodeToString, base64.URLEncoding.EncodeToString
+	list := []string{std(first), url(second), std(other), "!", std(bytes.Repeat([]byte{0xff}, 64))}
+	orders := 0
+	permute(list, func(order []string) {
+		orders++
+		var text []string
+		for _, sig := range order {
+			// The hint says that each is by the other key.
+			text = append(text, `{"keyid":"`+string(p.second.Public().ID())+`","sig":"`+sig+`"}`)
+		}
+		envelope := `{"payloadType":"` + dsse.PayloadType + `","payload":"` + url(body) + `","signatures":[` + strings.Join(text, ",") + `]}`
+		if a, err := verify(t, policy, []byte(envelope)); err != nil || a.Publisher() != p.publisher.Public() {
+			t.Errorf("%q: %v by %s", order, err, a.Publisher().ID())
+		}
+		lacking := strings.Replace(envelope, url(second), url(first), 1)
+		var r *verifier.Refusal
+		if _, err := verify(t, policy, []byte(lacking)); !errors.As(err, &r) || r.Reason != verifier.ReasonSigner {
+			t.Errorf("%q with one signature twice in place of two: %v, want a refusal of the signer", order, err)
+		}
+	})
+	if orders != 120 {
+		t.Errorf("%d orders of 5 signatures, want 120", orders)
+	}
+}
+
+// permute calls f with every order of list.
+func permute(list []string, f func([]string)) {
+	var rest func(int)
+	rest = func(n int) {
+		if n == len(list) {
+			f(list)
+			return
+		}
+		for i := n; i < len(list); i++ {
+			list[n], list[i] = list[i], list[n]
+			rest(n + 1)
+			list[n], list[i] = list[i], list[n]
+		}
+	}
+	rest(0)
 }
 
 // TestThreshold: a rule of two keys needs both, the ledger names one of them,

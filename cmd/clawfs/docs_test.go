@@ -88,3 +88,18 @@ func TestReasonsAreDocumented(t *testing.T) {
 		}
 	}
 }
+
+// The signer program that operations.md shows is the one that tests run.
+func TestSignerInDocs(t *testing.T) {
+	program, err := os.ReadFile("testdata/signer/clawfs-signer-openssl")
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile("../../docs/operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(program) == 0 || !strings.Contains(string(text), "```sh\n"+string(program)+"```\n") {
+		t.Error("docs/operations.md does not show testdata/signer/clawfs-signer-openssl as it is")
+	}
+}

@@ -41,7 +41,7 @@ ssh-keygen work everywhere a key file is asked for, too.`,
 				Algorithm string     `json:"algorithm"`
 			}{out, out + ".pub", public.ID(), algorithm}
 			return a.print(result, func() {
-				a.printf("private key  %s  (keep it; only `clawfs ledger sign` reads it)\n", result.Private)
+				a.printf("private key  %s  (keep it: whoever can read it signs in your name)\n", result.Private)
 				a.printf("public key   %s  (give it to whoever shall trust you)\n", result.Public)
 				a.printf("key id       %s\n", result.KeyID)
 			})

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -99,6 +100,8 @@ type publisherRow struct {
 	Threshold       int64            `json:"threshold"`
 	Images          []string         `json:"images"`
 	MinimumSequence map[string]int64 `json:"minimumSequence,omitempty"`
+	// Windows say when a key counts; one that is not there always does.
+	Windows map[dsse.KeyID]verifier.Window `json:"windows,omitempty"`
 }
 
 func newPublisherListCommand(a *app) *cobra.Command {
@@ -114,7 +117,7 @@ func newPublisherListCommand(a *app) *cobra.Command {
 			}
 			rows := []publisherRow{}
 			for _, r := range p.Publishers {
-				row := publisherRow{Name: r.Name, Models: r.Models, Threshold: r.Threshold, Images: r.Images, MinimumSequence: r.MinimumSequence}
+				row := publisherRow{Name: r.Name, Models: r.Models, Threshold: r.Threshold, Images: r.Images, MinimumSequence: r.MinimumSequence, Windows: r.Windows}
 				for _, k := range r.Keys {
 					row.KeyIDs = append(row.KeyIDs, k.ID())
 				}
@@ -130,17 +133,32 @@ func (a *app) publisherTable(rows []publisherRow) {
 		a.printf("no publisher is trusted, so every ledger is refused\nnext: %s --models 'owner/*'\n", a.command("publisher", "trust", "KEYFILE", "--name", "NAME"))
 		return
 	}
+	header := []string{"NAME", "MODELS", "THRESHOLD", "KEY IDS"}
+	if slices.ContainsFunc(rows, func(r publisherRow) bool { return len(r.Windows) > 0 }) {
+		header = append(header, "VALID")
+	}
 	var cells [][]string
 	for _, r := range rows {
 		for i, id := range r.KeyIDs {
+			row := []string{"", "", "", string(id), windowText(r.Windows[id])}
 			if i == 0 {
-				cells = append(cells, []string{r.Name, strings.Join(r.Models, ","), strconv.FormatInt(r.Threshold, 10), string(id)})
-			} else {
-				cells = append(cells, []string{"", "", "", string(id)})
+				row = []string{r.Name, strings.Join(r.Models, ","), strconv.FormatInt(r.Threshold, 10), string(id), windowText(r.Windows[id])}
 			}
+			cells = append(cells, row[:len(header)])
 		}
 	}
-	a.table([]string{"NAME", "MODELS", "THRESHOLD", "KEY IDS"}, cells)
+	a.table(header, cells)
+}
+
+func windowText(w verifier.Window) string {
+	var words []string
+	if !w.NotBefore.IsZero() {
+		words = append(words, "from "+w.NotBefore.String())
+	}
+	if !w.NotAfter.IsZero() {
+		words = append(words, "until "+w.NotAfter.String())
+	}
+	return strings.Join(words, " ")
 }
 
 func newPublisherRemoveCommand(a *app) *cobra.Command {

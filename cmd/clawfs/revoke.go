@@ -17,7 +17,7 @@ import (
 )
 
 func newRevokeCommand(a *app) *cobra.Command {
-	var kind, reason, keyFile string
+	var kind, reason, keyRef string
 	var derived bool
 	c := &cobra.Command{
 		Use:   "revoke ID... --reason TEXT",
@@ -46,16 +46,16 @@ Models that were built from what is taken back are listed, and go on opening;
   clawfs revoke --kind publisher 0449… --reason "key stolen"`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			if keyFile == "" {
-				keyFile = a.config().RevokeKey()
+			if keyRef == "" {
+				keyRef = "file:" + a.config().RevokeKey()
 			}
-			return a.revoke(c.Context(), capstore.Kind(kind), args, reason, keyFile, derived)
+			return a.revoke(c.Context(), capstore.Kind(kind), args, reason, keyRef, derived)
 		},
 	}
 	f := c.Flags()
 	f.StringVar(&kind, "kind", string(capstore.KindClaim), "what is taken back: claim, capability, sba, publisher, mint or file")
 	f.StringVar(&reason, "reason", "", "one line, shown to whoever is refused")
-	f.StringVar(&keyFile, "key", "", "revocation `keyfile` (default revoke.key in the state directory)")
+	f.StringVar(&keyRef, "key", "", keyHelp+" (default revoke.key in the state directory)")
 	f.BoolVar(&derived, "derived", false, "take back too what was built from it, however far down")
 	c.MarkFlagRequired("reason")
 	return c
@@ -65,7 +65,7 @@ var kinds = []capstore.Kind{capstore.KindClaim, capstore.KindCapability, capstor
 
 // revoke prepares every revocation before it sends the first, so that a wrong
 // ID revokes nothing.
-func (a *app) revoke(ctx context.Context, kind capstore.Kind, ids []string, reason, keyFile string, derived bool) error {
+func (a *app) revoke(ctx context.Context, kind capstore.Kind, ids []string, reason, keyRef string, derived bool) error {
 	if !slices.Contains(kinds, kind) {
 		return exitf(codeUsage, "--kind %q: want claim, capability, sba, publisher, mint or file", string(kind))
 	}
@@ -77,11 +77,11 @@ func (a *app) revoke(ctx context.Context, kind capstore.Kind, ids []string, reas
 	if err != nil {
 		return err
 	}
-	key, err := a.readPrivateKey(keyFile)
+	key, err := a.openSigner(ctx, keyRef)
 	if err != nil {
 		return err
 	}
-	envelopes, err := signRevocations(kind, targets, reason, key)
+	envelopes, err := signRevocations(ctx, kind, targets, reason, key)
 	if err != nil {
 		return err
 	}
@@ -102,7 +102,7 @@ func (a *app) revoke(ctx context.Context, kind capstore.Kind, ids []string, reas
 	}
 	built := unfounded(caps, done)
 	if derived && len(built) > 0 {
-		more, err := signRevocations(capstore.KindClaim, claims(built), reason, key)
+		more, err := signRevocations(ctx, capstore.KindClaim, claims(built), reason, key)
 		if err != nil {
 			return err
 		}
@@ -252,16 +252,16 @@ func (a *app) showReaders(list []reader) {
 	a.printf("next: kill %s\n", strings.Join(pids, " "))
 }
 
-func signRevocations(kind capstore.Kind, targets []hashpipe.Digest, reason string, key dsse.PrivateKey) ([][]byte, error) {
+func signRevocations(ctx context.Context, kind capstore.Kind, targets []hashpipe.Digest, reason string, key dsse.Signer) ([][]byte, error) {
 	var list [][]byte
 	for _, t := range targets {
 		st, err := capstore.NewRevocation(kind, t.String(), reason, time.Now())
 		if err != nil {
 			return nil, exit(codeUsage, err)
 		}
-		e, err := capstore.SignRevocation(st, key)
+		e, err := capstore.SignRevocationContext(ctx, st, key)
 		if err != nil {
-			return nil, err
+			return nil, signed(err)
 		}
 		list = append(list, e)
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -13,6 +14,7 @@ import (
 )
 
 func TestRevoke(t *testing.T) {
+	t.Setenv("PATH", os.Getenv("PATH")+":"+filepath.Join(repository(t), "cmd/clawfs/testdata/signer"))
 	r := newRig(t)
 	first := r.admit(map[string]string{"a.bin": "a"})
 	second := r.admit(map[string]string{"b.bin": "b"})
@@ -42,6 +44,7 @@ func TestRevoke(t *testing.T) {
 		{"unknown kind", []string{id, "--kind", "everything", "--reason", "x"}, codeUsage, "kind"},
 		{"stranger's key", []string{id, "--reason", "x", "--key", stranger}, codeSignature, "sign"},
 		{"the mint's key", []string{id, "--reason", "x", "--key", r.state.MintKey()}, codeSignature, "sign"},
+		{"stranger's key of a signer program", []string{id, "--reason", "x", "--key", "openssl:" + stranger}, codeSignature, "sign"},
 		{"no key", []string{id, "--reason", "x", "--key", stranger + "x"}, codeError, "no such file"},
 	} {
 		r.refused(tt.code, append([]string{"revoke"}, tt.args...), tt.want)
@@ -53,6 +56,11 @@ func TestRevoke(t *testing.T) {
 	r.document(&done, "revoke", id[:minPrefix], "--reason", "training data withdrawn")
 	if len(done) != 1 || done[0].Kind != capstore.KindClaim || done[0].Target != first.Claim().String() || done[0].Reason != "training data withdrawn" {
 		t.Errorf("revoke -o json = %+v, want the claim %s of capability %s", done, first.Claim(), id)
+	}
+	// With the key behind a signer program.
+	r.document(&done, "revoke", id[:minPrefix], "--reason", "training data withdrawn", "--key", "openssl:"+r.state.RevokeKey())
+	if len(done) != 1 || done[0].Target != first.Claim().String() {
+		t.Errorf("revoke with a signer program = %+v, want the claim %s", done, first.Claim())
 	}
 	// One thing named twice is taken back once.
 	r.document(&done, "revoke", id[:minPrefix], id, "--reason", "training data withdrawn")

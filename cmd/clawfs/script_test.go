@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
@@ -48,7 +49,8 @@ func TestScript(t *testing.T) {
 			e.Setenv("CLAWFS_STATE", filepath.Join(e.WorkDir, "state"))
 			e.Setenv("HOME", filepath.Join(e.WorkDir, "home"))
 			e.Setenv("GIT_CONFIG_NOSYSTEM", "1")
-			e.Setenv("PATH", e.Getenv("PATH")+":"+filepath.Join(repository(t), "bin"))
+			e.Setenv("SSH_AUTH_SOCK", "")
+			e.Setenv("PATH", e.Getenv("PATH")+":"+filepath.Join(repository(t), "bin")+":"+filepath.Join(repository(t), "cmd/clawfs/testdata/signer"))
 			return os.Mkdir(filepath.Join(e.WorkDir, "home"), 0o755)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
@@ -57,6 +59,7 @@ func TestScript(t *testing.T) {
 			"flip":   cmdFlip,
 			"image":  cmdImage,
 			"commit": cmdCommit,
+			"agent":  cmdAgent,
 		},
 	})
 }
@@ -130,4 +133,26 @@ func cmdImage(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("image %s has no digest", args[0])
 	}
 	ts.Setenv("IMAGE", "sha256:"+digest.String())
+}
+
+// cmdAgent starts an ssh-agent that ends with the script: agent
+func cmdAgent(ts *testscript.TestScript, neg bool, args []string) {
+	// Beside the script's directory: the name of a socket has 107 bytes at most.
+	dir, err := os.MkdirTemp("", "clawfs-agent-")
+	ts.Check(err)
+	ts.Defer(func() { os.RemoveAll(dir) })
+	socket := filepath.Join(dir, "agent")
+	cmd := exec.Command("ssh-agent", "-D", "-a", socket)
+	if err := cmd.Start(); err != nil {
+		ts.Fatalf("%v; install it: apt-get install openssh-client", err)
+	}
+	ts.Defer(func() { cmd.Process.Kill(); cmd.Wait() })
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+		if _, err := os.Lstat(socket); err == nil {
+			break
+		} else if time.Now().After(deadline) {
+			ts.Fatalf("ssh-agent does not listen: %v", err)
+		}
+	}
+	ts.Setenv("SSH_AUTH_SOCK", socket)
 }

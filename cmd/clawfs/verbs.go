@@ -12,6 +12,7 @@ var verbs = []func(*app) *cobra.Command{
 	newInitCommand,
 	newJobCommand,
 	newJobsCommand,
+	newKeyCommand,
 	newKeygenCommand,
 	newLedgerCommand,
 	newLsCommand,

@@ -187,42 +187,6 @@ func (e Envelope) UnverifiedPayloadType() string { return e.payloadType }
 // none.
 func (e Envelope) UnverifiedKeyIDs() []string { return slices.Clone(e.hints) }
 
-// Sign returns the text of an envelope that carries one signature of each key.
-// It writes no keyid: a hint is not covered by the signature, and without it
-// every byte of the text counts.
-func Sign(payloadType string, payload []byte, keys ...PrivateKey) ([]byte, error) {
-	switch {
-	case payloadType == "":
-		return nil, errors.New("signing an envelope: payloadType is empty")
-	case len(payload) == 0:
-		return nil, errors.New("signing an envelope: the payload is empty")
-	case len(keys) == 0 || len(keys) > MaxSignatures:
-		return nil, fmt.Errorf("signing an envelope: expected 1 to %d keys, got %d", MaxSignatures, len(keys))
-	}
-	message := PAE(payloadType, payload)
-	w := wireEnvelope{PayloadType: payloadType, Payload: base64.StdEncoding.EncodeToString(payload)}
-	var seen []PublicKey
-	for _, k := range keys {
-		if slices.Contains(seen, k.public) {
-			return nil, fmt.Errorf("signing an envelope: key %s is given twice", k.public.ID())
-		}
-		seen = append(seen, k.public)
-		sig, err := k.sign(message)
-		if err != nil {
-			return nil, fmt.Errorf("signing an envelope: %w", err)
-		}
-		w.Signatures = append(w.Signatures, wireSignature{Sig: base64.StdEncoding.EncodeToString(sig)})
-	}
-	data, err := json.Marshal(w)
-	if err != nil {
-		return nil, fmt.Errorf("signing an envelope: %w", err)
-	}
-	if len(data) > MaxEnvelope {
-		return nil, fmt.Errorf("signing an envelope: its text has %d bytes, at most %d are allowed", len(data), MaxEnvelope)
-	}
-	return data, nil
-}
-
 // PAE is DSSE's pre-authentication encoding: "DSSEv1" SP len(type) SP type SP
 // len(payload) SP payload, lengths in decimal bytes.
 func PAE(payloadType string, payload []byte) []byte {

@@ -159,6 +159,17 @@ func (k PublicKey) PEM() []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: k.SPKI()})
 }
 
+// OpenSSH returns the key as a line of authorized_keys without comment and line
+// break, and the fingerprint "SHA256:…" that ssh-add -l shows; both are empty
+// for the zero key.
+func (k PublicKey) OpenSSH() (line, fingerprint string) {
+	key, err := ssh.NewPublicKey(k.crypto())
+	if err != nil {
+		return "", ""
+	}
+	return strings.TrimSpace(string(ssh.MarshalAuthorizedKey(key))), ssh.FingerprintSHA256(key)
+}
+
 // Algorithm returns Ed25519, ECDSAP256, or "" for the zero key.
 func (k PublicKey) Algorithm() string {
 	switch k.crypto().(type) {

@@ -2,6 +2,7 @@ package dsse
 
 import (
 	"bytes"
+	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -142,6 +143,15 @@ func (k PrivateKey) Format(f fmt.State, _ rune) {
 		return
 	}
 	fmt.Fprintf(f, "private key of %s", k.public.ID())
+}
+
+// String is what fmt prints.
+func (k PrivateKey) String() string { return fmt.Sprint(k) }
+
+// Sign returns the signature over PAE(payloadType, payload). It asks nobody and
+// ignores ctx.
+func (k PrivateKey) Sign(_ context.Context, payloadType string, payload []byte) ([]byte, error) {
+	return k.sign(PAE(payloadType, payload))
 }
 
 func (k PrivateKey) sign(message []byte) ([]byte, error) {

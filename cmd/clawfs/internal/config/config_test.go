@@ -171,6 +171,15 @@ func TestRead(t *testing.T) {
 		}
 	}
 	write(0o600, 1)
+	if err := os.Chown(path, 65534, -1); err != nil {
+		t.Fatalf("%v; this test changes owners: run it as root", err)
+	}
+	for name, read := range map[string]func(string) ([]byte, error){"ReadPublic": ReadPublic, "ReadSecret": ReadSecret} {
+		if _, err := read(path); err == nil || !strings.Contains(err.Error(), "belongs to uid 65534") {
+			t.Errorf("%s of another user's file: %v, want a refusal that names the owner", name, err)
+		}
+	}
+	write(0o600, 1)
 	link := path + ".link"
 	if err := os.Symlink(path, link); err != nil {
 		t.Fatal(err)
@@ -181,14 +190,20 @@ func TestRead(t *testing.T) {
 	}
 	for _, bad := range []string{link, pipe, filepath.Dir(path), path + ".none", "/dev/zero"} {
 		done := make(chan error, 1)
-		go func() { _, err := ReadPublic(bad); done <- err }()
+		go func() {
+			_, err := ReadPublic(bad)
+			if err != nil {
+				_, err = ReadSecret(bad)
+			}
+			done <- err
+		}()
 		select {
 		case err := <-done:
 			if err == nil {
-				t.Errorf("ReadPublic(%s) succeeded", bad)
+				t.Errorf("ReadPublic or ReadSecret of %s succeeded", bad)
 			}
 		case <-time.After(5 * time.Second):
-			t.Errorf("ReadPublic(%s) hangs", bad)
+			t.Errorf("ReadPublic or ReadSecret of %s hangs", bad)
 		}
 	}
 }
