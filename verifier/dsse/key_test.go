@@ -367,3 +367,23 @@ func TestPrivateKeyDoesNotPrint(t *testing.T) {
 		}
 	}
 }
+
+// A message that could be an envelope's is signed only as one.
+func TestSignWithoutPAE(t *testing.T) {
+	for _, algorithm := range []string{dsse.Ed25519, dsse.ECDSAP256} {
+		key, err := dsse.GenerateKey(algorithm)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sig, err := key.SignWithoutPAE([]byte("cosignature/v1\n"))
+		if err != nil || !key.Public().Verify([]byte("cosignature/v1\n"), sig) {
+			t.Errorf("%s: SignWithoutPAE = %x, %v", algorithm, sig, err)
+		}
+		if sig, err := key.SignWithoutPAE(dsse.PAE(dsse.PayloadType, []byte("{}"))); err == nil || sig != nil {
+			t.Errorf("%s: SignWithoutPAE of a PAE = %x, %v, want an error", algorithm, sig, err)
+		}
+	}
+	if sig, err := (dsse.PrivateKey{}).SignWithoutPAE([]byte("x")); err == nil || sig != nil {
+		t.Errorf("SignWithoutPAE of the zero key = %x, %v, want an error", sig, err)
+	}
+}
