@@ -26,5 +26,6 @@ var verbs = []func(*app) *cobra.Command{
 	newValidateCommand,
 	newVersionCommand,
 	newWhyCommand,
+	newWitnessCommand,
 	newWorkerCommand,
 }
