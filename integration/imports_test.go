@@ -21,10 +21,11 @@ var allowed = map[string][]string{
 	"hashpipe":     {},
 	"hashpipe/cas": {"hashpipe"},
 
-	"verifier/dsse": {"hashpipe"},
-	"verifier/tree": {"hashpipe"},
-	"verifier/tlog": {"hashpipe", "verifier/dsse"},
-	"verifier":      {"hashpipe", "verifier/dsse", "verifier/tree"},
+	"verifier/dsse":     {"hashpipe"},
+	"verifier/tree":     {"hashpipe"},
+	"verifier/tlog":     {"hashpipe", "verifier/dsse"},
+	"verifier/sigstore": {"hashpipe", "verifier/dsse", "verifier/tlog"},
+	"verifier":          {"hashpipe", "verifier/dsse", "verifier/tree"},
 
 	"capstore": {"hashpipe", "verifier/dsse"},
 
@@ -47,7 +48,7 @@ var allowed = map[string][]string{
 	"fs": {"hashpipe", "hashpipe/cas", "verifier/dsse", "capstore"},
 
 	"cmd/clawfs": {
-		"hashpipe", "hashpipe/cas", "verifier", "verifier/dsse", "verifier/tree", "verifier/tlog", "capstore",
+		"hashpipe", "hashpipe/cas", "verifier", "verifier/dsse", "verifier/tree", "verifier/tlog", "verifier/sigstore", "capstore",
 		"rebuild", "rebuild/sandbox", "rebuild/engine/slurm", "rebuild/oci", "rebuild/fetch", "rebuild/lock", "rebuild/lint", "rebuild/compare", "rebuild/record", "fs",
 		"cmd/clawfs/internal/config", "cmd/clawfs/internal/control", "cmd/clawfs/internal/witness",
 	},

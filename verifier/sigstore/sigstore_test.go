@@ -10,6 +10,8 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -536,4 +538,31 @@ func FuzzVerify(f *testing.F) {
 			t.Errorf("Verify = %+v without the log", e)
 		}
 	})
+}
+
+// The bundles in testdata were signed by sigstore-go v1.3.0, with a managed key
+// and without log: a statement about the file "test", and that file.
+func TestKnown(t *testing.T) {
+	read := func(name string) []byte {
+		b, err := os.ReadFile(filepath.Join("testdata", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	key, err := dsse.ParsePublicKey(read("key.pub"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	q := sigstore.Question{Key: key, File: digest(t, []byte("test"))}
+	for name, want := range map[string]sigstore.Subject{"statement": {Name: "m", SHA256: q.File}, "message": {SHA256: q.File}} {
+		e, err := sigstore.Verify(read(name+".sigstore.json"), q)
+		if err != nil || !slices.Equal(e.Digests, []sigstore.Subject{want}) {
+			t.Errorf("%s: %+v, %v", name, e, err)
+		}
+		q := q
+		q.Key = public(t, newWorld(t).key.Public())
+		_, err = sigstore.Verify(read(name+".sigstore.json"), q)
+		refused(t, name+" under another key", err, sigstore.ReasonSignature, "key "+string(q.Key.ID()))
+	}
 }

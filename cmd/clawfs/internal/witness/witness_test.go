@@ -1,6 +1,7 @@
 package witness_test
 
 import (
+	"bytes"
 	"crypto/ed25519"
 	"crypto/sha256"
 	"crypto/x509"
@@ -8,6 +9,7 @@ import (
 	"encoding/pem"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -662,4 +664,26 @@ func TestFullDisk(t *testing.T) {
 		t.Errorf("Inspect = %+v, %v, want the fork", s, err)
 	}
 	mustGlob(t, filepath.Join(dir, "forks", "*-b.checkpoint"))
+}
+
+// No body breaks the witness, and only the log's own words are cosigned.
+func FuzzAddCheckpoint(f *testing.F) {
+	dir, key := initWitness(f)
+	l := newLogger(f, origin, "", 20)
+	r := open(f, dir, key, l.line())
+	r.cosigned(f, l, 0, 8)
+	before := stateOf(f, dir)
+	f.Add([]byte(l.request(f, 8, 9)[:40]))
+	f.Add([]byte("old 8\n\n" + l.text(f, 9) + "\n" + l.sign(l.text(f, 8))))
+	f.Add([]byte(l.keyed("another key").request(f, 8, 13)))
+	f.Fuzz(func(t *testing.T, body []byte) {
+		rec := httptest.NewRecorder()
+		r.Handler().ServeHTTP(rec, httptest.NewRequest("POST", "/add-checkpoint", bytes.NewReader(body)))
+		if rec.Code == 200 || rec.Code >= 500 || strings.Contains(rec.Body.String(), "— "+name) {
+			t.Errorf("%d %q", rec.Code, rec.Body)
+		}
+		if stateOf(t, dir) != before {
+			t.Error("the state changed")
+		}
+	})
 }
