@@ -677,6 +677,7 @@ func FuzzAddCheckpoint(f *testing.F) {
 	f.Add([]byte("old 8\n\n" + l.text(f, 9) + "\n" + l.sign(l.text(f, 8))))
 	f.Add([]byte(l.keyed("another key").request(f, 8, 13)))
 	f.Fuzz(func(t *testing.T, body []byte) {
+		r.log.Reset()
 		rec := httptest.NewRecorder()
 		r.Handler().ServeHTTP(rec, httptest.NewRequest("POST", "/add-checkpoint", bytes.NewReader(body)))
 		if rec.Code == 200 || rec.Code >= 500 || strings.Contains(rec.Body.String(), "— "+name) {
