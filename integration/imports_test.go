@@ -21,11 +21,12 @@ var allowed = map[string][]string{
 	"hashpipe":     {},
 	"hashpipe/cas": {"hashpipe"},
 
-	"verifier/dsse":    {"hashpipe"},
-	"verifier/tree":    {"hashpipe"},
-	"verifier/tlog":    {"hashpipe", "verifier/dsse"},
-	"verifier/pattern": {},
-	"verifier":         {"hashpipe", "verifier/dsse", "verifier/tree", "verifier/tlog", "verifier/pattern"},
+	"verifier/dsse":     {"hashpipe"},
+	"verifier/tree":     {"hashpipe"},
+	"verifier/tlog":     {"hashpipe", "verifier/dsse"},
+	"verifier/pattern":  {},
+	"verifier":          {"hashpipe", "verifier/dsse", "verifier/tree", "verifier/tlog", "verifier/pattern"},
+	"verifier/sigstore": {"hashpipe", "verifier/dsse", "verifier/tlog"},
 
 	"capstore": {"hashpipe", "verifier/dsse", "verifier/pattern"},
 
@@ -48,13 +49,14 @@ var allowed = map[string][]string{
 	"fs": {"hashpipe", "hashpipe/cas", "verifier/dsse", "capstore"},
 
 	"cmd/clawfs": {
-		"hashpipe", "hashpipe/cas", "verifier", "verifier/dsse", "verifier/tree", "capstore",
+		"hashpipe", "hashpipe/cas", "verifier", "verifier/dsse", "verifier/tree", "verifier/tlog", "verifier/sigstore", "capstore",
 		"rebuild", "rebuild/sandbox", "rebuild/engine/slurm", "rebuild/oci", "rebuild/fetch", "rebuild/lock", "rebuild/lint", "rebuild/compare", "rebuild/record", "fs",
-		"cmd/clawfs/internal/config", "cmd/clawfs/internal/control", "cmd/clawfs/internal/signer",
+		"cmd/clawfs/internal/config", "cmd/clawfs/internal/control", "cmd/clawfs/internal/signer", "cmd/clawfs/internal/witness",
 	},
 	"cmd/clawfs/internal/config":  {"hashpipe", "verifier", "verifier/dsse", "capstore"},
 	"cmd/clawfs/internal/control": {"hashpipe", "verifier/dsse", "capstore"},
 	"cmd/clawfs/internal/signer":  {"verifier/dsse"},
+	"cmd/clawfs/internal/witness": {"hashpipe", "verifier/dsse", "verifier/tlog", "cmd/clawfs/internal/config", "cmd/clawfs/internal/control"},
 
 	"integration": {},
 }

@@ -27,5 +27,6 @@ var verbs = []func(*app) *cobra.Command{
 	newValidateCommand,
 	newVersionCommand,
 	newWhyCommand,
+	newWitnessCommand,
 	newWorkerCommand,
 }

@@ -57,8 +57,16 @@ type explanation struct {
 	Link string `json:"link,omitempty"`
 }
 
+// whyAnswer is the document of why: the mount's, and what a bundle says, which is
+// no part of the mount's answer.
+type whyAnswer struct {
+	explanation
+	Evidence *shownEvidence `json:"evidence,omitzero"`
+}
+
 func newWhyCommand(a *app) *cobra.Command {
-	return &cobra.Command{
+	var flags evidenceFlags
+	c := &cobra.Command{
 		Use:   "why PATH",
 		Short: "Say why a file on a mount opens, or why it is refused",
 		Long: `Asks the mount to decide about PATH now, and prints one sentence, the facts, and
@@ -66,16 +74,40 @@ the command that would change the answer. Programs seldom show why they could
 not open a model; this does. A file that was not looked at before is read and
 hashed, which takes as long as reading it.
 
+--evidence shows beside that what somebody else signed about the file: a Sigstore
+bundle (version 0.3) of a statement or of the file, under a key of yours
+(--evidence-key). With --evidence-log a Rekor v2 log must hold the signature.
+Bundles with a certificate (keyless) are refused: they are left to a separate
+helper program. Evidence opens nothing and closes nothing, and does not change the
+exit code, refused or not.
+
 Exit code 0: granted. 3: refused, also if audit mode serves it all the same, or
 PATH is on no clawfs mount.`,
-		Example: "  clawfs why /models/langid.bin\n  clawfs why /models/langid.bin -o json | jq .reason",
+		Example: "  clawfs why /models/langid.bin\n  clawfs why /models/langid.bin -o json | jq .reason\n  clawfs why /models/langid.bin --evidence langid.sigstore.json --evidence-key scanner.pub --evidence-log rekor.vkey",
 		Args:    cobra.ExactArgs(1),
-		RunE: func(_ *cobra.Command, args []string) error {
-			e, err := explain(args[0])
+		RunE: func(c *cobra.Command, args []string) error {
+			if c.Flags().Changed("evidence") && flags.bundle == "" {
+				return exitf(codeUsage, "--evidence: got an empty path; see `%s --help`", c.CommandPath())
+			}
+			question, err := flags.read()
 			if err != nil {
 				return err
 			}
-			if err := a.print(e, func() { a.showExplanation(args[0], e) }); err != nil {
+			var doc whyAnswer
+			if doc.explanation, err = explain(args[0]); err != nil {
+				return err
+			}
+			e := doc.explanation
+			if question != nil {
+				doc.Evidence = question.ask(e)
+			}
+			text := func() {
+				a.showExplanation(args[0], e)
+				if doc.Evidence != nil {
+					a.showEvidence(doc.Evidence)
+				}
+			}
+			if err := a.print(doc, text); err != nil {
 				return err
 			}
 			if !e.Allowed {
@@ -84,6 +116,11 @@ PATH is on no clawfs mount.`,
 			return nil
 		},
 	}
+	f := c.Flags()
+	f.StringVar(&flags.bundle, "evidence", "", "Sigstore `bundle` to show beside the verdict")
+	f.StringVar(&flags.key, "evidence-key", "", "public key `file` of whoever signed it")
+	f.StringVar(&flags.log, "evidence-log", "", "the log that must hold it: a verifier `key`, or a file with one or with a policy")
+	return c
 }
 
 // explain asks the mount about path.

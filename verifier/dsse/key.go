@@ -8,6 +8,7 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -194,6 +195,20 @@ func (k PublicKey) Verify(msg, sig []byte) bool {
 		return ecdsa.VerifyASN1(p, hash[:], sig)
 	}
 	return false
+}
+
+// VerifySHA256 reports whether sig is this key's signature over a message of
+// which the caller has computed the SHA-256. Whoever takes the digest from
+// somebody else has verified nothing: signatures under a key can be made for
+// digests of no known message. Ed25519 signs the message itself, so under such a
+// key it is false.
+func (k PublicKey) VerifySHA256(message hashpipe.Digest, sig []byte) bool {
+	p, ok := k.crypto().(*ecdsa.PublicKey)
+	if !ok || message.IsZero() || len(sig) == 0 {
+		return false
+	}
+	b, err := hex.DecodeString(message.String())
+	return err == nil && ecdsa.VerifyASN1(p, b, sig)
 }
 
 // crypto decodes the key at each use: a PublicKey that held the decoded form

@@ -21,6 +21,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"github.com/openclaw/clawfs/hashpipe"
 	"github.com/openclaw/clawfs/verifier/dsse"
 )
 
@@ -364,6 +365,59 @@ func TestPrivateKeyDoesNotPrint(t *testing.T) {
 		got := fmt.Sprintf(verb, k)
 		if strings.Contains(got, hex.EncodeToString(seed)) || strings.Contains(got, fmt.Sprint(seed)) || !strings.Contains(got, string(k.Public().ID())) {
 			t.Errorf("%s prints %q, want the key id and no secret", verb, got)
+		}
+	}
+}
+
+// A message that could be an envelope's is signed only as one.
+func TestSignWithoutPAE(t *testing.T) {
+	for _, algorithm := range []string{dsse.Ed25519, dsse.ECDSAP256} {
+		key, err := dsse.GenerateKey(algorithm)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sig, err := key.SignWithoutPAE([]byte("cosignature/v1\n"))
+		if err != nil || !key.Public().Verify([]byte("cosignature/v1\n"), sig) {
+			t.Errorf("%s: SignWithoutPAE = %x, %v", algorithm, sig, err)
+		}
+		if sig, err := key.SignWithoutPAE(dsse.PAE(dsse.PayloadType, []byte("{}"))); err == nil || sig != nil {
+			t.Errorf("%s: SignWithoutPAE of a PAE = %x, %v, want an error", algorithm, sig, err)
+		}
+	}
+	if sig, err := (dsse.PrivateKey{}).SignWithoutPAE([]byte("x")); err == nil || sig != nil {
+		t.Errorf("SignWithoutPAE of the zero key = %x, %v, want an error", sig, err)
+	}
+}
+
+func TestVerifySHA256(t *testing.T) {
+	message := hashpipe.SumBytes([]byte("message")).Claim()
+	for algorithm, want := range map[string]bool{dsse.ECDSAP256: true, dsse.Ed25519: false} {
+		key, err := dsse.GenerateKey(algorithm)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sig, err := key.SignWithoutPAE([]byte("message"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		k := key.Public()
+		if got := k.VerifySHA256(message, sig); got != want {
+			t.Errorf("%s: VerifySHA256 = %v, want %v", algorithm, got, want)
+		}
+		for _, tt := range []struct {
+			key    dsse.PublicKey
+			digest hashpipe.Digest
+			sig    []byte
+		}{
+			{k, hashpipe.SumBytes([]byte("other")).Claim(), sig},
+			{k, hashpipe.Digest{}, sig},
+			{k, message, nil},
+			{k, message, sig[:len(sig)-1]},
+			{dsse.PublicKey{}, message, sig},
+		} {
+			if tt.key.VerifySHA256(tt.digest, tt.sig) {
+				t.Errorf("%s: VerifySHA256(%v, %x) = true", algorithm, tt.digest, tt.sig)
+			}
 		}
 	}
 }

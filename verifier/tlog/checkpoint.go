@@ -250,9 +250,16 @@ func (h *head) parseText(text string) (err error) {
 		return fmt.Errorf("root: %w", err)
 	}
 	if empty, _ := merkle.TreeHash(0, nil); h.size == 0 && h.root != empty {
-		return fmt.Errorf("root: expected %v for an empty log, got %v", empty, h.root)
+		return &emptyRootError{empty, h.root}
 	}
 	return nil
+}
+
+// emptyRootError says that a tree without leaves has the root of one with some.
+type emptyRootError struct{ want, got Hash }
+
+func (e *emptyRootError) Error() string {
+	return fmt.Sprintf("root: expected %v for an empty log, got %v", e.want, e.got)
 }
 
 func parseSignature(line string) (signature, error) {
@@ -275,19 +282,27 @@ func parseSignature(line string) (signature, error) {
 	return signature{name, binary.BigEndian.Uint32(b), b[idSize:]}, nil
 }
 
+// text writes what is signed.
+func (h head) text() string {
+	text := fmt.Sprintf("%s\n%d\n%v\n", h.origin, h.size, h.root)
+	for _, line := range h.extensions {
+		text += line + "\n"
+	}
+	return text
+}
+
 // print writes the note from its parts.
 func (h head) print() string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "%s\n%d\n%v\n", h.origin, h.size, h.root)
-	for _, line := range h.extensions {
-		b.WriteString(line + "\n")
-	}
-	b.WriteString("\n")
+	note := h.text() + "\n"
 	for _, s := range h.signatures {
-		raw := append(binary.BigEndian.AppendUint32(nil, s.id), s.rest...)
-		fmt.Fprintf(&b, "%s%s %s\n", signaturePrefix, s.name, base64.StdEncoding.EncodeToString(raw))
+		note += s.line()
 	}
-	return b.String()
+	return note
+}
+
+func (s signature) line() string {
+	raw := append(binary.BigEndian.AppendUint32(nil, s.id), s.rest...)
+	return fmt.Sprintf("%s%s %s\n", signaturePrefix, s.name, base64.StdEncoding.EncodeToString(raw))
 }
 
 // signers lists who is said to have signed.

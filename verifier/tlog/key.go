@@ -142,9 +142,14 @@ func (k VerifierKey) Verify(text, sig []byte) bool {
 			return false
 		}
 		seconds := binary.BigEndian.Uint64(sig)
-		return seconds <= maxTime && k.key.Verify(fmt.Appendf(nil, "cosignature/v1\ntime %d\n%s", seconds, text), sig[timeSize:])
+		return seconds <= maxTime && k.key.Verify(cosignedText(seconds, text), sig[timeSize:])
 	}
 	return false
+}
+
+// cosignedText is what a cosignature at that time is over.
+func cosignedText(seconds uint64, text []byte) []byte {
+	return fmt.Appendf(nil, "cosignature/v1\ntime %d\n%s", seconds, text)
 }
 
 func checkName(name string) error {

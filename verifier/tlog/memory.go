@@ -53,6 +53,15 @@ func (m Memory) Newest(origin string) (size int64, root Hash, ok bool) {
 	return r.newest.size, r.newest.root, ok
 }
 
+// Note returns the newest checkpoint seen of a log with the signatures that were
+// verified when Advance was given it, nil if none was seen.
+func (m Memory) Note(origin string) []byte {
+	if r, ok := m.logs[origin]; ok {
+		return []byte(r.newest.note)
+	}
+	return nil
+}
+
 // Fork returns the two checkpoints of one size that a log signed, if it did.
 func (m Memory) Fork(origin string) (first, second []byte, ok bool) {
 	r := m.logs[origin]

@@ -256,3 +256,15 @@ func TestParseMemoryRefuses(t *testing.T) {
 		}
 	}
 }
+
+func TestMemoryNote(t *testing.T) {
+	w := newWorld(t)
+	m := advance(t, tlog.NewMemory(), w.checkpoint(t, 7), nil)
+	m = advance(t, m, w.checkpoint(t, 8), w.tree.consistency(t, 7, 8))
+	if got := m.Note(origin); string(got) != w.note(t, 8) {
+		t.Errorf("Note = %q, want %q", got, w.note(t, 8))
+	}
+	if got := m.Note("other.example"); got != nil {
+		t.Errorf("Note of a log that was not seen = %q", got)
+	}
+}

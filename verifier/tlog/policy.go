@@ -66,6 +66,17 @@ type policyReader struct {
 }
 
 func (r *policyReader) read(text []byte) error {
+	if err := r.lines(text); err != nil {
+		return err
+	}
+	if r.quorums == 0 {
+		return errors.New("expected one quorum line, got none")
+	}
+	return nil
+}
+
+// lines reads all lines, of which one at least is a log's.
+func (r *policyReader) lines(text []byte) error {
 	if len(text) > MaxPolicy {
 		return fmt.Errorf("expected at most %d bytes, got %d", MaxPolicy, len(text))
 	}
@@ -87,11 +98,8 @@ func (r *policyReader) read(text []byte) error {
 			return fmt.Errorf("line %d: %w", number, err)
 		}
 	}
-	switch {
-	case len(r.logs) == 0:
+	if len(r.logs) == 0 {
 		return errors.New("expected at least one log line, got none")
-	case r.quorums == 0:
-		return errors.New("expected one quorum line, got none")
 	}
 	return nil
 }

@@ -188,15 +188,28 @@ func Verify(policy Policy, proof []byte, leaf Leaf) (Checkpoint, error) {
 	if err != nil {
 		return Checkpoint{}, err
 	}
-	if p.Index >= c.Size() {
-		return Checkpoint{}, refuse(ReasonInclusion, "log proof: expected an index below %d, the size of log %s, got %d", c.Size(), clip(c.Origin()), p.Index)
-	}
-	if err := merkle.CheckRecord(p.Path, c.Size(), c.Root(), p.Index, leaf.Hash()); err != nil {
-		return Checkpoint{}, refuse(ReasonInclusion, "log proof: expected a path from leaf %v at index %d to root %v of log %s at size %d, got %d hashes that lead elsewhere",
-			leaf.Hash(), p.Index, c.Root(), clip(c.Origin()), c.Size(), len(p.Path))
+	if err := c.Includes(leaf.Hash(), p.Index, p.Path); err != nil {
+		return Checkpoint{}, err
 	}
 	return c, nil
 }
+
+// Includes returns nil if path, the sibling of the leaf first, leads from the
+// record with that leaf hash at index to the root of c. The error is a *Refusal.
+func (c Checkpoint) Includes(leaf Hash, index int64, path []Hash) error {
+	if index < 0 || index >= c.Size() {
+		return refuse(ReasonInclusion, "log proof: expected an index below %d, the size of log %s, got %d", c.Size(), clip(c.Origin()), index)
+	}
+	if err := merkle.CheckRecord(path, c.Size(), c.Root(), index, leaf); err != nil {
+		return refuse(ReasonInclusion, "log proof: expected a path from leaf %v at index %d to root %v of log %s at size %d, got %d hashes that lead elsewhere",
+			leaf, index, c.Root(), clip(c.Origin()), c.Size(), len(path))
+	}
+	return nil
+}
+
+// LeafHash returns the hash of a record in a tree of RFC 6962: SHA-256 of a zero
+// byte and the record. Records of clawfs are a Leaf, which has a method for it.
+func LeafHash(record []byte) Hash { return merkle.RecordHash(record) }
 
 // parseDecimal reads a size or an index.
 func parseDecimal(s string) (int64, error) {
