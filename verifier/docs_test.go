@@ -1,11 +1,18 @@
 package verifier_test
 
 import (
+	"bytes"
+	"crypto/ed25519"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/openclaw/clawfs/verifier"
+	"github.com/openclaw/clawfs/verifier/dsse"
 )
 
 // TestDocs parses the examples of docs/ledger.md, and sees that the policy
@@ -48,4 +55,71 @@ func TestDocs(t *testing.T) {
 	if q := r.Predicate; q.Role != verifier.RolePublisher || q.Name != "acme" || q.Old.PublicKey.Algorithm() == q.New.PublicKey.Algorithm() {
 		t.Errorf("the rotation of docs/ledger.md is %+v", q)
 	}
+}
+
+// TestDocsSharedPolicy signs the shared policy of docs/ledger.md with the keys
+// that are named there, and finds the digest, the PAE's beginning and the
+// signatures of the document.
+func TestDocsSharedPolicy(t *testing.T) {
+	text, err := os.ReadFile("../docs/ledger.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, after, ok := strings.Cut(string(text), "```json shared-policy\n")
+	body, after, closed := strings.Cut(after, "\n```")
+	if !ok || !closed {
+		t.Fatal("docs/ledger.md has no example of a shared policy")
+	}
+	p, err := verifier.ParsePolicy([]byte(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys := []dsse.PrivateKey{seeded(t, 1), seeded(t, 2), seeded(t, 3)}
+	for i, k := range keys {
+		if p.Root.Keys[i] != k.Public() {
+			t.Errorf("root key %d is %s, want %s", i+1, p.Root.Keys[i].ID(), k.Public().ID())
+		}
+	}
+	envelope, err := verifier.SignPolicy(t.Context(), p, keys[0], keys[2])
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := verifier.FirstPolicy(nil, envelope, p.Expires.Time().Add(-time.Hour))
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := dsse.Parse(envelope)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{
+		"sha256 " + got.Digest().String(),
+		fmt.Sprintf("`%.51s`", dsse.PAE(e.UnverifiedPayloadType(), e.UnverifiedPayload())),
+	}
+	for _, part := range strings.Split(string(envelope), `"sig":"`)[1:] {
+		sig, _, _ := strings.Cut(part, `"`)
+		want = append(want, sig)
+	}
+	if len(want) != 4 {
+		t.Fatalf("%d things to look for, want 4", len(want))
+	}
+	for _, w := range want {
+		if !strings.Contains(after, w) {
+			t.Errorf("docs/ledger.md does not say %q after the shared policy", w)
+		}
+	}
+}
+
+// seeded is the Ed25519 key whose seed is 32 times the byte b.
+func seeded(t *testing.T, b byte) dsse.PrivateKey {
+	t.Helper()
+	der, err := x509.MarshalPKCS8PrivateKey(ed25519.NewKeyFromSeed(bytes.Repeat([]byte{b}, ed25519.SeedSize)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	k, err := dsse.ParsePrivateKey(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
 }

@@ -120,13 +120,17 @@ func New(p *Policy) (*Verifier, error) {
 //     the environment variables;
 //  5. issuedAt is not more than five minutes ahead of now.
 //
-// Every error is a *Refusal, for the first of these that fails.
+// A policy that has expired at now refuses everything before that. Every error
+// is a *Refusal, for the first of these that fails.
 func (v *Verifier) Verify(s SBA, now time.Time) (Attestation, error) {
 	if v == nil || v.policy == nil {
 		return Attestation{}, refuse(ReasonPolicy, "SBA: there is no policy to verify it with")
 	}
 	if s.IsZero() {
 		return Attestation{}, refuse(ReasonMalformed, "SBA: it is empty")
+	}
+	if err := v.policy.checkUnexpired(now); err != nil {
+		return Attestation{}, err
 	}
 	keys := v.policy.publisherKeys()
 	if len(keys) == 0 {

@@ -409,3 +409,46 @@ func FuzzEnvelope(f *testing.F) {
 		}
 	})
 }
+
+// Merge keeps what was signed and every signature once; it takes no payload that
+// differs.
+func TestMerge(t *testing.T) {
+	a, b := newKey(t, dsse.Ed25519), newKey(t, dsse.ECDSAP256)
+	sign := func(typ, payload string, keys ...dsse.PrivateKey) []byte {
+		t.Helper()
+		data, err := dsse.Sign(typ, []byte(payload), keys...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return data
+	}
+	one, two := sign("t", "text", a), sign("t", "text", b)
+	junk := bytes.Replace(one, []byte(`"signatures":[`), []byte(`"signatures":[{"keyid":"x","sig":"!"},`), 1)
+	got, err := dsse.Merge(one, junk, two, one)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := dsse.Parse(got)
+	if err != nil || len(e.UnverifiedKeyIDs()) != 2 {
+		t.Fatalf("%s has %d signatures, %v, want 2", got, len(e.UnverifiedKeyIDs()), err)
+	}
+	if text, signers, err := e.Verify("t", []dsse.PublicKey{a.Public(), b.Public()}, 2); err != nil || string(text) != "text" || len(signers) != 2 {
+		t.Errorf("Verify = %q, %v, %v, want text by both", text, signers, err)
+	}
+	many := [][]byte{}
+	for range dsse.MaxSignatures + 1 {
+		many = append(many, sign("t", "text", newKey(t, dsse.Ed25519)))
+	}
+	for what, list := range map[string][][]byte{
+		"nothing":             nil,
+		"another payload":     {one, sign("t", "Text", b)},
+		"another type":        {one, sign("u", "text", b)},
+		"no envelope":         {one, []byte("{}")},
+		"too many signatures": many,
+		"only junk":           {bytes.Replace(one, []byte(`"sig":"`), []byte(`"sig":"!`), 1)},
+	} {
+		if got, err := dsse.Merge(list...); err == nil {
+			t.Errorf("%s: merged as %s", what, got)
+		}
+	}
+}
