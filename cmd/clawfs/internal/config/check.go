@@ -52,6 +52,8 @@ func (s State) Check() error {
 		refuse fs.FileMode
 	}{
 		{s.Policy(), 0, writableByOthers},
+		{s.SignedPolicy(), 0, writableByOthers},
+		{s.Memory(), fs.ModeDir, openToOthers},
 		{s.Settings(), 0, writableByOthers},
 		{s.MintKey(), 0, openToOthers},
 		{s.RevokeKey(), 0, openToOthers},

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -16,6 +17,8 @@ import (
 // Policy is one reading of policy.json.
 type Policy struct {
 	*verifier.Policy
+	// Text is what was read.
+	Text []byte
 	// Digest is the SHA-256 of the text, to tell one reading from another.
 	Digest hashpipe.Digest
 
@@ -23,26 +26,39 @@ type Policy struct {
 }
 
 // LoadPolicy reads and checks policy.json. The file is the root of all trust:
-// one that somebody else could have written is refused.
+// one that somebody else could have written is refused, and so is one with a
+// root whose text is not what policy.dsse says that its root signed, or that is
+// older than the newest that was installed here.
 func (s State) LoadPolicy() (Policy, error) {
-	b, err := ReadPublic(s.Policy())
-	if err != nil {
-		return Policy{}, fmt.Errorf("policy: %w", err)
+	var last []byte
+	for {
+		text, err := ReadPublic(s.Policy())
+		if err != nil {
+			return Policy{}, fmt.Errorf("policy: %w", err)
+		}
+		p, err := verifier.ParsePolicy(text)
+		if err == nil {
+			err = s.checkInstalled(p, text)
+		}
+		switch {
+		case err == nil:
+			local, err := s.LocalOperator(p)
+			if err != nil {
+				return Policy{}, err
+			}
+			return Policy{Policy: p, Text: text, Digest: hashpipe.SumBytes(text).Claim(), local: local}, nil
+		case bytes.Equal(text, last):
+			return Policy{}, fmt.Errorf("policy %s: %w", s.Policy(), err)
+		}
+		// An installation may have come between the reads of its files; then the
+		// text is another one by now.
+		last = text
 	}
-	p, err := verifier.ParsePolicy(b)
-	if err != nil {
-		return Policy{}, fmt.Errorf("policy %s: %w", s.Policy(), err)
-	}
-	local, err := s.localOperator(p)
-	if err != nil {
-		return Policy{}, err
-	}
-	return Policy{Policy: p, Digest: hashpipe.SumBytes(b).Claim(), local: local}, nil
 }
 
-// localOperator is whose mint this state directory has, "" if the policy does not
+// LocalOperator is whose mint this state directory has, "" if the policy does not
 // name its key or it has none.
-func (s State) localOperator(p *verifier.Policy) (string, error) {
+func (s State) LocalOperator(p *verifier.Policy) (string, error) {
 	b, err := ReadPublic(s.MintPublic())
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", nil

@@ -8,6 +8,8 @@ import "path/filepath"
 // State is the absolute path of a state directory.
 //
 //	policy.json     who is trusted; writable by its owner only
+//	policy.dsse     the signed policy whose text policy.json is, if it has a root
+//	memory/         0700: the newest of what must never be older again
 //	mint.key        0600, read by workers only
 //	mint.pub        its public half, which says which operator of the policy this is
 //	revoke.key      0600, read by `clawfs revoke` only
