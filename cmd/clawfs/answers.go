@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/openclaw/clawfs/capstore"
+	"github.com/openclaw/clawfs/cmd/clawfs/internal/config"
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/control"
 	"github.com/openclaw/clawfs/hashpipe"
 )
@@ -149,10 +150,8 @@ func (d *daemon) warnings() []string {
 		list = append(list, fmt.Sprintf("%d live capabilities are for models that were built from one that was taken back; next: clawfs caps, then clawfs revoke those that should fall too", unfounded))
 	}
 	policy, err := d.state.LoadPolicy()
-	switch {
-	case err != nil:
-		list = append(list, fmt.Sprintf("nothing new is accepted: %v", err))
-	case !sameTrust(policy.Trust(), d.pinned.Trust()):
+	list = append(list, policyWarnings(policy, err, time.Now())...)
+	if err == nil && !sameTrust(policy.Trust(), d.pinned.Trust()) {
 		list = append(list, "the policy names other mints or revokers than when the daemon started; restart the daemon, and mount again, to pin them")
 	}
 	list = append(list, auditWarnings(d.mounts.list())...)
@@ -162,6 +161,18 @@ func (d *daemon) warnings() []string {
 		}
 	}
 	return list
+}
+
+// policyWarnings are about what LoadPolicy returned. A policy that breaks while
+// daemon and mounts run takes nothing away from them: they keep what they pinned.
+func policyWarnings(p config.Policy, err error, now time.Time) []string {
+	if err != nil {
+		return []string{fmt.Sprintf("nothing new is accepted, and what runs goes on with the policy that it began with: %v", err)}
+	}
+	if w := expiryWarning(p.Policy, now); w != "" {
+		return []string{w}
+	}
+	return nil
 }
 
 // auditWarnings are loud about every mount that refuses nothing.

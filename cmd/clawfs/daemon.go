@@ -106,6 +106,9 @@ func (a *app) newDaemon(log *slog.Logger) (*daemon, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := s.RememberPolicy(policy); err != nil {
+		return nil, err
+	}
 	settings, err := s.LoadSettings(os.Geteuid())
 	if err != nil {
 		return nil, err

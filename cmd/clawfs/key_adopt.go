@@ -1,11 +1,13 @@
 package main
 
 import (
+	"errors"
 	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/openclaw/clawfs/cmd/clawfs/internal/config"
 	"github.com/openclaw/clawfs/verifier"
 	"github.com/openclaw/clawfs/verifier/dsse"
 )
@@ -20,6 +22,7 @@ type adopted struct {
 
 func newKeyAdoptCommand(a *app) *cobra.Command {
 	retireAfter := 720 * time.Hour
+	var draft string
 	c := &cobra.Command{
 		Use:   "adopt FILE",
 		Short: "Let policy.json trust the key that a rotation record names",
@@ -53,11 +56,14 @@ again, to pin the new one.`,
 				return exitf(codeUsage, "--retire-after is for publishers; the old key of a %s stays in the policy, because what it signed would end with it", p.Role)
 			}
 			var edited *verifier.Policy
-			err = a.editPolicy(func(old *verifier.Policy) (*verifier.Policy, error) {
+			err = a.editPolicy(draft, func(old *verifier.Policy) (*verifier.Policy, error) {
 				var err error
 				edited, err = old.AdoptRotation(r, retireAfter, time.Now())
 				return edited, err
 			})
+			if errors.Is(err, config.ErrSigned) {
+				return err
+			}
 			if err != nil {
 				return refusal(args[0], err)
 			}
@@ -78,6 +84,7 @@ again, to pin the new one.`,
 			})
 		},
 	}
+	registerDraft(c, &draft)
 	c.Flags().DurationVar(&retireAfter, "retire-after", retireAfter, "how long a publisher's old key goes on counting beside the new one")
 	return c
 }

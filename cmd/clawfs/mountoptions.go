@@ -94,9 +94,17 @@ func (m *mountFlags) options(f *pflag.FlagSet) (control.MountOptions, error) {
 	return o, nil
 }
 
-// parseUntil reads the end of audit mode: a time, the beginning of a day, or how
-// long it lasts from now.
+// parseUntil reads the end of audit mode.
 func parseUntil(text string, now time.Time) (time.Time, error) {
+	until, err := parseMoment(text, now)
+	if err != nil {
+		return time.Time{}, err
+	}
+	return until, checkAudit(until, now)
+}
+
+// parseMoment reads a time, the beginning of a day, or how long it is from now.
+func parseMoment(text string, now time.Time) (time.Time, error) {
 	until, err := time.Parse(time.RFC3339, text)
 	if err != nil {
 		until, err = time.Parse(time.DateOnly, text)
@@ -107,7 +115,7 @@ func parseUntil(text string, now time.Time) (time.Time, error) {
 	if err != nil {
 		return time.Time{}, errors.New("want a time such as 2026-01-31T18:00:00Z, a date such as 2026-01-31, or a duration such as 72h")
 	}
-	return until.UTC(), checkAudit(until, now)
+	return until.UTC(), nil
 }
 
 // checkAudit refuses an audit mode that is over or that lasts too long.

@@ -4,13 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/config"
 	"github.com/openclaw/clawfs/verifier"
@@ -28,13 +26,17 @@ for a model wins; a model that no rule names is refused.`,
 func newPublisherTrustCommand(a *app) *cobra.Command {
 	rule := verifier.PublisherRule{}
 	var minimum []string
+	var draft string
 	c := &cobra.Command{
 		Use:   "trust KEYFILE... --name NAME --models PATTERN",
 		Short: "Trust a publisher's key for some models",
 		Long: `Adds a rule to policy.json: ledgers of the models PATTERN count when the keys
 in KEYFILE signed them. PATTERN is a model such as acme/langid, or a prefix
 such as 'acme/*'. The key must reach you on a way that you trust; compare the
-key id that is printed with the publisher's.`,
+key id that is printed with the publisher's.
+
+A policy that is signed for many machines is not changed here: with --draft the
+rule goes into a draft of its next revision (clawfs policy edit).`,
 		Example: `  clawfs publisher trust acme.pub --name acme --models 'acme/*'
   clawfs publisher trust a.pub b.pub --name acme --models acme/langid --threshold 2
   clawfs publisher trust acme.pub --name acme --models 'acme/*' --minimum-sequence acme/langid=12`,
@@ -52,7 +54,7 @@ key id that is printed with the publisher's.`,
 				return err
 			}
 			rule.MinimumSequence = pins
-			if err := a.editPolicy(func(p *verifier.Policy) (*verifier.Policy, error) { return p.AddPublisher(rule) }); err != nil {
+			if err := a.editPolicy(draft, func(p *verifier.Policy) (*verifier.Policy, error) { return p.AddPublisher(rule) }); err != nil {
 				return err
 			}
 			return a.print(rule, func() {
@@ -60,7 +62,11 @@ key id that is printed with the publisher's.`,
 				for _, key := range rule.Keys {
 					a.printf("key id  %s\n", key.ID())
 				}
-				a.printf("next    %s\n", a.command("grant", "LEDGER.sba", "--wait"))
+				if draft == "" {
+					a.printf("next    %s\n", a.command("grant", "LEDGER.sba", "--wait"))
+				} else {
+					a.printf("next    clawfs policy sign %s --key KEYFILE\n", shellWord(draft))
+				}
 			})
 		},
 	}
@@ -70,6 +76,7 @@ key id that is printed with the publisher's.`,
 	f.Int64Var(&rule.Threshold, "threshold", 1, "how many of the keys must have signed")
 	f.StringSliceVar(&rule.Images, "image", []string{"*"}, "environment images its builds may use: sha256:<hex>, or * for any that the signed ledger names")
 	f.StringArrayVar(&minimum, "minimum-sequence", nil, "refuse older ledgers: `MODEL=N` (repeat)")
+	registerDraft(c, &draft)
 	c.MarkFlagRequired("name")
 	c.MarkFlagRequired("models")
 	return c
@@ -161,8 +168,14 @@ func windowText(w verifier.Window) string {
 	return strings.Join(words, " ")
 }
 
+// registerDraft is for the verbs that change a policy.
+func registerDraft(c *cobra.Command, draft *string) {
+	c.Flags().StringVar(draft, "draft", "", "change this `file` of clawfs policy edit, instead of the policy of the state directory")
+}
+
 func newPublisherRemoveCommand(a *app) *cobra.Command {
-	return &cobra.Command{
+	var draft string
+	c := &cobra.Command{
 		Use:   "remove NAME",
 		Short: "Stop trusting a publisher for new ledgers",
 		Long: `Removes the rule NAME from policy.json. Ledgers of that publisher are refused
@@ -171,7 +184,7 @@ to take them back, revoke them.`,
 		Example: "  clawfs publisher remove acme\n  clawfs revoke --kind publisher KEYID --reason 'key lost'",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
-			err := a.editPolicy(func(p *verifier.Policy) (*verifier.Policy, error) { return p.RemovePublisher(args[0]) })
+			err := a.editPolicy(draft, func(p *verifier.Policy) (*verifier.Policy, error) { return p.RemovePublisher(args[0]) })
 			if err != nil {
 				return err
 			}
@@ -180,49 +193,65 @@ to take them back, revoke them.`,
 			})
 		},
 	}
+	registerDraft(c, &draft)
+	return c
 }
 
-func (a *app) readPolicy() (*verifier.Policy, error) {
-	path := config.State(a.state).Policy()
-	data, err := config.ReadPublic(path)
+func (a *app) readPolicy() (config.Policy, error) {
+	p, err := a.config().LoadPolicy()
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("no policy in %s; next: clawfs init --state %s", a.state, a.state)
+		return p, fmt.Errorf("no policy in %s; next: clawfs init --state %s", a.state, a.state)
 	}
-	if err != nil {
-		return nil, fmt.Errorf("policy: %w", err)
-	}
-	p, err := verifier.ParsePolicy(data)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	return p, nil
+	return p, err
 }
 
-// editPolicy replaces policy.json by what edit makes of it. The lock on the
-// state directory keeps two edits from losing one.
-func (a *app) editPolicy(edit func(*verifier.Policy) (*verifier.Policy, error)) error {
-	dir, err := os.Open(a.state)
-	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("no state directory %s; next: clawfs init --state %s", a.state, a.state)
+// editPolicy replaces policy.json, or with a draft that file, by what edit makes
+// of it. The lock on the state directory keeps two edits from losing one.
+func (a *app) editPolicy(draft string, edit func(*verifier.Policy) (*verifier.Policy, error)) error {
+	if draft != "" {
+		doc, err := readPolicyFile(draft)
+		if err != nil {
+			return err
+		}
+		if doc.envelope != nil {
+			return exitf(codeRefused, "%s is signed, and a change would not be; next: clawfs policy edit --out DRAFT.json", shellWord(draft))
+		}
+		text, err := editedText(doc.policy, edit)
+		if err != nil {
+			return err
+		}
+		return replaceFile(draft, text, 0o644)
 	}
+	s := a.config()
+	unlock, err := s.LockPolicy()
 	if err != nil {
 		return err
 	}
-	defer dir.Close()
-	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX); err != nil {
-		return fmt.Errorf("locking %s: %w", a.state, err)
+	defer unlock()
+	old, err := s.EditablePolicy()
+	switch {
+	case errors.Is(err, config.ErrSigned):
+		return exitf(codeRefused, "%w; with --draft DRAFT.json this verb changes the draft", err)
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("no policy in %s; next: clawfs init --state %s", a.state, a.state)
+	case err != nil:
+		return err
 	}
-	old, err := a.readPolicy()
+	text, err := editedText(old.Policy, edit)
 	if err != nil {
 		return err
 	}
-	edited, err := edit(old)
+	return replaceFile(s.Policy(), text, 0o600)
+}
+
+func editedText(p *verifier.Policy, edit func(*verifier.Policy) (*verifier.Policy, error)) ([]byte, error) {
+	edited, err := edit(p)
 	if err != nil {
-		return fmt.Errorf("policy is unchanged: %w", err)
+		return nil, fmt.Errorf("policy is unchanged: %w", err)
 	}
 	text, err := edited.Encode()
 	if err != nil {
-		return fmt.Errorf("policy is unchanged: %w", err)
+		return nil, fmt.Errorf("policy is unchanged: %w", err)
 	}
-	return replaceFile(config.State(a.state).Policy(), text, 0o600)
+	return text, nil
 }

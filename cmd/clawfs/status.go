@@ -130,7 +130,8 @@ func (a *app) statusWithoutDaemon(ctx context.Context, unreachable error) error 
 			return err
 		}
 	}
-	warnings := auditWarnings(s.list())
+	policy, err := a.config().LoadPolicy()
+	warnings := append(policyWarnings(policy, err, time.Now()), auditWarnings(s.list())...)
 	if err := a.print(struct {
 		Daemon   *int            `json:"daemon"` // null: none answers
 		Mounts   []control.Mount `json:"mounts"`

@@ -19,6 +19,7 @@ var verbs = []func(*app) *cobra.Command{
 	newManCommand,
 	newMountCommand,
 	newMountProcessCommand,
+	newPolicyCommand,
 	newPublisherCommand,
 	newRecordCommand,
 	newRevokeCommand,
