@@ -70,28 +70,37 @@ flip() {
 	printf %b "\\0$(printf %03o $((byte ^ 1)))" | dd of="$2" bs=1 seek="$at" conv=notrunc status=none
 }
 
-# leave unmounts $mountpoint, ends the daemon of $CLAWFS_STATE by its process
-# id, and removes $dir.
+# leave unmounts $mountpoint, ends what is in pids and the daemons of states (by
+# default the one of $CLAWFS_STATE) by their process ids, and removes $dir.
+pids=()
+states=()
 leave() {
-	local code=$? pid
+	local code=$? pid state
 	set +e
 	if [ -n "${mountpoint:-}" ] && mountpoint -q "$mountpoint"; then
 		"$clawfs" -q umount "$mountpoint" || umount -l "$mountpoint"
 	fi
-	pid=
-	if [ -f "$CLAWFS_STATE/run/daemon.lock" ]; then
-		pid=$(tr -dc 0-9 <"$CLAWFS_STATE/run/daemon.lock")
-	fi
-	if [ -n "$pid" ] && [ "$(readlink "/proc/$pid/exe")" = "$clawfs" ]; then
-		kill "$pid"
-		for _ in $(seq 100); do
-			[ -d "/proc/$pid" ] || break
-			sleep 0.1
-		done
-	fi
-	if [ "$code" != 0 ]; then
-		tail -n 20 "$CLAWFS_STATE/log/daemon.log" >&2 2>/dev/null
-	fi
+	for pid in "${pids[@]}"; do
+		kill "$pid" 2>/dev/null
+	done
+	[ ${#states[@]} -gt 0 ] || states=("$CLAWFS_STATE")
+	for state in "${states[@]}"; do
+		if [ "$code" != 0 ]; then
+			tail -n 20 "$state/log/daemon.log" >&2 2>/dev/null
+		fi
+		pid=
+		if [ -f "$state/run/daemon.lock" ]; then
+			pid=$(tr -dc 0-9 <"$state/run/daemon.lock")
+		fi
+		if [ -n "$pid" ] && [ "$(readlink "/proc/$pid/exe")" = "$(readlink -f "$clawfs")" ]; then
+			kill "$pid"
+			for _ in $(seq 100); do
+				[ -d "/proc/$pid" ] || break
+				sleep 0.1
+			done
+		fi
+	done
+	wait "${pids[@]}" 2>/dev/null
 	chmod -R u+w "$dir" 2>/dev/null
 	rm -rf "$dir" "$last"
 	exit "$code"

@@ -21,7 +21,7 @@ machines it gets a root: keys that sign each next version, several of them if
 one stolen key shall not be enough. Then a machine takes a version only if the
 roots of both the version before and the new one have signed it, and if it is
 the very next.`,
-		newPolicyCheckCommand(a), newPolicyShowCommand(a), newPolicyDiffCommand(a), newPolicyExplainCommand(a),
+		newPolicyNewCommand(a), newPolicyCheckCommand(a), newPolicyShowCommand(a), newPolicyDiffCommand(a), newPolicyExplainCommand(a),
 		newPolicyEditCommand(a), newPolicySignCommand(a), newPolicyInstallCommand(a), newPolicyExportCommand(a))
 }
 
