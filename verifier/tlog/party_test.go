@@ -2,8 +2,10 @@ package tlog_test
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 
+	"github.com/openclaw/clawfs/verifier/dsse"
 	"github.com/openclaw/clawfs/verifier/tlog"
 )
 
@@ -45,5 +47,21 @@ func TestQuorumParties(t *testing.T) {
 	}
 	if logs := none.Logs(); len(logs) != 1 || logs[0].Key.String() != w.log.vkey() || logs[0].URL != "https://log.example" {
 		t.Errorf("Logs = %+v", logs)
+	}
+}
+
+func TestUnverifiedLeafOf(t *testing.T) {
+	key := publisher.public(t)
+	want, err := tlog.LeafOf(tlog.KindSBA, []byte("payload"), key, "acme/langid")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := tlog.UnverifiedLeafOf(tlog.KindSBA, []byte("payload"), key.ID(), "acme/langid"); err != nil || got != want {
+		t.Errorf("UnverifiedLeafOf = %+v, %v, want %+v", got, err, want)
+	}
+	for _, id := range []dsse.KeyID{"", "ab", dsse.KeyID(strings.ToUpper(string(key.ID()))), key.ID() + "\n"} {
+		if l, err := tlog.UnverifiedLeafOf(tlog.KindSBA, []byte("payload"), id, "acme/langid"); err == nil {
+			t.Errorf("UnverifiedLeafOf with the key id %q = %q, want an error", id, l.Encode())
+		}
 	}
 }
