@@ -53,6 +53,15 @@ func (m Memory) Newest(origin string) (size int64, root Hash, ok bool) {
 	return r.newest.size, r.newest.root, ok
 }
 
+// Note returns the text of the newest checkpoint seen of a log.
+func (m Memory) Note(origin string) ([]byte, bool) {
+	r, ok := m.logs[origin]
+	if !ok {
+		return nil, false
+	}
+	return []byte(r.newest.note), true
+}
+
 // Fork returns the two checkpoints of one size that a log signed, if it did.
 func (m Memory) Fork(origin string) (first, second []byte, ok bool) {
 	r := m.logs[origin]
