@@ -24,6 +24,7 @@ import (
 
 	"golang.org/x/mod/sumdb/note"
 	merkle "golang.org/x/mod/sumdb/tlog"
+	"golang.org/x/sys/unix"
 
 	"github.com/openclaw/clawfs/capstore"
 	"github.com/openclaw/clawfs/hashpipe"
@@ -392,4 +393,4 @@ func eventually(t testing.TB, what string, is func() bool) {
 	}
 }
 
-func child(dir string) {}
+func mkfifo(path string) error { return unix.Mkfifo(path, 0o644) }
