@@ -50,9 +50,15 @@ var allowed = map[string][]string{
 		"hashpipe", "hashpipe/cas", "verifier", "verifier/dsse", "verifier/tree", "capstore",
 		"rebuild", "rebuild/sandbox", "rebuild/engine/slurm", "rebuild/oci", "rebuild/fetch", "rebuild/lock", "rebuild/lint", "rebuild/compare", "rebuild/record", "fs",
 		"cmd/clawfs/internal/config", "cmd/clawfs/internal/control",
+		"verifier/tlog", "cmd/clawfs/internal/translog", "cmd/clawfs/internal/translog/logserver",
 	},
-	"cmd/clawfs/internal/config":  {"hashpipe", "verifier", "verifier/dsse", "capstore"},
-	"cmd/clawfs/internal/control": {"hashpipe", "verifier/dsse", "capstore"},
+	"cmd/clawfs/internal/config":   {"hashpipe", "verifier", "verifier/dsse", "capstore"},
+	"cmd/clawfs/internal/control":  {"hashpipe", "verifier/dsse", "capstore"},
+	"cmd/clawfs/internal/translog": {"hashpipe", "verifier", "verifier/dsse", "verifier/tlog", "capstore"},
+	"cmd/clawfs/internal/translog/logserver": {
+		"verifier", "verifier/dsse", "verifier/tlog", "capstore",
+		"cmd/clawfs/internal/config", "cmd/clawfs/internal/control", "cmd/clawfs/internal/translog",
+	},
 
 	"integration": {},
 }
@@ -69,8 +75,10 @@ var only = map[string][]string{
 	"golang.org/x/crypto/":                   {"verifier/dsse"},
 	"oras.land/":                             {"rebuild/oci"},
 	"github.com/google/":                     {}, // a registry in tests
-	"golang.org/x/mod/":                      {"verifier/tlog"},
-	"github.com/transparency-dev/":           {}, // an oracle in tests
+	"golang.org/x/mod/":                      {"verifier/tlog", "cmd/clawfs/internal/translog", "cmd/clawfs/internal/translog/logserver"},
+	"github.com/transparency-dev/tessera/":   {"cmd/clawfs/internal/translog/logserver"},
+	"github.com/transparency-dev/formats/":   {}, // an oracle in tests
+	"k8s.io/klog/":                           {"cmd/clawfs/internal/translog/logserver"},
 	"crypto/ed25519":                         {"verifier/dsse"},
 	"crypto/ecdsa":                           {"verifier/dsse"},
 	"encoding/json":                          {}, // last duplicate wins, case variants match: never

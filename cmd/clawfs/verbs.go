@@ -14,6 +14,7 @@ var verbs = []func(*app) *cobra.Command{
 	newJobsCommand,
 	newKeygenCommand,
 	newLedgerCommand,
+	newLogCommand,
 	newLsCommand,
 	newManCommand,
 	newMountCommand,
