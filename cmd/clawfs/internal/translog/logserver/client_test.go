@@ -182,6 +182,14 @@ func TestClientNotices(t *testing.T) {
 		data[len(data)/2] ^= 1
 		return os.WriteFile(path, data, 0o644)
 	}
+	whole := filepath.Join(t.TempDir(), "public")
+	if _, err := openLog(t, w.dir, w.trust(t)).Copy(t.Context(), whole); err != nil {
+		t.Fatal(err)
+	}
+	r := openLog(t, whole, w.trust(t))
+	if err := all(r, newest(t, r)); err != nil {
+		t.Fatalf("the copy as it was: %v", err)
+	}
 	blob := translog.BlobPath(w.leaf(t, 7).Payload())
 	for _, tt := range []struct {
 		name string
@@ -212,17 +220,13 @@ func TestClientNotices(t *testing.T) {
 		{"the checkpoint", func(dir string) error { return flip(filepath.Join(dir, "checkpoint")) }, "checkpoint"},
 	} {
 		copied := filepath.Join(t.TempDir(), "public")
-		if _, err := openLog(t, w.dir, w.trust(t)).Copy(t.Context(), copied); err != nil {
+		if err := os.CopyFS(copied, os.DirFS(whole)); err != nil {
 			t.Fatal(err)
-		}
-		r := openLog(t, copied, w.trust(t))
-		if err := all(r, newest(t, r)); err != nil {
-			t.Fatalf("%s: the copy as it was: %v", tt.name, err)
 		}
 		if err := tt.harm(copied); err != nil {
 			t.Fatalf("%s: %v", tt.name, err)
 		}
-		r = openLog(t, copied, w.trust(t))
+		r := openLog(t, copied, w.trust(t))
 		c, err := r.Checkpoint(t.Context())
 		if err == nil {
 			err = all(r, c)

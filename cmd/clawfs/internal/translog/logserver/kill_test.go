@@ -64,7 +64,7 @@ func TestKill(t *testing.T) {
 	a := newWitness(t, "a", w.vkey)
 	witnesses := "log " + w.vkey.String() + "\n" + a.line() + "\nquorum a\n"
 	policy := w.trust(t, a.line(), "quorum a")
-	const rounds, each = 4, 40
+	const rounds, each = 3, 30
 	var mu sync.Mutex
 	proofs := make(map[int][]byte) // by sequence
 	for round := range rounds {
