@@ -106,7 +106,7 @@ func (a *app) logMonitor(ctx context.Context, where logFlags, m monitor) error {
 		case err != nil:
 			a.notef("%s; looking again in %v\n", printable(oneLine(err.Error())), m.every)
 		case look.Looked > 0:
-			a.notef("%s has %d entries, %d more than before, %d of these under the key and known\n", printable(look.Origin), look.Size, look.Looked, look.Own)
+			a.notef("%s\n", looked(look))
 		}
 		wait(ctx, time.After(m.every))
 	}
@@ -141,9 +141,8 @@ func (a *app) look(ctx context.Context, l *translog.Log, m monitor, key dsse.Pub
 
 func (a *app) showLook(look translog.Look) error {
 	err := a.print(look, func() {
-		a.printf("%s has %d entries, %d more than at the last look\n", printable(look.Origin), look.Size, look.Looked)
+		a.printf("%s\n", looked(look))
 		if len(look.Unknown) == 0 {
-			a.printf("no unknown entry is under the key\n")
 			return
 		}
 		var rows [][]string
@@ -159,9 +158,13 @@ func (a *app) showLook(look translog.Look) error {
 		if a.output == "json" {
 			return &quietExit{codeRefused}
 		}
-		return exitf(codeRefused, "%d entries are under the key and not among --known", len(look.Unknown))
+		return exitf(codeRefused, "entries under the key that are not among --known: %d; whoever made them has the key, or the log took what it must not", len(look.Unknown))
 	}
 	return nil
+}
+
+func looked(look translog.Look) string {
+	return fmt.Sprintf("%s: size %d, looked at %d, of these under the key %d; unknown %d", printable(look.Origin), look.Size, look.Looked, look.Own, len(look.Unknown))
 }
 
 // knownPayloads reads the envelopes that somebody made, and returns the SHA-256 of

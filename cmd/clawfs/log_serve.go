@@ -77,6 +77,8 @@ func (a *app) serveLog(ctx context.Context, dir, listen, witnesses string) error
 	end, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	err = errors.Join(err, l.Close(end))
-	log.Info("log ended", "error", err)
+	if err == nil {
+		log.Info("log ended")
+	}
 	return err
 }

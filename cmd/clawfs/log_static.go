@@ -42,7 +42,7 @@ OUT that is newer than DIR, or of another log, is refused and stays as it is.`,
 				return logRefusal(err)
 			}
 			return a.print(done, func() {
-				a.printf("%s has %d entries of %s, %d of them new\n", printable(args[1]), done.Size, printable(done.Origin), done.New)
+				a.printf("%s: size %d, new %d, files written %d\n", printable(done.Origin), done.Size, done.New, done.Files)
 			})
 		},
 	}

@@ -136,7 +136,7 @@ func TestLog(t *testing.T) {
 	watch := func(known string) []string {
 		return []string{"log", "monitor", "--log", url, "--log-policy", r.policy, "--key", r.key, "--state", state, "--known", known}
 	}
-	if out := r.ok(watch(mine)...); !strings.Contains(out, "1 entries, 1 more") || !strings.Contains(out, "no unknown entry") {
+	if out := r.ok(watch(mine)...); !strings.Contains(out, "size 1, looked at 1, of these under the key 1; unknown 0") {
 		t.Errorf("log monitor printed %q", out)
 	}
 	stolen := r.sba("stolen.sba", "acme/langid", 2)
@@ -157,7 +157,7 @@ func TestLog(t *testing.T) {
 
 	// The old proof holds; a fresh one is at the newest checkpoint, from every place.
 	public := filepath.Join(base, "public")
-	if out := r.ok("log", "static", r.dir, public); !strings.Contains(out, "2 entries of log.example/models, 2 of them new") {
+	if out := r.ok("log", "static", r.dir, public); !strings.Contains(out, "log.example/models: size 2, new 2") {
 		t.Errorf("log static printed %q", out)
 	}
 	for _, location := range []string{url, r.dir, public} {

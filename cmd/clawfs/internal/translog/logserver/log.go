@@ -271,6 +271,9 @@ func (l *Log) check() error {
 	if leaves.size < c.Size() {
 		return fmt.Errorf("expected at least %d entries, which the log has signed, got %d: restore the directory from a copy that is not older", c.Size(), leaves.size)
 	}
+	if !c.IsZero() {
+		l.published.set(c)
+	}
 	if leaves.size == 0 {
 		return nil
 	}
