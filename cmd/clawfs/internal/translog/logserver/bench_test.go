@@ -138,7 +138,7 @@ func BenchmarkLog(b *testing.B) {
 }
 
 // fillLeaves adds leaves without their envelopes, in batches of the library.
-func (w *world) fillLeaves(b *testing.B, l *Log, n int) []tlog.Leaf {
+func (w *world) fillLeaves(b testing.TB, l *Log, n int) []tlog.Leaf {
 	var leaves []tlog.Leaf
 	for len(leaves) < n {
 		var futures []tessera.IndexFuture
