@@ -394,3 +394,43 @@ func TestOpenNoticesDamage(t *testing.T) {
 		}
 	}
 }
+
+// A disk that does not take a blob or a leaf refuses that entry, loudly, and the
+// next one is taken when it does.
+func TestAddSurvivesFaults(t *testing.T) {
+	w := newWorld(t)
+	l := w.open(t)
+	w.add(t, l, 1)
+	for i, place := range []string{"blob/sha256", "tile/entries", "tile/0", ".state/treeState"} {
+		path := filepath.Join(l.tree(), place)
+		if err := os.Rename(path, path+".away"); err != nil {
+			t.Fatal(err)
+		}
+		// Not a directory and not a file that can be replaced.
+		obstacle := filepath.Join(path, "obstacle")
+		err := os.WriteFile(path, nil, 0o644)
+		if place == ".state/treeState" {
+			err = errors.Join(os.Remove(path), os.MkdirAll(obstacle, 0o755))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		proof, err := l.Add(t.Context(), w.sba(t, 2+i))
+		var refused *Refusal
+		if err == nil || errors.As(err, &refused) || proof != nil {
+			t.Errorf("%s is in the way: Add = %q, %v, want an error that is no Refusal", place, proof, err)
+		}
+		if err := errors.Join(os.RemoveAll(path), os.Rename(path+".away", path)); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		text, err := l.Add(ctx, w.sba(t, 2+i))
+		if err != nil {
+			t.Fatalf("%s is back: %v", place, err)
+		}
+		if p := w.verify(t, l.Policy(), text, 2+i); p.Index != int64(1+i) {
+			t.Errorf("%s: index %d, want %d", place, p.Index, 1+i)
+		}
+	}
+}

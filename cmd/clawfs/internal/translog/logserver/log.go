@@ -72,6 +72,7 @@ type Log struct {
 	index    map[tlog.Hash]int64
 	size     int64 // leaves of the tree that index has
 	pending  map[tlog.Hash]*addition
+	behind   bool // index may lack leaves of the tree
 	stopping bool
 
 	published publication
@@ -357,6 +358,7 @@ func (l *Log) Add(ctx context.Context, envelope []byte) ([]byte, error) {
 func (l *Log) append(ctx context.Context, leaf tlog.Leaf, envelope []byte) (int64, error) {
 	h := leaf.Hash()
 	l.mu.Lock()
+	l.catchUp()
 	if i, ok := l.index[h]; ok {
 		l.mu.Unlock()
 		return i, nil
@@ -367,6 +369,9 @@ func (l *Log) append(ctx context.Context, leaf tlog.Leaf, envelope []byte) (int6
 	case l.stopping:
 		l.mu.Unlock()
 		return 0, pendingf(-1, "the log is ending; ask again")
+	case l.behind:
+		l.mu.Unlock()
+		return 0, pendingf(-1, "the log cannot read its tree; its operator's log says why")
 	case len(l.pending) >= maxPending:
 		l.mu.Unlock()
 		return 0, pendingf(-1, "the log is busy; ask again")
@@ -402,16 +407,27 @@ func (l *Log) write(a *addition, leaf tlog.Leaf, envelope []byte) {
 	} else {
 		// It may be in the tree all the same.
 		l.log.Error("an entry could not be written", "payload", leaf.Payload(), "error", err)
-		if again := l.scan(func(tlog.Hash) error { return nil }); again != nil {
-			l.log.Error("the tree cannot be read", "error", again)
-			l.stopping = true // what is not known to be in the tree is not added again
-		}
+		l.behind = true
+		l.catchUp()
 		if known, ok := l.index[h]; ok {
 			a.index, err = known, nil
 		}
 	}
 	a.err = err
 	close(a.done)
+}
+
+// catchUp reads what index may lack. What is not known to be in the tree must not
+// be added again. Called with mu held.
+func (l *Log) catchUp() {
+	if !l.behind {
+		return
+	}
+	if err := l.scan(func(tlog.Hash) error { return nil }); err != nil {
+		l.log.Error("the tree cannot be read", "error", err)
+		return
+	}
+	l.behind = false
 }
 
 // writeBlob keeps the envelope of a leaf that is not in the tree. One that was left
