@@ -434,3 +434,48 @@ func TestAddSurvivesFaults(t *testing.T) {
 		}
 	}
 }
+
+// A log that was restored from an older copy has nothing published: its witness
+// has seen more.
+func TestOlderCopyIsNotPublished(t *testing.T) {
+	w := newWorld(t)
+	a := newWitness(t, "a", w.vkey)
+	l := w.mustOpen(t, a.line(), "quorum a")
+	w.add(t, l, 1)
+	w.close(t, l)
+	older := filepath.Join(t.TempDir(), "older")
+	if err := os.CopyFS(older, os.DirFS(w.dir)); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(filepath.Join(older, keyFile), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	l = w.mustOpen(t, a.line(), "quorum a")
+	for i := range 3 {
+		w.add(t, l, 2+i)
+	}
+	w.close(t, l)
+	w.dir = older
+	l = w.open(t, a.line(), "quorum a")
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	_, err := l.Add(ctx, w.sba(t, 9))
+	var pending *PendingError
+	if !errors.As(err, &pending) || !strings.Contains(err.Error(), "another size of the log") || l.Size() != 1 {
+		t.Errorf("Add to an older copy = %v, size %d, want a PendingError, and nothing published", err, l.Size())
+	}
+	before := a.count()
+	for i := range 2 { // to the size that the witness has, and beyond
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := l.Add(ctx, w.sba(t, 10+2*i)); !errors.As(err, &pending) {
+			t.Errorf("Add %d to an older copy = %v, want a PendingError", i, err)
+		}
+		if _, err := l.Add(ctx, w.sba(t, 11+2*i)); !errors.As(err, &pending) {
+			t.Errorf("Add %d to an older copy = %v, want a PendingError", i, err)
+		}
+	}
+	if a.count() != before {
+		t.Errorf("the witness cosigned a second tree")
+	}
+}

@@ -100,9 +100,47 @@ func pendingf(index int64, format string, args ...any) *PendingError {
 	return &PendingError{Index: index, Detail: fmt.Sprintf(format, args...)}
 }
 
-// Redirect sends what the library says to a logger. It is for the start of a
-// process: the library has one logger for all logs.
-func Redirect(log *slog.Logger) { klog.SetSlogLogger(log.With("part", "tessera")) }
+// Redirect sends what the library says to a logger, each sentence once a minute at
+// most. It is for the start of a process: the library has one logger for all logs.
+func Redirect(log *slog.Logger) {
+	klog.SetSlogLogger(slog.New(&seldom{log.Handler(), new(sync.Mutex), make(map[string]time.Time)}).With("part", "tessera"))
+}
+
+// seldom is a slog.Handler that leaves out what it passed on within the last
+// minute.
+type seldom struct {
+	slog.Handler
+	mu     *sync.Mutex // guards passed, also of the handlers that WithAttrs made
+	passed map[string]time.Time
+}
+
+// Handle passes a record on, or not.
+func (s *seldom) Handle(ctx context.Context, r slog.Record) error {
+	const most = 1024
+	s.mu.Lock()
+	early := r.Time.Sub(s.passed[r.Message]) < time.Minute
+	if !early {
+		if len(s.passed) >= most {
+			clear(s.passed)
+		}
+		s.passed[r.Message] = r.Time
+	}
+	s.mu.Unlock()
+	if early {
+		return nil
+	}
+	return s.Handler.Handle(ctx, r)
+}
+
+// WithAttrs returns a handler with the same memory.
+func (s *seldom) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return &seldom{s.Handler.WithAttrs(attrs), s.mu, s.passed}
+}
+
+// WithGroup returns a handler with the same memory.
+func (s *seldom) WithGroup(name string) slog.Handler {
+	return &seldom{s.Handler.WithGroup(name), s.mu, s.passed}
+}
 
 // Open takes the directory of a log for this process and reads all its leaves. It
 // refuses a tree that does not have the root that the log's own checkpoint has.
@@ -138,7 +176,7 @@ func Open(cfg Config) (*Log, error) {
 		return nil, err
 	}
 	l := &Log{
-		dir: cfg.Dir, log: cfg.Log, lock: lock, admission: admission, policy: policy, witnesses: newWitnessClient(names),
+		dir: cfg.Dir, log: cfg.Log, lock: lock, admission: admission, policy: policy, witnesses: newWitnessClient(names, cfg.Log),
 		index: make(map[tlog.Hash]int64), pending: make(map[tlog.Hash]*addition),
 	}
 	l.published.changed = make(chan struct{})

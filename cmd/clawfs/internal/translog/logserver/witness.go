@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"maps"
 	"net/http"
 	"net/url"
@@ -73,19 +74,33 @@ func witnessURL(w tlog.Party) (string, error) {
 }
 
 // witnessClient is the http.RoundTripper with which witnesses are asked. It bounds
-// their answers, which the library does not, and remembers how each went.
+// their answers, remembers how each went, and leaves one that fails alone for a
+// while: the library does none of that, and asks at each interval.
 type witnessClient struct {
 	next  http.RoundTripper
 	names map[string]string // by address
+	log   *slog.Logger
 
-	mu   sync.Mutex
-	last map[string]string // what is wrong with a witness, by its name; "" if nothing is
+	mu   sync.Mutex         // guards what follows
+	down map[string]trouble // by the witness's name
 }
 
-func newWitnessClient(names map[string]string) *witnessClient {
+// trouble is what is wrong with a witness.
+type trouble struct {
+	what  string
+	delay time.Duration // after which it is asked again
+	until time.Time
+}
+
+const (
+	firstDelay = 500 * time.Millisecond
+	mostDelay  = 5 * time.Second
+)
+
+func newWitnessClient(names map[string]string, log *slog.Logger) *witnessClient {
 	return &witnessClient{
 		next:  &http.Transport{Proxy: http.ProxyFromEnvironment, MaxResponseHeaderBytes: 64 << 10, IdleConnTimeout: time.Minute},
-		names: names, last: make(map[string]string),
+		names: names, log: log, down: make(map[string]trouble),
 	}
 }
 
@@ -97,9 +112,17 @@ func (w *witnessClient) client() *http.Client {
 	}
 }
 
+var errAskedBefore = errors.New("it failed a moment ago")
+
 // RoundTrip asks one witness.
 func (w *witnessClient) RoundTrip(r *http.Request) (*http.Response, error) {
 	name := w.names[r.URL.String()]
+	w.mu.Lock()
+	early := time.Now().Before(w.down[name].until)
+	w.mu.Unlock()
+	if early {
+		return nil, errAskedBefore
+	}
 	resp, err := w.next.RoundTrip(r)
 	if err != nil {
 		switch r.Context().Err() {
@@ -114,7 +137,11 @@ func (w *witnessClient) RoundTrip(r *http.Request) (*http.Response, error) {
 	case resp.StatusCode == http.StatusOK:
 		w.note(name, "")
 	case resp.StatusCode == http.StatusConflict && resp.Header.Get("Content-Type") == "text/x.tlog.size":
-		// It says which size it has, and is asked again.
+		// It says which size it has seen, and is asked again at once, unless that is
+		// more than the log has.
+		w.mu.Lock()
+		w.down[name] = trouble{what: "it has seen another size of the log"}
+		w.mu.Unlock()
 	default:
 		w.note(name, "it answers "+resp.Status)
 	}
@@ -125,10 +152,26 @@ func (w *witnessClient) RoundTrip(r *http.Request) (*http.Response, error) {
 	return resp, nil
 }
 
+// note remembers what is wrong with a witness, "" if nothing is, and tells the log
+// if that is something else than before.
 func (w *witnessClient) note(name, what string) {
 	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.last[name] = what
+	before := w.down[name]
+	if what == "" {
+		delete(w.down, name)
+	} else {
+		delay := min(max(2*before.delay, firstDelay), mostDelay)
+		w.down[name] = trouble{what, delay, time.Now().Add(delay)}
+	}
+	w.mu.Unlock()
+	switch {
+	case what == before.what:
+	case what == "" && before.delay == 0: // it has seen another size
+	case what == "":
+		w.log.Info("a witness cosigns again", "witness", name)
+	default:
+		w.log.Warn("A WITNESS DOES NOT COSIGN", "witness", name, "why", what)
+	}
 }
 
 // report says what is wrong with the witnesses, "" if nothing is known.
@@ -136,10 +179,8 @@ func (w *witnessClient) report() string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	var all []string
-	for _, name := range slices.Sorted(maps.Keys(w.last)) {
-		if what := w.last[name]; what != "" {
-			all = append(all, "witness "+name+": "+what)
-		}
+	for _, name := range slices.Sorted(maps.Keys(w.down)) {
+		all = append(all, "witness "+name+": "+w.down[name].what)
 	}
 	return strings.Join(all, "; ")
 }
