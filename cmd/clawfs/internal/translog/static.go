@@ -25,8 +25,8 @@ type Copied struct {
 // Copy brings the directory out, which it makes if needed, to the log's newest
 // checkpoint: blobs first, then tiles, and the checkpoint after all of them are on
 // stable storage, so that at each moment whoever reads out finds everything that
-// its checkpoint promises. Everything is checked on the way but the
-// signatures of keys that the policy does not know, which are copied too. A copy that is newer
+// its checkpoint promises. Everything is checked on the way but the signatures of
+// keys that the policy does not know, which are copied too. A copy that is newer
 // than the log, or of another log or tree, is an error and stays as it is.
 func (l *Log) Copy(ctx context.Context, out string) (Copied, error) {
 	text, c, err := l.checkpoint(ctx)

@@ -203,6 +203,7 @@ func TestAdd(t *testing.T) {
 }
 
 func TestAddConcurrently(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	l := w.mustOpen(t)
 	const entries, times = 50, 4
@@ -250,6 +251,7 @@ func TestAddConcurrently(t *testing.T) {
 // A list that changes counts at once; one that is broken leaves the old one in
 // force and is told of.
 func TestListIsReadAgain(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	l := w.open(t)
 	rival := sign(t, ledger(w.publisher.Public(), "rival/langid", 1), w.publisher)
@@ -278,6 +280,7 @@ func TestListIsReadAgain(t *testing.T) {
 }
 
 func TestQuorum(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	a, b, c := newWitness(t, "a", w.vkey), newWitness(t, "b", w.vkey), newWitness(t, "c", w.vkey)
 	lines := []string{a.line(), b.line(), c.line(), "group inner any b c", "group both all a inner", "quorum both"}
@@ -318,6 +321,7 @@ func TestQuorum(t *testing.T) {
 // The first checkpoint, of the empty tree, waits for the witnesses too. A log that
 // gets witnesses later does not show the checkpoint that they have not seen.
 func TestQuorumComesLater(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	a := newWitness(t, "a", w.vkey)
 	a.setDown(true)
@@ -342,6 +346,7 @@ func TestQuorumComesLater(t *testing.T) {
 // A directory that does not have what its log has signed is not served: the log
 // would sign a second tree.
 func TestOpenNoticesDamage(t *testing.T) {
+	t.Parallel()
 	for _, tt := range []struct {
 		name string
 		harm func(w *world) error
@@ -438,6 +443,7 @@ func TestAddSurvivesFaults(t *testing.T) {
 // A log that was restored from an older copy has nothing published: its witness
 // has seen more.
 func TestOlderCopyIsNotPublished(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	a := newWitness(t, "a", w.vkey)
 	l := w.mustOpen(t, a.line(), "quorum a")

@@ -68,6 +68,7 @@ func prove(t testing.TB, l *translog.Log, c tlog.Checkpoint, index int64) []byte
 
 // A log of more than two tiles, over HTTP, from its directory and from a copy.
 func TestClient(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	l := w.open(t)
 	w.fill(t, l, 1, 300)
@@ -161,6 +162,7 @@ func TestClient(t *testing.T) {
 
 // Whatever a mirror alters, a client notices before it uses it.
 func TestClientNotices(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	l := w.open(t)
 	w.fill(t, l, 1, 260)

@@ -119,6 +119,7 @@ func TestServeRefuses(t *testing.T) {
 }
 
 func TestServeAdd(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	a := newWitness(t, "a", w.vkey)
 	l := w.open(t, a.line(), "quorum a")

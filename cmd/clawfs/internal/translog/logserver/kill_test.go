@@ -60,6 +60,7 @@ func (w *world) start(t *testing.T, witnesses string) (url string, kill func()) 
 // that anybody got verifies, all checkpoints are of one tree, and what was not
 // acknowledged can be added again.
 func TestKill(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	a := newWitness(t, "a", w.vkey)
 	witnesses := "log " + w.vkey.String() + "\n" + a.line() + "\nquorum a\n"

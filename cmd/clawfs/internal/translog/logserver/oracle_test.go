@@ -1,7 +1,10 @@
 package logserver
 
 import (
+	"log/slog"
 	"net/url"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -68,5 +71,22 @@ func TestOtherClient(t *testing.T) {
 			t.Fatal(err)
 		}
 		compare("consistency", theirs, p)
+	}
+}
+
+// What the library repeats is told once a minute, whatever stands beside it.
+func TestSeldom(t *testing.T) {
+	var out sink
+	log := slog.New(&seldom{slog.NewTextHandler(&out, nil), new(sync.Mutex), make(map[string]time.Time)})
+	for range 3 {
+		log.With("part", "a").Info("one")
+		log.WithGroup("g").Warn("two")
+	}
+	late := slog.NewRecord(time.Now().Add(2*time.Minute), slog.LevelInfo, "one", 0)
+	if err := log.Handler().Handle(t.Context(), late); err != nil {
+		t.Fatal(err)
+	}
+	if one, two := strings.Count(out.String(), "msg=one"), strings.Count(out.String(), "msg=two"); one != 2 || two != 1 {
+		t.Errorf("one was told %d times, two %d times, want 2 and 1:\n%s", one, two, out.String())
 	}
 }
