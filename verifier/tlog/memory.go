@@ -53,13 +53,13 @@ func (m Memory) Newest(origin string) (size int64, root Hash, ok bool) {
 	return r.newest.size, r.newest.root, ok
 }
 
-// Note returns the text of the newest checkpoint seen of a log.
-func (m Memory) Note(origin string) ([]byte, bool) {
-	r, ok := m.logs[origin]
-	if !ok {
-		return nil, false
+// Note returns the newest checkpoint seen of a log with the signatures that were
+// verified when Advance was given it, nil if none was seen.
+func (m Memory) Note(origin string) []byte {
+	if r, ok := m.logs[origin]; ok {
+		return []byte(r.newest.note)
 	}
-	return []byte(r.newest.note), true
+	return nil
 }
 
 // Fork returns the two checkpoints of one size that a log signed, if it did.

@@ -148,8 +148,7 @@ func (l *Log) Monitor(ctx context.Context, s State, key dsse.PublicKey, known ma
 	proof, err := l.extends(ctx, memory, c)
 	var two *SplitError
 	if errors.As(err, &two) {
-		older, _ := memory.Note(c.Origin())
-		s.Split = &Split{Older: string(older), Newer: string(c.Note())}
+		s.Split = &Split{Older: string(memory.Note(c.Origin())), Newer: string(c.Note())}
 		return s, Look{}, split(s.Split)
 	}
 	if err != nil {
