@@ -185,6 +185,7 @@ fuzz: deps ## every fuzz target for FUZZTIME
 bench: DEBS += $(BENCH_DEBS)
 bench: build ## ratios against references of the same run; BENCHFLAGS=-short takes minutes
 	$(GO) test -run '^$$' -bench . -benchtime 2s ./hashpipe/
+	$(GO) test -run '^$$' -bench . -benchtime 1x -timeout 1h ./cmd/clawfs/internal/translog/logserver/
 	$(GO) test -run '^$$' -bench . -benchtime 1x -timeout 1h ./rebuild/sandbox/ $(filter -short,$(BENCHFLAGS))
 	$(GO) test -run '^$$' -bench . -benchtime 1x -timeout 1h ./fs/ $(BENCHFLAGS)
 

@@ -51,12 +51,14 @@ var allowed = map[string][]string{
 	"cmd/clawfs": {
 		"hashpipe", "hashpipe/cas", "verifier", "verifier/dsse", "verifier/tree", "verifier/pattern", "verifier/tlog", "verifier/sigstore", "capstore",
 		"rebuild", "rebuild/sandbox", "rebuild/engine/slurm", "rebuild/oci", "rebuild/fetch", "rebuild/lock", "rebuild/lint", "rebuild/compare", "rebuild/record", "fs",
-		"cmd/clawfs/internal/config", "cmd/clawfs/internal/control", "cmd/clawfs/internal/signer", "cmd/clawfs/internal/witness",
+		"cmd/clawfs/internal/config", "cmd/clawfs/internal/control", "cmd/clawfs/internal/signer", "cmd/clawfs/internal/witness", "cmd/clawfs/internal/translog", "cmd/clawfs/internal/translog/logserver",
 	},
-	"cmd/clawfs/internal/config":  {"hashpipe", "verifier", "verifier/dsse", "capstore"},
-	"cmd/clawfs/internal/control": {"hashpipe", "verifier/dsse", "capstore"},
-	"cmd/clawfs/internal/signer":  {"verifier/dsse"},
-	"cmd/clawfs/internal/witness": {"hashpipe", "verifier/dsse", "verifier/tlog", "cmd/clawfs/internal/config", "cmd/clawfs/internal/control"},
+	"cmd/clawfs/internal/config":             {"hashpipe", "verifier", "verifier/dsse", "capstore"},
+	"cmd/clawfs/internal/control":            {"hashpipe", "verifier/dsse", "capstore"},
+	"cmd/clawfs/internal/signer":             {"verifier/dsse"},
+	"cmd/clawfs/internal/witness":            {"hashpipe", "verifier/dsse", "verifier/tlog", "cmd/clawfs/internal/config", "cmd/clawfs/internal/control"},
+	"cmd/clawfs/internal/translog":           {"hashpipe", "verifier", "verifier/dsse", "verifier/tlog", "capstore"},
+	"cmd/clawfs/internal/translog/logserver": {"verifier", "verifier/dsse", "verifier/tlog", "capstore", "cmd/clawfs/internal/config", "cmd/clawfs/internal/control", "cmd/clawfs/internal/translog"},
 
 	"integration": {},
 }
@@ -73,8 +75,11 @@ var only = map[string][]string{
 	"golang.org/x/crypto/":                   {"verifier/dsse", "cmd/clawfs/internal/signer"},
 	"oras.land/":                             {"rebuild/oci"},
 	"github.com/google/":                     {}, // a registry in tests
-	"golang.org/x/mod/":                      {"verifier/tlog"},
-	"github.com/transparency-dev/":           {}, // an oracle in tests
+	"golang.org/x/mod/":                      {"verifier/tlog", "cmd/clawfs/internal/translog", "cmd/clawfs/internal/translog/logserver"},
+	"github.com/transparency-dev/tessera/":   {"cmd/clawfs/internal/translog/logserver"},
+	"github.com/transparency-dev/formats/":   {}, // an oracle in tests
+	"github.com/transparency-dev/merkle/":    {},
+	"k8s.io/klog/":                           {"cmd/clawfs/internal/translog/logserver"},
 	"crypto/ed25519":                         {"verifier/dsse"},
 	"crypto/ecdsa":                           {"verifier/dsse"},
 	"encoding/json":                          {}, // last duplicate wins, case variants match: never

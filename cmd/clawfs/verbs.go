@@ -15,6 +15,7 @@ var verbs = []func(*app) *cobra.Command{
 	newKeyCommand,
 	newKeygenCommand,
 	newLedgerCommand,
+	newLogCommand,
 	newLsCommand,
 	newManCommand,
 	newMountCommand,

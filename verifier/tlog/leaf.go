@@ -71,11 +71,20 @@ type Leaf struct {
 // the publisher that it names, whose signature the caller has checked. It takes
 // the payload and not its digests, so that a leaf is always of bytes in hand.
 func LeafOf(kind Kind, payload []byte, signer dsse.PublicKey, model string) (Leaf, error) {
+	if signer.IsZero() {
+		return Leaf{}, errors.New("log leaf: there is no signer")
+	}
+	return UnverifiedLeafOf(kind, payload, signer.ID(), model)
+}
+
+// UnverifiedLeafOf is LeafOf for whoever knows only the id of the key, as a
+// payload says it of itself: to look for an entry, never to believe one.
+func UnverifiedLeafOf(kind Kind, payload []byte, signer dsse.KeyID, model string) (Leaf, error) {
 	if len(payload) == 0 {
 		return Leaf{}, errors.New("log leaf: the payload is empty")
 	}
-	if signer.IsZero() {
-		return Leaf{}, errors.New("log leaf: there is no signer")
+	if _, err := hashpipe.ParseDigest(string(signer)); err != nil {
+		return Leaf{}, fmt.Errorf("log leaf: signer: %w", err)
 	}
 	if err := kind.check(model); err != nil {
 		return Leaf{}, fmt.Errorf("log leaf: %w", err)
@@ -84,7 +93,7 @@ func LeafOf(kind Kind, payload []byte, signer dsse.PublicKey, model string) (Lea
 		kind:    kind,
 		payload: hashpipe.SumBytes(payload).Claim(),
 		pae:     hashpipe.SumBytes(dsse.PAE(dsse.PayloadType, payload)).Claim(),
-		signer:  signer.ID(),
+		signer:  signer,
 		model:   model,
 	}, nil
 }
