@@ -52,10 +52,10 @@ type shape struct {
 }
 
 var shapes = []shape{
-	{Revocation, "rev-", digest, []string{capstore.RevocationType}, readRevocation},
+	{Revocation, "rev-", digestOnly, []string{capstore.RevocationType}, readRevocation},
 	{RevocationList, "list-", numberAndID, []string{revocationListType}, readList},
 	{Policy, "policy-", numberAndID, []string{policyType}, readPolicy},
-	{SBA, "sba-", digest, []string{verifier.LedgerType}, readSBA},
+	{SBA, "sba-", digestOnly, []string{verifier.LedgerType}, readSBA},
 	{Provenance, "rec-", digestAndID, []string{record.ProvenanceType, record.FailureType}, readProvenance},
 	{Capability, "cap-", digestAndTwoIDs, []string{capstore.CapabilityType}, readCapability},
 }
@@ -83,7 +83,7 @@ func KindOf(tag string) (Kind, bool) {
 // What tags are made of: whole digests, the first 16 digits of digests and key
 // ids, and numbers.
 var (
-	digest          = regexp.MustCompile(`^[0-9a-f]{64}$`)
+	digestOnly      = regexp.MustCompile(`^[0-9a-f]{64}$`)
 	digestAndID     = regexp.MustCompile(`^[0-9a-f]{64}-[0-9a-f]{16}$`)
 	digestAndTwoIDs = regexp.MustCompile(`^[0-9a-f]{64}-[0-9a-f]{16}-[0-9a-f]{16}$`)
 	numberAndID     = regexp.MustCompile(`^[1-9][0-9]{0,15}-[0-9a-f]{16}$`)
@@ -210,7 +210,7 @@ type keyRef struct {
 }
 
 func (k keyRef) check(what string) error {
-	if !digest.MatchString(string(k.KeyID)) {
+	if !digestOnly.MatchString(string(k.KeyID)) {
 		return fmt.Errorf("%s.keyid: expected 64 lower-case hex digits, got %.80q", what, string(k.KeyID))
 	}
 	return nil
