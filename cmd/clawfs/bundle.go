@@ -246,7 +246,12 @@ func (im *importer) survey() error {
 	return bundle.Read(im.file, func(it bundle.Item) error {
 		sum := sumOf(it)
 		line := imported{Line: it.Line, pulled: pulled{Outcome: outcomeUndone}}
-		rec, err := identifyItem(it)
+		rec, err := registry.Identify(it.Envelope)
+		if err == nil && it.Proof != nil {
+			if _, err := rec.WithProof(it.Proof); err != nil {
+				return &bundle.FormatError{Line: it.Line + 1, Detail: err.Error()}
+			}
+		}
 		switch {
 		case first[sum]:
 			line.Outcome = outcomeDoubled
