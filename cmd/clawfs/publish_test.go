@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/base64"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -9,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/go-json-experiment/json"
+	"golang.org/x/crypto/bcrypt"
 
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/control"
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/registry"
@@ -270,7 +272,7 @@ func TestPullFromHostilePlace(t *testing.T) {
 	saved := recordFiles(t, dir, "cap-")[0]
 	write(saved, blob)
 	p, got = reader.pull(codeRefused, place, "--admit", "--out", dir)
-	if p.Counts[outcomeRefused] != 1 || !strings.Contains(got.stderr, "not what its name says") {
+	if p.Counts[outcomeRefused] != 1 || len(p.Withheld) != 0 || !strings.Contains(got.stderr, "not what its name says") {
 		t.Errorf("pull over another file = %+v, %q", p, got.stderr)
 	}
 	if have, _ := os.ReadFile(saved); string(have) != string(blob) {
@@ -289,6 +291,43 @@ func TestPullFromHostilePlace(t *testing.T) {
 	builder.refused(codeUsage, []string{"push", place}, "nothing to push")
 	builder.refused(codeRefused, []string{"push", place, index}, "want a signed record")
 	builder.refused(codeRefused, []string{"push", place, "--capability", "0123456789"}, "names 0 capabilities")
+}
+
+// Credentials are those that docker login wrote, and a registry without them says
+// what is missing.
+func TestPushCredentials(t *testing.T) {
+	r := newRig(t)
+	hash, err := bcrypt.GenerateFromPassword([]byte("letmein"), bcrypt.MinCost)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	passwords, record := filepath.Join(dir, "htpasswd"), filepath.Join(dir, "capability")
+	if err := os.WriteFile(record, r.capability(r.measured(map[string]string{"a.bin": "a"})), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(passwords, []byte("worker:"+string(hash)+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	addr, _ := ocitest.Distribution(t, "auth: {htpasswd: {realm: acme, path: "+passwords+"}}\n")
+	place := "oci://" + addr + "/acme/trust"
+	t.Setenv("DOCKER_CONFIG", dir)
+	for _, verb := range [][]string{{"push", place, record}, {"search", place}, {"pull", place, "--out", filepath.Join(dir, "out")}} {
+		r.refused(codeError, verb, "docker login")
+	}
+	config := `{"auths":{"` + addr + `":{"auth":"` + base64.StdEncoding.EncodeToString([]byte("worker:letmein")) + `"}}}`
+	if err := os.WriteFile(filepath.Join(dir, "config.json"), []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r.ok("push", place, record)
+	if p, _ := r.pull(0, place, "--out", filepath.Join(dir, "out")); len(p.Records) != 1 {
+		t.Errorf("pull with credentials = %+v", p)
+	}
+	// What fetch.docker_config names goes before what the environment names.
+	if err := os.WriteFile(r.state.Settings(), []byte("[fetch]\ndocker_config = \""+filepath.Join(dir, "absent.json")+"\"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r.refused(codeError, []string{"search", place}, "docker login")
 }
 
 // What the control socket refuses, it refuses by the signature alone.
