@@ -18,7 +18,6 @@ import (
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/registry"
 	"github.com/openclaw/clawfs/rebuild/oci"
 	"github.com/openclaw/clawfs/verifier/dsse"
-	"github.com/openclaw/clawfs/verifier/tlog"
 )
 
 // placeHelp is what push, pull and search say about PLACE.
@@ -115,7 +114,7 @@ func readRecordFile(path string) (registry.Record, error) {
 	if _, err := os.Lstat(path + proofSuffix); errors.Is(err, fs.ErrNotExist) {
 		return r, nil
 	}
-	proof, err := readBounded(path+proofSuffix, tlog.MaxProof)
+	proof, err := readBounded(path+proofSuffix, registry.MaxProof)
 	if err != nil {
 		return registry.Record{}, err
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"encoding/base64"
 	"os"
 	"os/exec"
@@ -267,6 +268,35 @@ func TestPullFromHostilePlace(t *testing.T) {
 	}
 	write(index, whole)
 	write(file, blob)
+
+	// A revocation by nobody who is pinned takes nothing back, and says so.
+	alone := newRig(t)
+	if p, got := alone.pull(codeRefused, place, "--admit"); p.Counts[outcomeRefused] != 1 || p.Counts[control.RecordSkipped] != 1 || !strings.Contains(got.stderr, "not signed by a trusted revoker") {
+		t.Errorf("pull by one who pins nobody = %+v, %q", p, got.stderr)
+	}
+
+	// A place that is away is waited for, longer each time.
+	away := exec.Command(alone.bin, "--state", string(alone.state), "pull", place+"-away", "--admit", "--watch", "1s")
+	complaints, err := away.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := away.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { away.Process.Kill() })
+	lines := bufio.NewScanner(complaints)
+	for _, pause := range []string{"2s", "4s"} {
+		if !lines.Scan() || !strings.Contains(lines.Text(), "no OCI image layout") || !strings.HasSuffix(lines.Text(), "trying again in "+pause) {
+			t.Errorf("pull --watch of nothing says %q, want that it waits %s", lines.Text(), pause)
+		}
+	}
+	if err := away.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := away.Wait(); err != nil {
+		t.Errorf("pull --watch after SIGTERM: %v", err)
+	}
 
 	// What lies in the directory is not written over, and not believed either.
 	saved := recordFiles(t, dir, "cap-")[0]

@@ -210,7 +210,7 @@ func (p *puller) watch(ctx context.Context, every time.Duration) error {
 		}
 		if r != nil {
 			last = r
-			if p.a.output != "json" && (r.Counts["new"]+r.Counts[control.RecordAdmitted] > 0 || err != nil) {
+			if p.a.output != "json" && r.Counts["new"]+r.Counts[control.RecordAdmitted] > 0 {
 				p.show(r)
 			}
 		}

@@ -117,9 +117,9 @@ func parseLine(n int, line []byte) (it Item, proof bool, err error) {
 	switch head.PayloadType {
 	case "":
 		return Item{}, false, malformed(n, "expected an envelope, got an object without a payloadType")
+	case proofType, chainType:
 	default:
 		return Item{Line: n, Envelope: line}, false, nil
-	case proofType, chainType:
 	}
 	var w wrapper
 	if err := json.Unmarshal(line, &w, json.RejectUnknownMembers(true)); err != nil {

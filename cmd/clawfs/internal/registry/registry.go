@@ -27,6 +27,9 @@ import (
 	"github.com/openclaw/clawfs/verifier/tlog"
 )
 
+// MaxProof bounds a log proof in bytes.
+const MaxProof = tlog.MaxProof
+
 const (
 	envelopeType = "application/vnd.dsse.envelope.v1+json"
 	proofType    = "text/vnd.clawfs.tlog-proof"
@@ -108,7 +111,7 @@ func (p *Place) fetch(ctx context.Context, tag string) (Record, error) {
 	for i, l := range m.Layers {
 		mediaType, most := envelopeType, int64(dsse.MaxEnvelope)
 		if i == 1 {
-			mediaType, most = proofType, int64(tlog.MaxProof)
+			mediaType, most = proofType, int64(MaxProof)
 		}
 		if l.MediaType != mediaType || l.Size < 1 || l.Size > most {
 			return lie(fmt.Errorf("layer %d has type %.100q and %d bytes, expected %s and at most %d", i, l.MediaType, l.Size, mediaType, most))
