@@ -69,7 +69,7 @@ func (a *app) exportBundle(ctx context.Context, out string, files, models []stri
 		}
 		records = append(records, held...)
 	}
-	slices.SortStableFunc(records, func(x, y registry.Record) int { return registry.Order(x.Kind, y.Kind) })
+	slices.SortStableFunc(records, func(x, y registry.Record) int { return registry.Order(x.Tag(), y.Tag()) })
 	var text []byte
 	counts := make(map[registry.Kind]int)
 	seen := make(map[string]bool)
@@ -282,36 +282,61 @@ func identifyItem(it bundle.Item) (registry.Record, error) {
 // takeAll goes through the file once for each kind that it has, in their order.
 func (im *importer) takeAll(ctx context.Context) error {
 	var kinds []registry.Kind
-	for _, l := range im.lines {
+	todo := slices.Clone(im.lines)
+	slices.SortFunc(todo, func(x, y imported) int { return registry.Order(x.Tag, y.Tag) })
+	for _, l := range todo {
 		if l.Outcome == outcomeUndone && !slices.Contains(kinds, l.Kind) {
 			kinds = append(kinds, l.Kind)
 		}
 	}
-	slices.SortFunc(kinds, registry.Order)
 	for _, kind := range kinds {
-		if _, err := im.file.Seek(0, io.SeekStart); err != nil {
-			return err
-		}
-		n := 0
-		err := bundle.Read(im.file, func(it bundle.Item) error {
-			if n++; n > len(im.lines) || sumOf(it) != im.sums[n-1] {
-				return errors.New("the file changed while it was read")
-			}
-			line := &im.lines[n-1]
-			if line.Kind != kind || line.Outcome != outcomeUndone {
+		var lists []listLine // are taken by their number, wherever they stand
+		err := im.each(kind, func(line *imported, rec registry.Record) error {
+			if kind == registry.RevocationList {
+				lists = append(lists, listLine{line, rec})
 				return nil
-			}
-			rec, err := identifyItem(it)
-			if err != nil {
-				return err
 			}
 			return im.take(ctx, line, rec)
 		})
 		if err != nil {
 			return err
 		}
+		slices.SortStableFunc(lists, func(x, y listLine) int { return registry.Order(x.rec.Tag(), y.rec.Tag()) })
+		for _, l := range lists {
+			if err := im.take(ctx, l.line, l.rec); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
+}
+
+type listLine struct {
+	line *imported
+	rec  registry.Record
+}
+
+// each reads the file again and hands out the records of a kind that nothing was
+// done with.
+func (im *importer) each(kind registry.Kind, f func(*imported, registry.Record) error) error {
+	if _, err := im.file.Seek(0, io.SeekStart); err != nil {
+		return err
+	}
+	n := 0
+	return bundle.Read(im.file, func(it bundle.Item) error {
+		if n++; n > len(im.lines) || sumOf(it) != im.sums[n-1] {
+			return errors.New("the file changed while it was read")
+		}
+		line := &im.lines[n-1]
+		if line.Kind != kind || line.Outcome != outcomeUndone {
+			return nil
+		}
+		rec, err := identifyItem(it)
+		if err != nil {
+			return err
+		}
+		return f(line, rec)
+	})
 }
 
 // take judges one record and notes the outcome in its line. An error is not
@@ -373,11 +398,12 @@ func (im *importer) hand(ctx context.Context, line *imported, rec registry.Recor
 		line.Outcome, line.Reason = control.RecordSkipped, fmt.Sprintf("the mint %s is not pinned in the policy", rec.Claims.Signer)
 		return nil
 	}
-	kind := capstore.RecordCapability
-	if rec.Kind == registry.Revocation {
-		kind = capstore.RecordRevocation
+	err := im.view.Apply(capstore.Record{Kind: string(rec.Kind), Envelope: rec.Envelope})
+	if errors.Is(err, capstore.ErrOldList) {
+		line.Outcome, line.Reason = control.RecordKnown, err.Error()
+		return nil
 	}
-	if err := im.view.Apply(capstore.Record{Kind: kind, Envelope: rec.Envelope}); err != nil {
+	if err != nil {
 		line.Outcome, line.Reason = outcomeRefused, err.Error()
 		return nil
 	}

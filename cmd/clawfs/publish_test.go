@@ -9,14 +9,18 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/go-json-experiment/json"
 	"golang.org/x/crypto/bcrypt"
 
+	"github.com/openclaw/clawfs/capstore"
+	"github.com/openclaw/clawfs/cmd/clawfs/internal/config"
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/control"
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/registry"
 	"github.com/openclaw/clawfs/hashpipe"
 	"github.com/openclaw/clawfs/rebuild/oci/ocitest"
+	"github.com/openclaw/clawfs/verifier/dsse"
 )
 
 // trusts makes r's policy name the mint and the revoker of other. A daemon that
@@ -411,6 +415,82 @@ func TestMatchesAny(t *testing.T) {
 	} {
 		if got := matchesAny([]string{tt.pattern}, tt.model); got != tt.want {
 			t.Errorf("matchesAny(%q, %q) = %v", tt.pattern, tt.model, got)
+		}
+	}
+}
+
+// Lists are taken one after the other, so that what an earlier one names is not
+// lost; removing an earlier one is in order, removing the newest is not.
+func TestPullLists(t *testing.T) {
+	builder, reader := newRig(t), newRig(t)
+	reader.trusts(builder)
+	text, err := config.ReadSecret(builder.state.RevokeKey())
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := dsse.ParsePrivateKey(text, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	named := builder.admit(map[string]string{"a.bin": "a"})
+	now := time.Now().UTC()
+	place, dir := filepath.Join(t.TempDir(), "trust"), filepath.Join(t.TempDir(), "fetched")
+	files := []string{}
+	for _, sequence := range []int64{10, 9} {
+		target := named.Claim()
+		if sequence == 10 {
+			target = hashpipe.SumBytes([]byte("another")).Claim()
+		}
+		st, err := capstore.NewList(sequence, now, now.Add(time.Hour), []capstore.ListEntry{{
+			Kind: capstore.KindClaim, Target: target, Reason: "withdrawn", IssuedAt: now.Truncate(time.Second),
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		envelope, err := capstore.SignList(st, key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		files = append(files, filepath.Join(t.TempDir(), "list"))
+		if err := os.WriteFile(files[len(files)-1], envelope, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	builder.ok(append([]string{"push", place, "--all-capabilities"}, files...)...)
+	bundle := filepath.Join(t.TempDir(), "lists.jsonl")
+	first, _ := os.ReadFile(files[0])
+	second, _ := os.ReadFile(files[1])
+	if err := os.WriteFile(bundle, []byte(string(first)+"\n"+string(second)+"\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	var in importAnswer
+	reader.answer(0, &in, "bundle", "import", bundle, "--dry-run")
+	if in.Counts[outcomeWould] != 2 {
+		t.Errorf("import of two lists, the newer first = %+v", in)
+	}
+	if p, _ := reader.pull(0, place, "--admit", "--out", dir); p.Counts[control.RecordAdmitted] != 3 {
+		t.Errorf("pull = %+v, want both lists and the capability", p)
+	}
+	if caps := reader.caps(); len(caps) != 1 || caps[0].State != capRevoked {
+		t.Errorf("caps = %+v, want the one that the earlier list names, revoked", caps)
+	}
+	if p, _ := reader.pull(0, place, "--admit"); p.Counts[control.RecordKnown] != 3 {
+		t.Errorf("pull again = %+v, want all known", p)
+	}
+	index, err := os.ReadFile(filepath.Join(place, "index.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		gone     string
+		code     int
+		withheld int
+	}{{"list-9-", 0, 0}, {"list-10-", codeRefused, 1}} {
+		if err := os.WriteFile(filepath.Join(place, "index.json"), []byte(strings.Replace(string(index), `"`+tt.gone, `"x-`+tt.gone, 1)), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if p, _ := reader.pull(tt.code, place, "--admit", "--out", dir); len(p.Withheld) != tt.withheld {
+			t.Errorf("without %s: %+v, want %d withheld", tt.gone, p, tt.withheld)
 		}
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -263,7 +262,7 @@ func (p *puller) round(ctx context.Context) (*pullResult, error) {
 		return r, err
 	}
 	p.findWithheld(r, tags)
-	slices.SortStableFunc(tags, func(x, y string) int { return registry.Order(kindOf(x), kindOf(y)) })
+	slices.SortFunc(tags, registry.Order)
 	if err := p.takeSaved(ctx, daemon, r, saved, tags); err != nil {
 		return r, err
 	}
@@ -320,6 +319,7 @@ func (p *puller) refuse(r *pullResult, rec pulled, err error) {
 // takeSaved hands over the revocations that the place had and does not list any
 // more: they lie in the directory.
 func (p *puller) takeSaved(ctx context.Context, daemon *control.Client, r *pullResult, saved, tags []string) error {
+	slices.SortFunc(saved, registry.Order)
 	for _, tag := range saved {
 		if slices.Contains(tags, tag) || p.done[tag] {
 			continue
@@ -342,10 +342,12 @@ func (p *puller) takeSaved(ctx context.Context, daemon *control.Client, r *pullR
 func (p *puller) findWithheld(r *pullResult, tags []string) {
 	newest := int64(0)
 	for _, tag := range tags {
-		newest = max(newest, listSequence(tag))
+		if kindOf(tag) == registry.RevocationList {
+			newest = max(newest, registry.Number(tag))
+		}
 	}
 	for tag := range p.listed {
-		if slices.Contains(tags, tag) || kindOf(tag) == registry.RevocationList && listSequence(tag) <= newest {
+		if slices.Contains(tags, tag) || kindOf(tag) == registry.RevocationList && registry.Number(tag) <= newest {
 			continue
 		}
 		r.Withheld = append(r.Withheld, tag)
@@ -354,16 +356,6 @@ func (p *puller) findWithheld(r *pullResult, tags []string) {
 	for _, tag := range r.Withheld {
 		p.once("WITHHELD: %s does not list %s any more, which it listed before; it stays in force here; next: ask who runs the registry, and push it again", p.place, tag)
 	}
-}
-
-// listSequence is the number in the tag of a list; 0 for other tags.
-func listSequence(tag string) int64 {
-	if kindOf(tag) != registry.RevocationList {
-		return 0
-	}
-	number, _, _ := strings.Cut(strings.TrimPrefix(tag, "list-"), "-")
-	n, _ := strconv.ParseInt(number, 10, 64) // the tag's form was checked
-	return n
 }
 
 // sbaOf is the attestation that a tag is about, in hex; "" for the other kinds.

@@ -122,7 +122,7 @@ func (a *app) gatherRecords(ctx context.Context, files []string, held heldFlags)
 			}
 		}
 	}
-	slices.SortStableFunc(list, func(x, y registry.Record) int { return registry.Order(x.Kind, y.Kind) })
+	slices.SortFunc(list, func(x, y registry.Record) int { return registry.Order(x.Tag(), y.Tag()) })
 	return list, nil
 }
 

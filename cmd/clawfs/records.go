@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -12,7 +13,7 @@ import (
 )
 
 // daemonKinds are the kinds of records that submitRecord admits.
-var daemonKinds = []registry.Kind{registry.Revocation, registry.Capability}
+var daemonKinds = []registry.Kind{registry.Revocation, registry.RevocationList, registry.Capability}
 
 // submitRecord admits a record that somebody fetched. What it may do, its
 // signatures by pinned keys say; who hands it over and where it was does not
@@ -40,6 +41,8 @@ func (d *daemon) submitRecord(r *http.Request) (control.RecordAnswer, error) {
 		err = d.admitCapability(in.Envelope)
 	case registry.Revocation:
 		err = d.admitRevocation(in.Envelope)
+	case registry.RevocationList:
+		answer.Reason, err = d.admitList(in.Envelope)
 	default:
 		err = answerError(http.StatusForbidden, codeRefused, fmt.Errorf("the daemon keeps no records of kind %s", rec.Kind))
 	}
@@ -90,4 +93,20 @@ func (d *daemon) admitRevocation(envelope []byte) error {
 		d.log.Warn("revoked by a record from elsewhere", "kind", string(rev.Kind()), "target", rev.Target(), "reason", rev.Reason())
 	}
 	return nil
+}
+
+// admitList returns why a list that is in order was not taken: one that is as new
+// is in force.
+func (d *daemon) admitList(envelope []byte) (known string, err error) {
+	before := d.store.View().Generation()
+	l, err := d.store.AdmitList(envelope)
+	switch {
+	case errors.Is(err, capstore.ErrOldList):
+		return err.Error(), nil
+	case l.IsZero() && err != nil:
+		return "", answerError(http.StatusForbidden, codeSignature, err)
+	case err == nil && d.store.View().Generation() != before:
+		d.log.Warn("revocation list admitted", "sequence", l.Sequence())
+	}
+	return "", err
 }

@@ -89,12 +89,12 @@ func (a *app) search(ctx context.Context, place *registry.Place, models []string
 	if err != nil {
 		return registryError(err)
 	}
-	slices.SortStableFunc(tags, func(x, y string) int { return registry.Order(kindOf(x), kindOf(y)) })
+	slices.SortFunc(tags, registry.Order)
 	list := []found{}
 	lies := 0
 	for _, tag := range tags {
 		kind := kindOf(tag)
-		if kind != registry.Revocation && kind != registry.SBA && kind != registry.Capability {
+		if kind == registry.Provenance || kind == registry.Policy {
 			continue
 		}
 		rec, err := place.Fetch(ctx, tag)
@@ -108,9 +108,10 @@ func (a *app) search(ctx context.Context, place *registry.Place, models []string
 			return err
 		}
 		switch {
-		case kind == registry.Revocation && hasPolicy:
-			view.Revoke(rec.Envelope) // one by an unknown key takes nothing back here
-		case kind != registry.Revocation && (len(models) == 0 || matchesAny(models, rec.Claims.Model)):
+		case takesBack(kind) && hasPolicy:
+			// One by an unknown key takes nothing back here.
+			view.Apply(capstore.Record{Kind: string(kind), Envelope: rec.Envelope})
+		case !takesBack(kind) && (len(models) == 0 || matchesAny(models, rec.Claims.Model)):
 			list = append(list, judge(policy, view, rec, time.Now()))
 		}
 	}
@@ -119,7 +120,7 @@ func (a *app) search(ctx context.Context, place *registry.Place, models []string
 	}
 	slices.SortStableFunc(list, func(x, y found) int {
 		return cmp.Or(cmp.Compare(x.Model, y.Model), cmp.Compare(y.Sequence, x.Sequence), cmp.Compare(x.SBA.String(), y.SBA.String()),
-			registry.Order(x.Kind, y.Kind), cmp.Compare(x.Tag, y.Tag))
+			registry.Order(x.Tag, y.Tag))
 	})
 	err = a.print(list, func() { a.showFound(list) })
 	if err == nil && lies > 0 {

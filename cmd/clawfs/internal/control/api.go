@@ -67,13 +67,13 @@ type RecordAnswer struct {
 	Kind    string          `json:"kind"`
 	ID      hashpipe.Digest `json:"id"`
 	Outcome string          `json:"outcome"`         // one of the outcomes below
-	Reason  string          `json:"reason,omitzero"` // of RecordSkipped
+	Reason  string          `json:"reason,omitzero"` // of RecordSkipped, and of a list that is not newer than the one in force
 }
 
 // The outcomes of a RecordSubmission.
 const (
 	RecordAdmitted = "admitted" // it is in force, on stable storage
-	RecordKnown    = "known"    // it was already
+	RecordKnown    = "known"    // it, or a newer list, was already
 	RecordSkipped  = "skipped"  // a capability of a mint that is not pinned here: nobody's fault, and nothing was kept
 )
 

@@ -2,6 +2,7 @@ package registry
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"regexp"
@@ -34,36 +35,52 @@ const (
 	Capability     Kind = "capability"
 )
 
-// The predicate types that no package below cmd/clawfs names.
-const (
-	revocationListType = "https://github.com/openclaw/clawfs/revocation-list/v1"
-	policyType         = "https://github.com/openclaw/clawfs/policy/v1"
-)
+// policyType is the payload type of a signed policy, whose payload is policy.json
+// and no statement.
+const policyType = "application/vnd.clawfs.policy+json"
 
 // shape is what this package knows of one kind. A kind has its place in this
 // table and nowhere else.
 type shape struct {
-	kind       Kind
-	prefix     string         // of its tags
-	rest       *regexp.Regexp // what stands behind the prefix
-	predicates []string
+	kind   Kind
+	prefix string         // of its tags
+	rest   *regexp.Regexp // what stands behind the prefix
+	types  []string       // predicate types of a statement, or the payload type of what is none
 	// read fills in what the statement claims and returns the rest of the tag.
 	read func(st statement, r *Record) (string, error)
 }
 
 var shapes = []shape{
 	{Revocation, "rev-", digestOnly, []string{capstore.RevocationType}, readRevocation},
-	{RevocationList, "list-", numberAndID, []string{revocationListType}, readList},
+	{RevocationList, "list-", numberAndID, []string{capstore.ListType}, readList},
 	{Policy, "policy-", numberAndID, []string{policyType}, readPolicy},
 	{SBA, "sba-", digestOnly, []string{verifier.LedgerType}, readSBA},
 	{Provenance, "rec-", digestAndID, []string{record.ProvenanceType, record.FailureType}, readProvenance},
 	{Capability, "cap-", digestAndTwoIDs, []string{capstore.CapabilityType}, readCapability},
 }
 
-// Order compares kinds by the order above; one that is not there is last.
-func Order(a, b Kind) int { return order(a) - order(b) }
+// Order compares tags by the order of the kinds above, numbered ones of a kind by
+// their number: a list of revocations is taken before a later one. What is no tag
+// of ours is last.
+func Order(a, b string) int {
+	ka, _ := KindOf(a)
+	kb, _ := KindOf(b)
+	return cmp.Or(cmp.Compare(rank(ka), rank(kb)), cmp.Compare(Number(a), Number(b)), cmp.Compare(a, b))
+}
 
-func order(k Kind) int {
+// Number is the sequence in the tag of a list, or the revision in that of a
+// policy; 0 for the other kinds.
+func Number(tag string) int64 {
+	if k, _ := KindOf(tag); k != RevocationList && k != Policy {
+		return 0
+	}
+	_, rest, _ := strings.Cut(tag, "-")
+	digits, _, _ := strings.Cut(rest, "-")
+	n, _ := strconv.ParseInt(digits, 10, 64) // at most 16 digits: see numberAndID
+	return n
+}
+
+func rank(k Kind) int {
 	if i := slices.IndexFunc(shapes, func(s shape) bool { return s.kind == k }); i >= 0 {
 		return i
 	}
@@ -121,7 +138,7 @@ func (r Record) Tag() string { return r.tag }
 var ErrKind = errors.New("no record of a known kind")
 
 // maxChain bounds the envelopes of one capability.
-const maxChain = 8
+const maxChain = 1 + capstore.MaxDelegations
 
 type statement struct {
 	Type          string `json:"_type"`
@@ -146,7 +163,7 @@ func Identify(envelope []byte) (Record, error) {
 		return Record{}, err
 	}
 	for _, s := range shapes {
-		if !slices.Contains(s.predicates, st.PredicateType) {
+		if !slices.Contains(s.types, st.PredicateType) {
 			continue
 		}
 		if len(envelopes) > 1 && s.kind != Capability {
@@ -185,6 +202,9 @@ func parseAll(text []byte) ([]dsse.Envelope, error) {
 }
 
 func readStatement(e dsse.Envelope) (statement, error) {
+	if e.UnverifiedPayloadType() == policyType {
+		return statement{PredicateType: policyType, Predicate: e.UnverifiedPayload()}, nil
+	}
 	if got := e.UnverifiedPayloadType(); got != dsse.PayloadType {
 		return statement{}, fmt.Errorf("%w: payloadType %.100q, expected %q", ErrKind, got, dsse.PayloadType)
 	}

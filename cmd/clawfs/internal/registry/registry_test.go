@@ -127,7 +127,7 @@ func TestIdentify(t *testing.T) {
 	provenance := statementOf("https://slsa.dev/provenance/v1", `{"name":"langid.bin","digest":{"sha256":"`+keyID+`"}}`,
 		`{"runDetails":{"byproducts":[{"name":"attestation","digest":{"sha256":"`+sbaHex+`"}},{"name":"assurance"}]}}`)
 	list := statementOf("https://github.com/openclaw/clawfs/revocation-list/v1", "", `{"sequence":41}`)
-	policy := statementOf("https://github.com/openclaw/clawfs/policy/v1", "", `{"revision":7}`)
+	policy := `{"revision":7}`
 	for _, tt := range []struct {
 		payload string
 		kind    Kind
@@ -141,7 +141,14 @@ func TestIdentify(t *testing.T) {
 		{list, RevocationList, "list-41-" + short(id(list))},
 		{policy, Policy, "policy-7-" + short(id(policy))},
 	} {
-		r := identify(t, sign(t, tt.payload))
+		envelope := sign(t, tt.payload)
+		if tt.kind == Policy {
+			var err error
+			if envelope, err = dsse.Sign("application/vnd.clawfs.policy+json", []byte(tt.payload), key(t)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		r := identify(t, envelope)
 		if r.Kind != tt.kind || r.Tag() != tt.tag || r.ID.String() != id(tt.payload) {
 			t.Errorf("Identify = %s %s %s, want %s %s", r.Kind, r.Tag(), r.ID, tt.kind, tt.tag)
 		}
@@ -162,6 +169,20 @@ func TestIdentify(t *testing.T) {
 	chain := append(append(sign(t, capPayload("2027")), '\n'), sign(t, child)...)
 	if r := identify(t, chain); r.Kind != Capability || r.Tag() != "cap-"+sbaHex+"-0449aaaaaaaaaaaa-"+short(id(child)) {
 		t.Errorf("Identify of a chain = %s %s", r.Kind, r.Tag())
+	}
+}
+
+// What takes back comes first, and lists one after the other.
+func TestOrder(t *testing.T) {
+	want := []string{
+		"rev-" + keyID, "rev-" + sbaHex, "list-9-0449aaaaaaaaaaaa", "list-10-0000aaaaaaaaaaaa", "policy-2-0449aaaaaaaaaaaa", "policy-11-0449aaaaaaaaaaaa",
+		"sba-" + sbaHex, "rec-" + sbaHex + "-0449aaaaaaaaaaaa", "cap-" + sbaHex + "-0449aaaaaaaaaaaa-0449aaaaaaaaaaaa", "latest",
+	}
+	got := slices.Clone(want)
+	slices.Sort(got)
+	slices.SortFunc(got, Order)
+	if !slices.Equal(got, want) {
+		t.Errorf("sorted: %q, want %q", got, want)
 	}
 }
 
