@@ -494,3 +494,66 @@ func TestPullLists(t *testing.T) {
 		}
 	}
 }
+
+// A capability of several envelopes travels as a whole, in each of the ways.
+func TestDelegatedCapabilityTravels(t *testing.T) {
+	builder, reader := newRig(t), newRig(t)
+	reader.trusts(builder)
+	key, err := dsse.GenerateKey(dsse.Ed25519)
+	if err != nil {
+		t.Fatal(err)
+	}
+	root := builder.delegable(builder.measured(map[string]string{"a.bin": "a"}), []dsse.KeyID{key.Public().ID()})
+	restrict, err := capstore.NewRestrict(nil, []int64{1000}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	chain, err := capstore.Delegate(root, capstore.Delegation{NotBefore: now, NotAfter: now.Add(time.Minute), Restrict: restrict}, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	policy, err := reader.state.LoadPolicy()
+	if err != nil {
+		t.Fatal(err)
+	}
+	view, err := capstore.NewView(policy.Trust())
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := view.Admit(chain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	file, place, packed := filepath.Join(dir, "narrow"), filepath.Join(dir, "trust"), filepath.Join(dir, "b.jsonl")
+	if err := os.WriteFile(file, chain, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	var out []pushed
+	builder.document(&out, "push", place, file)
+	if len(out) != 1 || out[0].ID != want.ID() || out[0].Kind != registry.Capability {
+		t.Fatalf("push = %+v, want the id %s", out, want.ID())
+	}
+	builder.ok("bundle", "export", "--out", packed, file)
+	var in importAnswer
+	reader.answer(0, &in, "bundle", "import", packed, "--dry-run")
+	if len(in.Lines) != 1 || in.Lines[0].Outcome != outcomeWould || in.Lines[0].ID != want.ID() {
+		t.Errorf("import = %+v", in)
+	}
+	if p, _ := reader.pull(0, place, "--admit"); p.Counts[control.RecordAdmitted] != 1 {
+		t.Errorf("pull = %+v", p)
+	}
+	if caps := reader.caps(); len(caps) != 1 || caps[0].ID != want.ID() {
+		t.Errorf("caps = %+v, want %s", caps, want.ID())
+	}
+	// Without its root it is nobody's.
+	_, derived, _ := strings.Cut(string(chain), "\n")
+	if err := os.WriteFile(file, []byte(derived), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	builder.ok("push", place+"2", file)
+	if p, _ := reader.pull(0, place+"2", "--admit"); p.Counts[control.RecordSkipped] != 1 {
+		t.Errorf("pull of a link without its root = %+v", p)
+	}
+}
