@@ -39,6 +39,7 @@ var allowed = map[string][]string{
 	"rebuild/fetch":                  {"hashpipe", "verifier/tree"},
 	"rebuild/lock":                   {"hashpipe"},
 	"rebuild/sandbox/sandboxtest":    {},
+	"rebuild/oci/ocitest":            {},
 	"rebuild/engine/slurm":           {"rebuild/sandbox"},
 	"rebuild/engine/slurm/slurmtest": {},
 	"rebuild": {
@@ -51,10 +52,13 @@ var allowed = map[string][]string{
 	"cmd/clawfs": {
 		"hashpipe", "hashpipe/cas", "verifier", "verifier/dsse", "verifier/tree", "verifier/pattern", "verifier/tlog", "verifier/sigstore", "capstore",
 		"rebuild", "rebuild/sandbox", "rebuild/engine/slurm", "rebuild/oci", "rebuild/fetch", "rebuild/lock", "rebuild/lint", "rebuild/compare", "rebuild/record", "fs",
-		"cmd/clawfs/internal/config", "cmd/clawfs/internal/control", "cmd/clawfs/internal/signer", "cmd/clawfs/internal/witness", "cmd/clawfs/internal/translog", "cmd/clawfs/internal/translog/logserver",
+		"cmd/clawfs/internal/bundle", "cmd/clawfs/internal/config", "cmd/clawfs/internal/control", "cmd/clawfs/internal/registry",
+		"cmd/clawfs/internal/signer", "cmd/clawfs/internal/witness", "cmd/clawfs/internal/translog", "cmd/clawfs/internal/translog/logserver",
 	},
+	"cmd/clawfs/internal/bundle":             {},
 	"cmd/clawfs/internal/config":             {"hashpipe", "verifier", "verifier/dsse", "capstore"},
 	"cmd/clawfs/internal/control":            {"hashpipe", "verifier/dsse", "capstore"},
+	"cmd/clawfs/internal/registry":           {"hashpipe", "verifier", "verifier/dsse", "verifier/tlog", "capstore", "rebuild/oci", "rebuild/record"},
 	"cmd/clawfs/internal/signer":             {"verifier/dsse"},
 	"cmd/clawfs/internal/witness":            {"hashpipe", "verifier/dsse", "verifier/tlog", "cmd/clawfs/internal/config", "cmd/clawfs/internal/control"},
 	"cmd/clawfs/internal/translog":           {"hashpipe", "verifier", "verifier/dsse", "verifier/tlog", "capstore"},

@@ -34,6 +34,7 @@ func (d *daemon) handler() http.Handler {
 	reply(mux, "GET /v1/revocations", func(*http.Request) (any, error) { return d.revocations(), nil })
 	reply(mux, "GET /v1/jobs/{id}/record", d.jobRecord)
 	reply(mux, "POST /v1/revocations", func(r *http.Request) (any, error) { return d.revoke(r) })
+	reply(mux, "POST /v1/records", func(r *http.Request) (any, error) { return d.submitRecord(r) })
 	mux.HandleFunc("GET /v1/view", d.streamView)
 	reply(mux, "GET /v1/mounts", func(*http.Request) (any, error) { return d.mounts.list(), nil })
 	reply(mux, "POST /v1/mounts", func(r *http.Request) (any, error) { return d.mount(r) })

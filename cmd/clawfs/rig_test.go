@@ -256,6 +256,12 @@ func (r *rig) huge(name string, size int64) {
 // is admitted.
 func (r *rig) capability(subjects []capstore.Subject, bases ...hashpipe.Digest) []byte {
 	r.t.Helper()
+	return r.delegable(subjects, nil, bases...)
+}
+
+// delegable is capability of one that keys may hand on.
+func (r *rig) delegable(subjects []capstore.Subject, to []dsse.KeyID, bases ...hashpipe.Digest) []byte {
+	r.t.Helper()
 	text, err := config.ReadSecret(r.state.MintKey())
 	if err != nil {
 		r.t.Fatal(err)
@@ -277,6 +283,7 @@ func (r *rig) capability(subjects []capstore.Subject, bases ...hashpipe.Digest) 
 		Minter:      capstore.Minter{KeyID: mint.Public().ID()},
 		Platform:    capstore.Platform{OS: "linux", Arch: "amd64", Accelerator: "none"},
 		Bases:       bases,
+		Delegate:    to,
 		NotBefore:   now.Add(-time.Minute), NotAfter: now.Add(time.Hour),
 	}).Payload()
 	if err != nil {

@@ -6,6 +6,7 @@ import "github.com/spf13/cobra"
 // for --help.
 var verbs = []func(*app) *cobra.Command{
 	newBuildRunCommand,
+	newBundleCommand,
 	newCapsCommand,
 	newDaemonCommand,
 	newGrantCommand,
@@ -22,8 +23,11 @@ var verbs = []func(*app) *cobra.Command{
 	newMountProcessCommand,
 	newPolicyCommand,
 	newPublisherCommand,
+	newPullCommand,
+	newPushCommand,
 	newRecordCommand,
 	newRevokeCommand,
+	newSearchCommand,
 	newStatusCommand,
 	newUmountCommand,
 	newValidateCommand,

@@ -18,8 +18,8 @@ import (
 	"github.com/openclaw/clawfs/hashpipe"
 )
 
-// errAbsent is in the error of a place that does not have a blob.
-var errAbsent = errors.New("is not there")
+// ErrAbsent is in the error of a place that does not have a blob or a tag.
+var ErrAbsent = errors.New("is not there")
 
 // place is where blobs come from. Nothing that it returns is verified.
 type place interface {
@@ -99,7 +99,7 @@ type layoutPlace string
 func (l layoutPlace) open(_ context.Context, b blobName, offset int64) (io.ReadCloser, int64, error) {
 	f, size, err := openBlob(string(l), b.digest)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil, 0, fmt.Errorf("blob %v %w: %w", b.digest, errAbsent, err)
+		return nil, 0, fmt.Errorf("blob %v %w: %w", b.digest, ErrAbsent, err)
 	}
 	if err != nil {
 		return nil, 0, err
@@ -205,7 +205,7 @@ func scanArchive(f *os.File) (*archivePlace, error) {
 func (a *archivePlace) open(_ context.Context, b blobName, offset int64) (io.ReadCloser, int64, error) {
 	s, ok := a.blobs[b.digest]
 	if !ok {
-		return nil, 0, fmt.Errorf("blob %v %w", b.digest, errAbsent)
+		return nil, 0, fmt.Errorf("blob %v %w", b.digest, ErrAbsent)
 	}
 	if err := checkSize(b, s.size); err != nil {
 		return nil, 0, err

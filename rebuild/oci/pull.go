@@ -13,12 +13,9 @@ import (
 	"time"
 
 	"github.com/go-json-experiment/json"
-	digest "github.com/opencontainers/go-digest"
-	specs "github.com/opencontainers/image-spec/specs-go"
-	v1 "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/sys/unix"
-
 	"github.com/openclaw/clawfs/hashpipe"
+	digest "github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 var (
@@ -253,7 +250,7 @@ func (p *pull) pinned(ctx context.Context, want hashpipe.Digest) error {
 // explain says what the location's name leads to in place of a manifest that is
 // not there. It is for people: none of it is verified.
 func (p *pull) explain(ctx context.Context, want hashpipe.Digest, cause error) error {
-	if !errors.Is(cause, errAbsent) {
+	if !errors.Is(cause, ErrAbsent) {
 		return cause
 	}
 	text, err := p.place.top(ctx)
@@ -365,28 +362,15 @@ func isIndex(mediaType string) bool {
 // record adds a line for an image to the layout's index.json, one writer at a
 // time.
 func record(layout string, desc v1.Descriptor) error {
-	dir, err := os.Open(layout)
-	if err != nil {
-		return err
-	}
-	defer dir.Close() // and with it the lock
-	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX); err != nil {
-		return fmt.Errorf("locking %s: %w", layout, err)
-	}
-	index, err := readIndex(layout)
-	if errors.Is(err, os.ErrNotExist) {
-		index, err = v1.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: v1.MediaTypeImageIndex}, nil
-	}
-	if err != nil {
-		return err
-	}
-	for _, m := range index.Manifests {
-		if m.Digest == desc.Digest {
-			return nil
+	return withIndex(layout, func(index v1.Index) error {
+		for _, m := range index.Manifests {
+			if m.Digest == desc.Digest {
+				return nil
+			}
 		}
-	}
-	_, err = writeIndex(layout, index, desc)
-	return err
+		_, err := writeIndex(layout, index, desc)
+		return err
+	})
 }
 
 // redact keeps what a person put before an "@" of a host out of logs.

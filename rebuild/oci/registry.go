@@ -143,7 +143,7 @@ func (p *registryPlace) get(ctx context.Context, path, accept string, b blobName
 	resp, err := p.do(ctx, path, accept, offset)
 	dog.timer.Stop()
 	if err != nil {
-		err = dog.reach(err)
+		err = answered(ctx, err)
 		cancel(nil)
 		return nil, 0, err
 	}
@@ -197,7 +197,7 @@ func judge(resp *http.Response, b blobName, offset int64) (at int64, err error) 
 	case http.StatusRequestedRangeNotSatisfiable:
 		return 0, fmt.Errorf("the registry has no byte %d, the descriptor says %d bytes: %w", offset, b.size, ErrOtherBytes)
 	case http.StatusNotFound:
-		return 0, fmt.Errorf("the registry answers %q%s: %w", resp.Status, problem(resp.Body), errAbsent)
+		return 0, fmt.Errorf("the registry answers %q%s: %w", resp.Status, problem(resp.Body), ErrAbsent)
 	case http.StatusUnauthorized, http.StatusForbidden:
 		return 0, fmt.Errorf("the registry answers %q%s: it wants other credentials; next: docker login %s, and name the configuration file", resp.Status, problem(resp.Body), resp.Request.URL.Host)
 	case http.StatusRequestTimeout, http.StatusTooManyRequests:
@@ -233,9 +233,9 @@ type watchdog struct {
 	limit  time.Duration
 }
 
-// reach says whether a failed request may do better another time.
-func (d *watchdog) reach(err error) error {
-	if cause := context.Cause(d.ctx); cause != nil {
+// answered says whether a failed request may do better another time.
+func answered(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); cause != nil {
 		return cause
 	}
 	var cert *tls.CertificateVerificationError

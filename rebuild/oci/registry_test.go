@@ -1,7 +1,6 @@
 package oci
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -10,13 +9,9 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strings"
-	"syscall"
 	"testing"
-	"time"
 
 	"github.com/google/go-containerregistry/pkg/registry"
 	"golang.org/x/crypto/bcrypt"
@@ -26,6 +21,7 @@ import (
 	"oras.land/oras-go/v2/registry/remote/auth"
 
 	"github.com/openclaw/clawfs/hashpipe"
+	"github.com/openclaw/clawfs/rebuild/oci/ocitest"
 )
 
 // inProcess runs a registry in this process and returns its address.
@@ -40,49 +36,8 @@ func inProcess(t testing.TB) string {
 // address. more is added to its configuration.
 func distribution(t testing.TB, more string) string {
 	t.Helper()
-	program, err := filepath.Abs("../../build/servers/usr/bin/docker-registry")
-	if err == nil {
-		_, err = os.Stat(program)
-	}
-	if err != nil {
-		t.Fatalf("the registry of Debian is missing: make servers (%v)", err)
-	}
-	dir := t.TempDir()
-	config := filepath.Join(dir, "config.yml")
-	text := fmt.Sprintf("version: 0.1\nlog: {level: info}\nstorage: {filesystem: {rootdirectory: %s}}\nhttp: {addr: '127.0.0.1:0'}\n%s", filepath.Join(dir, "data"), more)
-	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command(program, "serve", config)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	out, err := cmd.StderrPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
-	addr := make(chan string, 1)
-	go func() {
-		listening := regexp.MustCompile(`listening on (127\.0\.0\.1:\d+)`)
-		for lines := bufio.NewScanner(out); lines.Scan(); {
-			if m := listening.FindStringSubmatch(lines.Text()); m != nil {
-				addr <- m[1]
-			}
-		}
-		close(addr)
-	}()
-	select {
-	case a, ok := <-addr:
-		if !ok {
-			t.Fatal("the registry ended before it listened")
-		}
-		return a
-	case <-time.After(30 * time.Second):
-		t.Fatal("the registry does not listen")
-	}
-	return ""
+	addr, _ := ocitest.Distribution(t, more)
+	return addr
 }
 
 // push copies what a layout has under a name to a registry, by another

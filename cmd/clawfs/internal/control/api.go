@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -31,6 +32,7 @@ import (
 //	GET    /v1/capabilities        []Capability
 //	GET    /v1/revocations         []Revocation
 //	POST   /v1/revocations         Envelope -> Revocation
+//	POST   /v1/records             RecordSubmission -> RecordAnswer
 //	GET    /v1/view                stream of ViewLine
 //	GET    /v1/mounts              []Mount
 //	POST   /v1/mounts              MountRequest -> Mount
@@ -52,6 +54,28 @@ type Priority struct {
 type Envelope struct {
 	Envelope []byte `json:"envelope"`
 }
+
+// RecordSubmission hands over a record that was published elsewhere. It grants
+// nothing that its signatures do not.
+type RecordSubmission struct {
+	Kind     string `json:"kind"` // a registry.Kind; what the envelope says is compared with it
+	Envelope []byte `json:"envelope"`
+}
+
+// RecordAnswer is what became of a record that was not refused.
+type RecordAnswer struct {
+	Kind    string          `json:"kind"`
+	ID      hashpipe.Digest `json:"id"`
+	Outcome string          `json:"outcome"`         // one of the outcomes below
+	Reason  string          `json:"reason,omitzero"` // of RecordSkipped, and of a list that is not newer than the one in force
+}
+
+// The outcomes of a RecordSubmission.
+const (
+	RecordAdmitted = "admitted" // it is in force, on stable storage
+	RecordKnown    = "known"    // it, or a newer list, was already
+	RecordSkipped  = "skipped"  // a capability of a mint that is not pinned here: nobody's fault, and nothing was kept
+)
 
 // Status is what the daemon knows of itself.
 type Status struct {
@@ -290,6 +314,34 @@ func (c *Client) Revocations(ctx context.Context) (l []Revocation, err error) {
 // Revoke returns after the revocation is on stable storage.
 func (c *Client) Revoke(ctx context.Context, envelope []byte) (r Revocation, err error) {
 	return r, c.do(ctx, http.MethodPost, "/v1/revocations", Envelope{envelope}, &r)
+}
+
+// SubmitRecord returns after the record is on stable storage. A record that the
+// daemon refuses is an *Error with status 403.
+func (c *Client) SubmitRecord(ctx context.Context, r RecordSubmission) (a RecordAnswer, err error) {
+	return a, c.do(ctx, http.MethodPost, "/v1/records", r, &a)
+}
+
+// Records returns the records that the daemon holds now, revocations first.
+func (c *Client) Records(ctx context.Context) (l []capstore.Record, err error) {
+	whole := errors.New("whole")
+	err = c.View(ctx, func(v ViewLine) error {
+		switch v.Kind {
+		case LineHeartbeat:
+		case LineSnapshot:
+			return whole
+		default:
+			l = append(l, capstore.Record(v))
+		}
+		return nil
+	})
+	switch {
+	case errors.Is(err, whole):
+		return l, nil
+	case err == nil:
+		err = errors.New("the daemon's stream ended before it was whole")
+	}
+	return nil, err
 }
 
 // View hands each line of the view stream to each, until the stream breaks or
