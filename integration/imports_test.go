@@ -21,12 +21,13 @@ var allowed = map[string][]string{
 	"hashpipe":     {},
 	"hashpipe/cas": {"hashpipe"},
 
-	"verifier/dsse":     {"hashpipe"},
-	"verifier/tree":     {"hashpipe"},
-	"verifier/tlog":     {"hashpipe", "verifier/dsse"},
-	"verifier/pattern":  {},
-	"verifier":          {"hashpipe", "verifier/dsse", "verifier/tree", "verifier/tlog", "verifier/pattern"},
-	"verifier/sigstore": {"hashpipe", "verifier/dsse", "verifier/tlog"},
+	"verifier/dsse":       {"hashpipe"},
+	"verifier/tree":       {"hashpipe"},
+	"verifier/tlog":       {"hashpipe", "verifier/dsse"},
+	"verifier/pattern":    {},
+	"verifier":            {"hashpipe", "verifier/dsse", "verifier/tree", "verifier/tlog", "verifier/pattern"},
+	"verifier/sigstore":   {"hashpipe", "verifier/dsse", "verifier/tlog"},
+	"verifier/tlog/tiles": {"verifier/tlog"},
 
 	"capstore": {"hashpipe", "verifier/dsse", "verifier/pattern"},
 
@@ -73,7 +74,7 @@ var only = map[string][]string{
 	"golang.org/x/crypto/":                   {"verifier/dsse", "cmd/clawfs/internal/signer"},
 	"oras.land/":                             {"rebuild/oci"},
 	"github.com/google/":                     {}, // a registry in tests
-	"golang.org/x/mod/":                      {"verifier/tlog"},
+	"golang.org/x/mod/":                      {"verifier/tlog", "verifier/tlog/tiles"},
 	"github.com/transparency-dev/":           {}, // an oracle in tests
 	"crypto/ed25519":                         {"verifier/dsse"},
 	"crypto/ecdsa":                           {"verifier/dsse"},
