@@ -21,13 +21,14 @@ var allowed = map[string][]string{
 	"hashpipe":     {},
 	"hashpipe/cas": {"hashpipe"},
 
-	"verifier/dsse":       {"hashpipe"},
-	"verifier/tree":       {"hashpipe"},
-	"verifier/tlog":       {"hashpipe", "verifier/dsse"},
-	"verifier/pattern":    {},
-	"verifier":            {"hashpipe", "verifier/dsse", "verifier/tree", "verifier/tlog", "verifier/pattern"},
-	"verifier/sigstore":   {"hashpipe", "verifier/dsse", "verifier/tlog"},
-	"verifier/tlog/tiles": {"verifier/tlog"},
+	"verifier/dsse":          {"hashpipe"},
+	"verifier/tree":          {"hashpipe"},
+	"verifier/tlog":          {"hashpipe", "verifier/dsse"},
+	"verifier/pattern":       {},
+	"verifier":               {"hashpipe", "verifier/dsse", "verifier/tree", "verifier/tlog", "verifier/pattern"},
+	"verifier/sigstore":      {"hashpipe", "verifier/dsse", "verifier/tlog"},
+	"verifier/tlog/tiles":    {"verifier/tlog"},
+	"verifier/tlog/tlogtest": {"verifier/tlog", "verifier/tlog/tiles"},
 
 	"capstore": {"hashpipe", "verifier/dsse", "verifier/pattern"},
 
@@ -74,9 +75,9 @@ var only = map[string][]string{
 	"golang.org/x/crypto/":                   {"verifier/dsse", "cmd/clawfs/internal/signer"},
 	"oras.land/":                             {"rebuild/oci"},
 	"github.com/google/":                     {}, // a registry in tests
-	"golang.org/x/mod/":                      {"verifier/tlog", "verifier/tlog/tiles"},
+	"golang.org/x/mod/":                      {"verifier/tlog", "verifier/tlog/tiles", "verifier/tlog/tlogtest"},
 	"github.com/transparency-dev/":           {}, // an oracle in tests
-	"crypto/ed25519":                         {"verifier/dsse"},
+	"crypto/ed25519":                         {"verifier/dsse", "verifier/tlog/tlogtest"},
 	"crypto/ecdsa":                           {"verifier/dsse"},
 	"encoding/json":                          {}, // last duplicate wins, case variants match: never
 }
