@@ -51,12 +51,13 @@ var allowed = map[string][]string{
 	"fs": {"hashpipe", "hashpipe/cas", "verifier/dsse", "capstore"},
 
 	"cmd/clawfs": {
-		"hashpipe", "hashpipe/cas", "verifier", "verifier/dsse", "verifier/tree", "verifier/pattern", "verifier/tlog", "verifier/sigstore", "capstore",
+		"hashpipe", "hashpipe/cas", "verifier", "verifier/dsse", "verifier/tree", "verifier/pattern", "verifier/tlog", "verifier/tlog/tiles", "verifier/sigstore", "capstore",
 		"rebuild", "rebuild/sandbox", "rebuild/engine/slurm", "rebuild/oci", "rebuild/fetch", "rebuild/lock", "rebuild/lint", "rebuild/compare", "rebuild/record", "fs",
-		"cmd/clawfs/internal/config", "cmd/clawfs/internal/control", "cmd/clawfs/internal/signer", "cmd/clawfs/internal/witness",
+		"cmd/clawfs/internal/config", "cmd/clawfs/internal/control", "cmd/clawfs/internal/memory", "cmd/clawfs/internal/signer", "cmd/clawfs/internal/witness",
 	},
 	"cmd/clawfs/internal/config":  {"hashpipe", "verifier", "verifier/dsse", "capstore"},
 	"cmd/clawfs/internal/control": {"hashpipe", "verifier/dsse", "capstore"},
+	"cmd/clawfs/internal/memory":  {"hashpipe", "verifier/tlog", "cmd/clawfs/internal/config"},
 	"cmd/clawfs/internal/signer":  {"verifier/dsse"},
 	"cmd/clawfs/internal/witness": {"hashpipe", "verifier/dsse", "verifier/tlog", "cmd/clawfs/internal/config", "cmd/clawfs/internal/control"},
 
