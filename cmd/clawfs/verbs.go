@@ -17,6 +17,7 @@ var verbs = []func(*app) *cobra.Command{
 	newLedgerCommand,
 	newLsCommand,
 	newManCommand,
+	newMemoryCommand,
 	newMountCommand,
 	newMountProcessCommand,
 	newPolicyCommand,

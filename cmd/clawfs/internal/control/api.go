@@ -38,9 +38,13 @@ import (
 
 // Submission asks for the rebuild of a signed build attestation.
 type Submission struct {
-	SBA       []byte             `json:"sba"` // the envelope as it was published
-	Locations capstore.Locations `json:"locations"`
-	Priority  int                `json:"priority,omitzero"`
+	SBA []byte `json:"sba"` // the envelope as it was published
+	// Proof is its log proof; nil: none. Consistency connects the proof's
+	// checkpoint with the newest one that the daemon has seen, where they differ.
+	Proof       []byte             `json:"proof,omitzero"`
+	Consistency []byte             `json:"consistency,omitzero"`
+	Locations   capstore.Locations `json:"locations"`
+	Priority    int                `json:"priority,omitzero"`
 }
 
 // Priority asks for another place of a pending job.
@@ -109,6 +113,9 @@ type Capability struct {
 	Files        []File          `json:"files"`
 	Bases        []Base          `json:"bases,omitempty"`
 	Revoked      *Revocation     `json:"revoked,omitempty"`
+
+	// Logged is where the SBA lay when its job was submitted, by the job's row.
+	Logged capstore.Logged `json:"logged,omitzero"`
 }
 
 // Conflict is what another operator got from the same attestation.
