@@ -29,7 +29,7 @@ revoked itself. --files shows each file that a capability opens, with its full
 SHA-256.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			caps, err := a.client().Capabilities(c.Context())
+			caps, err := a.client().LoggedCapabilities(c.Context())
 			if err != nil {
 				return a.answered(err)
 			}

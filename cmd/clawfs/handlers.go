@@ -33,7 +33,12 @@ func (d *daemon) handler() http.Handler {
 	mux.HandleFunc("GET /v1/jobs/{id}/events", func(w http.ResponseWriter, r *http.Request) {
 		d.copyJobFile(w, r, rebuild.EventFile, "application/x-ndjson")
 	})
-	reply(mux, "GET /v1/capabilities", func(*http.Request) (any, error) { return d.loggedCapabilities(time.Now()) })
+	reply(mux, "GET /v1/capabilities", func(r *http.Request) (any, error) {
+		if r.FormValue("logged") == "1" {
+			return d.loggedCapabilities(time.Now())
+		}
+		return d.capabilities(time.Now()), nil
+	})
 	reply(mux, "GET /v1/revocations", func(*http.Request) (any, error) { return d.revocations(), nil })
 	reply(mux, "GET /v1/jobs/{id}/record", d.jobRecord)
 	reply(mux, "POST /v1/revocations", func(r *http.Request) (any, error) { return d.revoke(r) })
@@ -123,6 +128,9 @@ func (d *daemon) see(policy *verifier.Policy, att verifier.Attestation, consiste
 		d.log.Error("LOG FORK: the log signed two trees", "log", c.Origin(), "size", c.Size(), "root", c.Root().String(), "error", err)
 	default:
 		d.log.Warn("log proof refused", "log", c.Origin(), "size", c.Size(), "error", err)
+	}
+	if r == nil {
+		return err // nothing was found out about the log
 	}
 	err = seenRefusal(policy, att, err, "FILE.sba")
 	return answerError(http.StatusForbidden, exitCode(refusal("attestation", err)), err)

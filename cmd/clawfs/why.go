@@ -182,7 +182,7 @@ func (a *app) loggedAt(ctx context.Context, capability string) capstore.Logged {
 	}
 	ctx, cancel := context.WithTimeout(ctx, loggedPatience)
 	defer cancel()
-	list, err := a.client().Capabilities(ctx)
+	list, err := a.client().LoggedCapabilities(ctx)
 	if err != nil {
 		return capstore.Logged{}
 	}

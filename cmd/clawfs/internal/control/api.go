@@ -28,7 +28,7 @@ import (
 //	GET    /v1/jobs/{id}/log       text; ?follow=1 until the job has ended
 //	GET    /v1/jobs/{id}/record    Envelope
 //	GET    /v1/jobs/{id}/events    lines of the worker's progress; ?follow=1
-//	GET    /v1/capabilities        []Capability
+//	GET    /v1/capabilities        []Capability; ?logged=1 with Logged
 //	GET    /v1/revocations         []Revocation
 //	POST   /v1/revocations         Envelope -> Revocation
 //	GET    /v1/view                stream of ViewLine
@@ -114,7 +114,7 @@ type Capability struct {
 	Bases        []Base          `json:"bases,omitempty"`
 	Revoked      *Revocation     `json:"revoked,omitempty"`
 
-	// Logged is where the SBA lay when its job was submitted, by the job's row.
+	// Logged is where the SBA lies, by the job's row, if that was asked for.
 	Logged capstore.Logged `json:"logged,omitzero"`
 }
 
@@ -288,6 +288,12 @@ func followQuery(follow bool) string {
 
 func (c *Client) Capabilities(ctx context.Context) (l []Capability, err error) {
 	return l, c.do(ctx, http.MethodGet, "/v1/capabilities", nil, &l)
+}
+
+// LoggedCapabilities is Capabilities with Logged, for which the daemon reads the
+// rows of all jobs.
+func (c *Client) LoggedCapabilities(ctx context.Context) (l []Capability, err error) {
+	return l, c.do(ctx, http.MethodGet, "/v1/capabilities?logged=1", nil, &l)
 }
 
 func (c *Client) Revocations(ctx context.Context) (l []Revocation, err error) {

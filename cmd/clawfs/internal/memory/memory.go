@@ -132,7 +132,9 @@ func (d Dir) See(c tlog.Checkpoint, proof tlog.Consistency) error {
 		return err
 	}
 	seen, refused := Compare(old, c, proof)
-	if text := seen.Encode(); !bytes.Equal(text, old.Encode()) {
+	if text := seen.Encode(); len(text) > tlog.MaxMemory {
+		return errors.Join(refused, fmt.Errorf("memory: %s: expected at most %d bytes, got %d", d.path(logsName), tlog.MaxMemory, len(text)))
+	} else if !bytes.Equal(text, old.Encode()) {
 		if err := d.write(logsName, text); err != nil {
 			return errors.Join(refused, err)
 		}
