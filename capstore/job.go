@@ -101,6 +101,7 @@ type Locations struct {
 type Job struct {
 	ID         string          `json:"id"` // assigned by AddJob: 10 characters of a-z and 2-7
 	SBA        hashpipe.Digest `json:"sba"`
+	Logged     Logged          `json:"logged,omitzero"` // where the attestation was shown to lie
 	Model      string          `json:"model"`
 	Version    string          `json:"version"`
 	State      JobState        `json:"state"`
@@ -118,6 +119,29 @@ type Job struct {
 	NotBefore  time.Time       `json:"notBefore,omitzero"`  // with Waits; Reason says why
 	Capability hashpipe.Digest `json:"capability,omitzero"` // of a minted job
 	Log        string          `json:"log,omitzero"`        // the log's last lines, or its path
+}
+
+// Logged is an entry of a transparency log. The zero Logged is none.
+type Logged struct {
+	Origin string `json:"origin"` // the log's name
+	Index  int64  `json:"index"`  // of the entry, from 0
+	Size   int64  `json:"size"`   // of the log at the checkpoint that was verified
+}
+
+// IsZero reports whether l is no entry.
+func (l Logged) IsZero() bool { return l == Logged{} }
+
+func (l Logged) check() error {
+	if l.IsZero() {
+		return nil
+	}
+	if err := checkText("log origin", l.Origin, 255); err != nil {
+		return err
+	}
+	if l.Index < 0 || l.Index >= l.Size {
+		return fmt.Errorf("log index %d of %d entries", l.Index, l.Size)
+	}
+	return nil
 }
 
 // printable makes the texts of a job storable and fit to be shown: valid UTF-8
@@ -166,6 +190,9 @@ func (j Job) check() error {
 		return err
 	}
 	if err := checkText("version", j.Version, 128); err != nil {
+		return err
+	}
+	if err := j.Logged.check(); err != nil {
 		return err
 	}
 	if j.CreatedAt.IsZero() {

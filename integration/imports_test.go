@@ -21,12 +21,14 @@ var allowed = map[string][]string{
 	"hashpipe":     {},
 	"hashpipe/cas": {"hashpipe"},
 
-	"verifier/dsse":     {"hashpipe"},
-	"verifier/tree":     {"hashpipe"},
-	"verifier/tlog":     {"hashpipe", "verifier/dsse"},
-	"verifier/pattern":  {},
-	"verifier":          {"hashpipe", "verifier/dsse", "verifier/tree", "verifier/tlog", "verifier/pattern"},
-	"verifier/sigstore": {"hashpipe", "verifier/dsse", "verifier/tlog"},
+	"verifier/dsse":          {"hashpipe"},
+	"verifier/tree":          {"hashpipe"},
+	"verifier/tlog":          {"hashpipe", "verifier/dsse"},
+	"verifier/pattern":       {},
+	"verifier":               {"hashpipe", "verifier/dsse", "verifier/tree", "verifier/tlog", "verifier/pattern"},
+	"verifier/sigstore":      {"hashpipe", "verifier/dsse", "verifier/tlog"},
+	"verifier/tlog/tiles":    {"verifier/tlog"},
+	"verifier/tlog/tlogtest": {"verifier/tlog", "verifier/tlog/tiles"},
 
 	"capstore": {"hashpipe", "verifier/dsse", "verifier/pattern"},
 
@@ -50,9 +52,9 @@ var allowed = map[string][]string{
 	"fs": {"hashpipe", "hashpipe/cas", "verifier/dsse", "capstore"},
 
 	"cmd/clawfs": {
-		"hashpipe", "hashpipe/cas", "verifier", "verifier/dsse", "verifier/tree", "verifier/pattern", "verifier/tlog", "verifier/sigstore", "capstore",
+		"hashpipe", "hashpipe/cas", "verifier", "verifier/dsse", "verifier/tree", "verifier/pattern", "verifier/tlog", "verifier/tlog/tiles", "verifier/sigstore", "capstore",
 		"rebuild", "rebuild/sandbox", "rebuild/engine/slurm", "rebuild/oci", "rebuild/fetch", "rebuild/lock", "rebuild/lint", "rebuild/compare", "rebuild/record", "fs",
-		"cmd/clawfs/internal/bundle", "cmd/clawfs/internal/config", "cmd/clawfs/internal/control", "cmd/clawfs/internal/registry",
+		"cmd/clawfs/internal/bundle", "cmd/clawfs/internal/config", "cmd/clawfs/internal/control", "cmd/clawfs/internal/registry", "cmd/clawfs/internal/memory",
 		"cmd/clawfs/internal/signer", "cmd/clawfs/internal/witness", "cmd/clawfs/internal/translog", "cmd/clawfs/internal/translog/logserver",
 	},
 	"cmd/clawfs/internal/bundle":             {},
@@ -63,6 +65,7 @@ var allowed = map[string][]string{
 	"cmd/clawfs/internal/witness":            {"hashpipe", "verifier/dsse", "verifier/tlog", "cmd/clawfs/internal/config", "cmd/clawfs/internal/control"},
 	"cmd/clawfs/internal/translog":           {"hashpipe", "verifier", "verifier/dsse", "verifier/tlog", "capstore"},
 	"cmd/clawfs/internal/translog/logserver": {"verifier", "verifier/dsse", "verifier/tlog", "capstore", "cmd/clawfs/internal/config", "cmd/clawfs/internal/control", "cmd/clawfs/internal/translog"},
+	"cmd/clawfs/internal/memory":             {"hashpipe", "verifier/tlog", "cmd/clawfs/internal/config"},
 
 	"integration": {},
 }
@@ -79,12 +82,12 @@ var only = map[string][]string{
 	"golang.org/x/crypto/":                   {"verifier/dsse", "cmd/clawfs/internal/signer"},
 	"oras.land/":                             {"rebuild/oci"},
 	"github.com/google/":                     {}, // a registry in tests
-	"golang.org/x/mod/":                      {"verifier/tlog", "cmd/clawfs/internal/translog", "cmd/clawfs/internal/translog/logserver"},
+	"golang.org/x/mod/":                      {"verifier/tlog", "verifier/tlog/tiles", "verifier/tlog/tlogtest", "cmd/clawfs/internal/translog", "cmd/clawfs/internal/translog/logserver"},
 	"github.com/transparency-dev/tessera/":   {"cmd/clawfs/internal/translog/logserver"},
 	"github.com/transparency-dev/formats/":   {}, // an oracle in tests
 	"github.com/transparency-dev/merkle/":    {},
 	"k8s.io/klog/":                           {"cmd/clawfs/internal/translog/logserver"},
-	"crypto/ed25519":                         {"verifier/dsse"},
+	"crypto/ed25519":                         {"verifier/dsse", "verifier/tlog/tlogtest"},
 	"crypto/ecdsa":                           {"verifier/dsse"},
 	"encoding/json":                          {}, // last duplicate wins, case variants match: never
 }

@@ -99,7 +99,7 @@ func crashWorker(dir string) error {
 		return err
 	}
 	defer unlock()
-	job, envelope, err := readJob(dir)
+	job, envelope, _, err := readJob(dir)
 	if err != nil {
 		return err
 	}

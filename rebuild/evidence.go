@@ -9,7 +9,6 @@ import (
 	"github.com/openclaw/clawfs/capstore"
 	"github.com/openclaw/clawfs/rebuild/record"
 	"github.com/openclaw/clawfs/rebuild/sandbox"
-	"github.com/openclaw/clawfs/verifier"
 )
 
 // evidence is what a build was, for the record.
@@ -43,13 +42,13 @@ func machine(executor string) record.Machine {
 // that cannot sign a failure says so in its log and answers all the same: that
 // a build failed is true without a signature. A capability without provenance
 // is not handed out.
-func (c JobConfig) record(job jobFile, l verifier.Ledger, r Result, builds []record.Build) ([]byte, error) {
-	if l.IsZero() {
+func (c JobConfig) record(job jobFile, e earned, r Result) ([]byte, error) {
+	if e.ledger.IsZero() {
 		return nil, nil
 	}
 	j := record.Job{
-		ID: job.ID, Ledger: l, StartedAt: r.StartedAt, FinishedAt: r.FinishedAt, Program: c.Program,
-		Machine: machine(c.Executor.String()), Builds: builds,
+		ID: job.ID, Ledger: e.ledger, Logged: e.logged, StartedAt: r.StartedAt, FinishedAt: r.FinishedAt, Program: c.Program,
+		Machine: machine(c.Executor.String()), Builds: e.builds,
 	}
 	var rec record.Record
 	var err error

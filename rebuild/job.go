@@ -27,11 +27,12 @@ func NewMintKey(path string) (dsse.PublicKey, error) { return mint.Generate(path
 
 // Files of a job directory.
 const (
-	SBAFile    = "sba.json"      // the envelope, as submitted
-	JobFile    = "job.json"      // what the queue tells the worker
-	ResultFile = "result.json"   // the worker's answer; written once, whole or not at all
-	LogFile    = "log"           // text, escaped, bounded
-	EventFile  = "events.ndjson" // one Event a line
+	SBAFile    = "sba.json"                        // the envelope, as submitted
+	ProofFile  = "sba.json" + verifier.ProofSuffix // the log proof that came with it, if one did
+	JobFile    = "job.json"                        // what the queue tells the worker
+	ResultFile = "result.json"                     // the worker's answer; written once, whole or not at all
+	LogFile    = "log"                             // text, escaped, bounded
+	EventFile  = "events.ndjson"                   // one Event a line
 )
 
 // JobConfig is what a worker process knows beside its job directory. All
@@ -88,7 +89,7 @@ func RunJob(ctx context.Context, c JobConfig) (Result, error) {
 		return Result{}, fmt.Errorf("running a job: %w", err)
 	}
 	defer unlock()
-	job, envelope, err := readJob(c.Dir)
+	job, envelope, proof, err := readJob(c.Dir)
 	if err != nil {
 		return Result{}, fmt.Errorf("running a job: %w", err)
 	}
@@ -97,7 +98,7 @@ func RunJob(ctx context.Context, c JobConfig) (Result, error) {
 	} else if !errors.Is(err, os.ErrNotExist) {
 		return Result{}, fmt.Errorf("job %s: %w", job.ID, err)
 	}
-	r, err := c.run(ctx, job, envelope)
+	r, err := c.run(ctx, job, envelope, proof)
 	if err != nil {
 		return Result{}, fmt.Errorf("job %s: %w", job.ID, err)
 	}
@@ -105,7 +106,7 @@ func RunJob(ctx context.Context, c JobConfig) (Result, error) {
 }
 
 // run clears what an earlier attempt left, works, and writes the answer last.
-func (c JobConfig) run(ctx context.Context, job jobFile, envelope []byte) (Result, error) {
+func (c JobConfig) run(ctx context.Context, job jobFile, envelope, proof []byte) (Result, error) {
 	log, err := openLog(c, job)
 	if err != nil {
 		return Result{}, err
@@ -124,7 +125,7 @@ func (c JobConfig) run(ctx context.Context, job jobFile, envelope []byte) (Resul
 	began := time.Now()
 	r := Result{Job: job.ID, SBA: job.SBA, StartedAt: began.UTC()}
 	var e earned
-	r.Capability, e, err = c.earn(ctx, job, envelope, work, log)
+	r.Capability, e, err = c.earn(ctx, job, envelope, proof, work, log)
 	var f *Failure
 	switch {
 	case errors.As(err, &f):
@@ -137,10 +138,10 @@ func (c JobConfig) run(ctx context.Context, job jobFile, envelope []byte) (Resul
 	}
 	// By the clock that nobody sets: a job cannot end before it began.
 	r.FinishedAt = began.Add(time.Since(began)).UTC()
-	r.Record, err = c.record(job, e.ledger, r, e.builds)
+	r.Record, err = c.record(job, e, r)
 	if r.Verdict.Granted() && errors.As(err, &f) {
 		r.Verdict, r.Reason, r.Capability = f.Verdict, f.Detail, nil
-		r.Record, err = c.record(job, e.ledger, r, e.builds)
+		r.Record, err = c.record(job, e, r)
 	}
 	if err != nil && r.Verdict.Granted() {
 		return Result{}, log.trouble(err)
@@ -160,21 +161,22 @@ func (c JobConfig) run(ctx context.Context, job jobFile, envelope []byte) (Resul
 // earned is what a job came to know on the way to its answer, as far as it got.
 type earned struct {
 	ledger verifier.Ledger // of an attestation that was believed
+	logged capstore.Logged // where it lies
 	builds []record.Build  // that ran to their end
 }
 
 // earn verifies, rebuilds and mints. The mint key is read at the very end:
 // while a build runs, this process does not have it.
-func (c JobConfig) earn(ctx context.Context, job jobFile, envelope []byte, work string, log *jobLog) (_ []byte, e earned, _ error) {
+func (c JobConfig) earn(ctx context.Context, job jobFile, envelope, proof []byte, work string, log *jobLog) (_ []byte, e earned, _ error) {
 	log.event(Event{Time: time.Now().UTC(), Phase: PhaseVerify, Message: "attestation " + job.SBA.String()})
-	att, err := believe(c.Policy, envelope)
+	att, err := believe(c.Policy, envelope, proof)
 	if err != nil {
 		return nil, e, err
 	}
 	if att.Digest() != job.SBA {
 		return nil, e, fmt.Errorf("%s holds attestation %s, the job is for %s", SBAFile, att.Digest(), job.SBA)
 	}
-	e.ledger = att.Ledger()
+	e.ledger, e.logged = att.Ledger(), entry(att)
 	bases, err := readBases(c.Policy, att.Ledger().Statement(), job.Bases, time.Now())
 	if err != nil {
 		return nil, e, err
@@ -208,9 +210,14 @@ func (c JobConfig) earn(ctx context.Context, job jobFile, envelope []byte, work 
 	return capability, e, err
 }
 
-// believe verifies an envelope by a policy; a refusal is the job's answer.
-func believe(policy *verifier.Policy, envelope []byte) (verifier.Attestation, error) {
+// believe verifies an envelope by a policy, with the log proof that came with
+// it, if it is not nil; a refusal is the job's answer. What was seen of the log
+// before was compared when the job was submitted.
+func believe(policy *verifier.Policy, envelope, proof []byte) (verifier.Attestation, error) {
 	sba, err := verifier.ParseSBA(envelope)
+	if err == nil && proof != nil {
+		sba, err = sba.WithProof(proof)
+	}
 	if err != nil {
 		return verifier.Attestation{}, fail(capstore.PolicyRefused, "attestation: %v", err)
 	}

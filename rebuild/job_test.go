@@ -22,6 +22,7 @@ import (
 	"github.com/openclaw/clawfs/rebuild/sandbox"
 	"github.com/openclaw/clawfs/verifier"
 	"github.com/openclaw/clawfs/verifier/dsse"
+	"github.com/openclaw/clawfs/verifier/tlog/tlogtest"
 )
 
 // jobSite is a site with a job directory and a mint key file.
@@ -63,6 +64,14 @@ func (s *jobSite) place(envelope []byte, job jobFile) {
 	if err := errors.Join(writeWhole(filepath.Join(s.dir, SBAFile), envelope), writeJSON(filepath.Join(s.dir, JobFile), &job)); err != nil {
 		s.t.Fatal(err)
 	}
+}
+
+// wantLog makes the policy want proofs from logs.
+func (s *jobSite) wantLog(logs string) {
+	policy := *s.config.Policy
+	policy.Logs, policy.Publishers = logs, slices.Clone(policy.Publishers)
+	policy.Publishers[0].Log = verifier.LogRequired
+	s.config.Policy = &policy
 }
 
 func TestRunJob(t *testing.T) {
@@ -157,6 +166,15 @@ func TestRunJobAnswers(t *testing.T) {
 			}
 			s.config.Policy = policy
 		}, capstore.PolicyRefused, "attestation"},
+		{"log proof is wanted", nil, func(s *jobSite) { s.wantLog(tlogtest.New("log.example/models").Policy("")) }, capstore.PolicyRefused, "attestation: SBA of acme/toy: the policy wants ledgers of publisher acme in a log"},
+		{"log proof is wrong", nil, func(s *jobSite) {
+			l := tlogtest.New("log.example/models")
+			l.Fill(s.t, 3)
+			s.wantLog(l.Policy(""))
+			if err := writeWhole(filepath.Join(s.dir, ProofFile), l.Proof(s.t, 1, 3)); err != nil {
+				s.t.Fatal(err)
+			}
+		}, capstore.PolicyRefused, "attestation: SBA of acme/toy: log proof: expected a path"},
 		{"mint key not in the policy", nil, func(s *jobSite) { s.setPolicy(s.t, newParties(s.t).mint.Public()); s.config.Policy = s.policy }, capstore.PolicyRefused, "not one of the policy's mints"},
 		{"mint key revoked", nil, func(s *jobSite) {
 			s.place(s.envelope, jobFile{ID: "aaaaaaaaaa", SBA: s.att.Digest(), Locations: s.loc, RevokedMints: []dsse.KeyID{s.mint.Public().ID()}})

@@ -42,16 +42,29 @@ type jobFile struct {
 	Bases map[string][]byte `json:"bases,omitzero"`
 }
 
-func readJob(dir string) (jobFile, []byte, error) {
-	var job jobFile
+func readJob(dir string) (job jobFile, envelope, proof []byte, err error) {
 	if err := readJSON(filepath.Join(dir, JobFile), &job); err != nil {
-		return jobFile{}, nil, err
+		return jobFile{}, nil, nil, err
 	}
 	if job.ID == "" || job.SBA.IsZero() {
-		return jobFile{}, nil, fmt.Errorf("%s names no job", filepath.Join(dir, JobFile))
+		return jobFile{}, nil, nil, fmt.Errorf("%s names no job", filepath.Join(dir, JobFile))
 	}
-	envelope, err := readBounded(filepath.Join(dir, SBAFile))
-	return job, envelope, err
+	envelope, err = readBounded(filepath.Join(dir, SBAFile))
+	if err != nil {
+		return jobFile{}, nil, nil, err
+	}
+	proof, err = readProof(filepath.Join(dir, ProofFile))
+	return job, envelope, proof, err
+}
+
+// readProof returns the log proof in a file, nil if there is no such file. An
+// empty file is an empty proof, which nobody believes.
+func readProof(name string) ([]byte, error) {
+	proof, err := readBounded(name)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	return proof, err
 }
 
 // readResult returns the answer in dir, os.ErrNotExist if there is none yet.

@@ -46,11 +46,11 @@ func (b *bench) open(w worker) {
 	b.t.Helper()
 	b.store = b.parties.store(b.t, filepath.Join(b.dir, "store"))
 	q, err := NewQueue(b.store, filepath.Join(b.dir, "jobs"), func(ctx context.Context, dir string) error {
-		job, envelope, err := readJob(dir)
+		job, envelope, proof, err := readJob(dir)
 		if err != nil {
 			return err
 		}
-		att, err := believe(b.policy, envelope)
+		att, err := believe(b.policy, envelope, proof)
 		if err != nil {
 			return err
 		}

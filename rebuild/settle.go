@@ -27,6 +27,17 @@ func (q *Queue) sbaFile(sba hashpipe.Digest) string {
 	return filepath.Join(q.dir, sbaDir, sba.String()+".json")
 }
 
+// proofFile holds the log proof that came with an envelope, if one did.
+func (q *Queue) proofFile(sba hashpipe.Digest) string {
+	return filepath.Join(q.dir, sbaDir, sba.String()+verifier.ProofSuffix)
+}
+
+// dropSubmission removes what was submitted for a job that has ended.
+func (q *Queue) dropSubmission(sba hashpipe.Digest) {
+	os.Remove(q.sbaFile(sba))
+	os.Remove(q.proofFile(sba))
+}
+
 // recover tidies up after a dead daemon and returns the jobs that it had
 // started, oldest first.
 func (q *Queue) recover(ctx context.Context) ([]capstore.Job, error) {
@@ -64,6 +75,7 @@ func (q *Queue) known() ([]capstore.Job, error) {
 	for _, job := range jobs {
 		if !job.State.HasEnded() {
 			wanted[filepath.Base(q.sbaFile(job.SBA))] = true
+			wanted[filepath.Base(q.proofFile(job.SBA))] = true
 		}
 	}
 	left, err := os.ReadDir(filepath.Join(q.dir, sbaDir))
@@ -119,6 +131,13 @@ func (q *Queue) prepare(job capstore.Job, bases Bases) error {
 		return err
 	}
 	if err := writeWhole(filepath.Join(dir, SBAFile), envelope); err != nil {
+		return err
+	}
+	proof, err := readProof(q.proofFile(job.SBA))
+	if err == nil && proof != nil {
+		err = writeWhole(filepath.Join(dir, ProofFile), proof)
+	}
+	if err != nil {
 		return err
 	}
 	f := jobFile{ID: job.ID, SBA: job.SBA, Attempt: job.Attempts, Locations: job.Locations, Bases: bases.envelopes()}
@@ -281,7 +300,7 @@ func (q *Queue) end(job capstore.Job, r Result) error {
 		_, err = q.store.FinishJob(now, nil)
 	}
 	if err == nil {
-		os.Remove(q.sbaFile(job.SBA))
+		q.dropSubmission(job.SBA)
 	}
 	return err
 }

@@ -53,8 +53,8 @@ func (q *Queue) Submit(sba []byte, att verifier.Attestation, loc capstore.Locati
 			waiting++
 		}
 		if job.SBA == att.Digest() && q.stands(job, now) {
-			if job.State != capstore.JobPending || priority <= job.Priority {
-				return job, nil
+			if job, err = q.attach(job, att); err != nil || job.State != capstore.JobPending || priority <= job.Priority {
+				return job, err
 			}
 			return q.prioritize(job, priority)
 		}
@@ -69,19 +69,58 @@ func (q *Queue) Submit(sba []byte, att verifier.Attestation, loc capstore.Locati
 	if again := a.submitAgain(); !again.IsZero() {
 		return capstore.Job{}, fail(capstore.PolicyRefused, "publisher %s has used up the %d jobs of 24 hours that its budget.jobsPerDay in the policy allows; there is room again at %s", a.publisher, a.budget.JobsPerDay, again.UTC().Format(time.RFC3339))
 	}
-	if err := writeWhole(q.sbaFile(att.Digest()), sba); err != nil {
+	if err := errors.Join(writeWhole(q.sbaFile(att.Digest()), sba), q.writeProof(att)); err != nil {
 		return capstore.Job{}, fmt.Errorf("submitting %s: %w", st.Predicate.Model, err)
 	}
 	job, err := q.store.AddJob(capstore.Job{
-		SBA: att.Digest(), Model: st.Predicate.Model, Version: st.Predicate.Version,
+		SBA: att.Digest(), Logged: entry(att), Model: st.Predicate.Model, Version: st.Predicate.Version,
 		State: capstore.JobPending, Locations: loc, Priority: priority, CreatedAt: now.UTC(),
 	})
 	if err != nil {
-		os.Remove(q.sbaFile(att.Digest()))
+		q.dropSubmission(att.Digest())
 		return capstore.Job{}, fmt.Errorf("submitting %s: %w", st.Predicate.Model, err)
 	}
 	q.nudge()
 	return job, nil
+}
+
+// writeProof puts the log proof of an attestation beside its envelope, and takes
+// away one that an earlier submission left.
+func (q *Queue) writeProof(att verifier.Attestation) error {
+	name := q.proofFile(att.Digest())
+	if proof := att.Proof(); proof != nil {
+		return writeWhole(name, proof)
+	}
+	if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// attach gives a pending job the log proof of a later submission, in place of
+// none or of another. Callers hold q.mu.
+func (q *Queue) attach(job capstore.Job, att verifier.Attestation) (capstore.Job, error) {
+	e := entry(att)
+	if job.State != capstore.JobPending || e.IsZero() || e == job.Logged {
+		return job, nil
+	}
+	if err := q.writeProof(att); err != nil {
+		return job, fmt.Errorf("submitting %s: %w", job.Model, err)
+	}
+	job.Logged = e
+	if err := q.store.PutJob(job); err != nil {
+		return job, fmt.Errorf("submitting %s: %w", job.Model, err)
+	}
+	return job, nil
+}
+
+// entry is where the log proof of an attestation says that it lies.
+func entry(att verifier.Attestation) capstore.Logged {
+	c := att.Checkpoint()
+	if c.IsZero() {
+		return capstore.Logged{}
+	}
+	return capstore.Logged{Origin: c.Origin(), Index: att.LogIndex(), Size: c.Size()}
 }
 
 // stands reports whether a job answers a further submission.
@@ -184,7 +223,7 @@ func (q *Queue) Cancel(id string) (capstore.Job, error) {
 	if stop := q.running[id]; stop != nil {
 		stop()
 	}
-	os.Remove(q.sbaFile(job.SBA))
+	q.dropSubmission(job.SBA)
 	q.dropRecord(job.ID) // of an answer that came too late; Record hands it out no more
 	return job, nil
 }

@@ -106,7 +106,7 @@ func (p parties) attest(t *testing.T, st verifier.Statement) ([]byte, verifier.A
 	if err != nil {
 		t.Fatal(err)
 	}
-	att, err := believe(p.policy, envelope)
+	att, err := believe(p.policy, envelope, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,6 +13,8 @@ import (
 
 	"github.com/openclaw/clawfs/verifier"
 	"github.com/openclaw/clawfs/verifier/dsse"
+	"github.com/openclaw/clawfs/verifier/tlog"
+	"github.com/openclaw/clawfs/verifier/tlog/tlogtest"
 )
 
 // TestDocs parses the examples of docs/ledger.md, and sees that the policy
@@ -54,6 +56,26 @@ func TestDocs(t *testing.T) {
 	}
 	if q := r.Predicate; q.Role != verifier.RolePublisher || q.Name != "acme" || q.Old.PublicKey.Algorithm() == q.New.PublicKey.Algorithm() {
 		t.Errorf("the rotation of docs/ledger.md is %+v", q)
+	}
+	// The log of the example: entries of other people before and after.
+	log := tlogtest.New("log.example/models", "alice")
+	entry := leaf(t, l.Payload(), rule.Keys[0], st.Predicate.Model)
+	log.Fill(t, 2)
+	index := log.Add(t, entry)
+	log.Fill(t, 1)
+	for kind, want := range map[string][]byte{
+		"log-policy": []byte(log.Policy("https://log.example/models")), "log-proof": log.Proof(t, index, log.Size()), "log-leaf": entry.Encode(),
+	} {
+		if _, after, _ := strings.Cut(string(text), "```text "+kind+"\n"); !strings.HasPrefix(after, string(want)+"```") {
+			t.Errorf("docs/ledger.md: the %s is not this:\n%s", kind, want)
+		}
+	}
+	logs, err := tlog.ParsePolicy([]byte(log.Policy("https://log.example/models")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tlog.Verify(logs, log.Proof(t, index, log.Size()), entry); err != nil {
+		t.Errorf("the proof of docs/ledger.md: %v", err)
 	}
 }
 

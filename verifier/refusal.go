@@ -18,6 +18,22 @@ const (
 	ReasonRollback Reason = "rollback"
 	// ReasonTime: the ledger says it was issued in the future.
 	ReasonTime Reason = "time"
+	// ReasonLog: the policy wants a log proof, and none came with the SBA.
+	ReasonLog Reason = "log"
+)
+
+// The reasons for not believing a log proof, one for each tlog.Reason. Verify
+// gives the first five; the others need a memory of what was seen before
+// (RefuseLog).
+const (
+	ReasonLogMalformed   Reason = "log-malformed"
+	ReasonLogOrigin      Reason = "log-origin"
+	ReasonLogSignature   Reason = "log-signature"
+	ReasonLogQuorum      Reason = "log-quorum"
+	ReasonLogInclusion   Reason = "log-inclusion"
+	ReasonLogOlder       Reason = "log-older"
+	ReasonLogConsistency Reason = "log-consistency"
+	ReasonLogFork        Reason = "log-fork"
 )
 
 // Refusal says why something was not believed: what was expected and what was

@@ -31,6 +31,7 @@ const maxSkew = 5 * time.Minute
 type SBA struct {
 	raw      []byte
 	envelope dsse.Envelope
+	proof    []byte // nil: none came with it
 }
 
 // IsZero reports whether s holds nothing.
@@ -47,7 +48,7 @@ func ParseSBA(data []byte) (SBA, error) {
 	if n := len(e.UnverifiedPayload()); n > maxText {
 		return SBA{}, refuse(ReasonMalformed, "SBA: payload: expected at most %d bytes, got %d", maxText, n)
 	}
-	return SBA{slices.Clone(data), e}, nil
+	return SBA{raw: slices.Clone(data), envelope: e}, nil
 }
 
 // ReadSBA reads an SBA to EOF and parses it. Of a longer input it reads one
@@ -72,6 +73,7 @@ type Attestation struct {
 	publisher  dsse.PublicKey
 	name       string
 	verifiedAt time.Time
+	logged     logged
 }
 
 // IsZero reports whether a attests nothing.
@@ -118,7 +120,9 @@ func New(p *Policy) (*Verifier, error) {
 //     among them; a key outside its window at now does not count;
 //  4. that rule allows the environment image and the sequence, and the policy
 //     the environment variables;
-//  5. issuedAt is not more than five minutes ahead of now.
+//  5. issuedAt is not more than five minutes ahead of now;
+//  6. it lies in a log, if the rule wants that or if it came with a proof and
+//     the policy names logs (SBA.WithProof).
 //
 // A policy that has expired at now refuses everything before that. Every error
 // is a *Refusal, for the first of these that fails.
@@ -156,7 +160,11 @@ func (v *Verifier) Verify(s SBA, now time.Time) (Attestation, error) {
 		return Attestation{}, refuse(ReasonTime, "SBA of %s: it says it was issued at %s, and here it is %s; one of the clocks is wrong",
 			st.Predicate.Model, at, now.UTC().Format(timeLayout))
 	}
-	return Attestation{ledger, slices.Clone(s.raw), publisher, rule.Name, now.UTC()}, nil
+	entry, err := v.policy.logged(rule, s.proof, payload, publisher, st.Predicate.Model)
+	if err != nil {
+		return Attestation{}, err
+	}
+	return Attestation{ledger, slices.Clone(s.raw), publisher, rule.Name, now.UTC(), entry}, nil
 }
 
 // signer finds the rule for the ledger's model and the key that speaks for it.

@@ -92,6 +92,26 @@ func (d *daemon) capabilities(now time.Time) []control.Capability {
 	return list
 }
 
+// loggedCapabilities are the capabilities with what their jobs say of logs. A
+// job whose row is damaged says nothing.
+func (d *daemon) loggedCapabilities(now time.Time) ([]control.Capability, error) {
+	jobs, err := d.store.Jobs()
+	if err != nil && len(jobs) == 0 {
+		return nil, err
+	}
+	entries := make(map[hashpipe.Digest]capstore.Logged)
+	for _, j := range jobs {
+		if !j.Capability.IsZero() {
+			entries[j.Capability] = j.Logged
+		}
+	}
+	list := d.capabilities(now)
+	for i := range list {
+		list[i].Logged = entries[list[i].ID]
+	}
+	return list, nil
+}
+
 func (d *daemon) revocations() []control.Revocation {
 	list := []control.Revocation{}
 	for _, r := range d.store.View().Revocations() {
@@ -154,6 +174,7 @@ func (d *daemon) warnings() []string {
 	if err == nil && !sameTrust(policy.Trust(), d.pinned.Trust()) {
 		list = append(list, "the policy names other mints or revokers than when the daemon started; restart the daemon, and mount again, to pin them")
 	}
+	list = append(list, memoryWarnings(d.state)...)
 	list = append(list, auditWarnings(d.mounts.list())...)
 	for _, m := range d.mounts.list() {
 		if m.Report != nil && m.Report.OldKeys {

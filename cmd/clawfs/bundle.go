@@ -348,7 +348,7 @@ func (im *importer) take(ctx context.Context, line *imported, rec registry.Recor
 	var err error
 	switch rec.Kind {
 	case registry.SBA:
-		_, err = im.policy.Verify(rec.Envelope, time.Now())
+		_, err = im.policy.Verify(rec.Envelope, rec.Proof, time.Now())
 	case registry.Provenance:
 		var mints []dsse.PublicKey
 		for _, s := range im.policy.Trust().Mints {

@@ -29,12 +29,12 @@ revoked itself. --files shows each file that a capability opens, with its full
 SHA-256.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			caps, err := a.client().Capabilities(c.Context())
+			caps, err := a.client().LoggedCapabilities(c.Context())
 			if err != nil {
 				return a.answered(err)
 			}
 			return a.print(caps, func() {
-				header := []string{"ID", "STATE", "MODEL", "VERSION", "SEQ", "LEVEL", "OPERATOR", "NOT AFTER", "FILES"}
+				header := []string{"ID", "STATE", "MODEL", "VERSION", "SEQ", "LEVEL", "OPERATOR", "NOT AFTER", "LOGGED", "FILES"}
 				if files {
 					header = []string{"ID", "STATE", "MODEL", "VERSION", "SHA256", "SIZE", "FILE"}
 				}
@@ -49,7 +49,7 @@ SHA-256.`,
 						for _, f := range k.Files {
 							names = append(names, f.Name)
 						}
-						rows = append(rows, []string{id, state, k.Model, k.Version, strconv.FormatInt(k.Sequence, 10), k.Level, k.Operator, stamp(k.NotAfter), strings.Join(names, " ")})
+						rows = append(rows, []string{id, state, k.Model, k.Version, strconv.FormatInt(k.Sequence, 10), k.Level, k.Operator, stamp(k.NotAfter), dash(loggedText(k.Logged)), strings.Join(names, " ")})
 						continue
 					}
 					for _, f := range k.Files {

@@ -81,7 +81,8 @@ func refusal(what string, err error) error {
 	var r *verifier.Refusal
 	if errors.As(err, &r) {
 		code = codeRefused
-		if r.Reason == verifier.ReasonSignature || r.Reason == verifier.ReasonSigner {
+		switch r.Reason {
+		case verifier.ReasonSignature, verifier.ReasonSigner, verifier.ReasonLogSignature, verifier.ReasonLogQuorum:
 			code = codeSignature
 		}
 	}

@@ -14,13 +14,16 @@ import (
 
 	"github.com/openclaw/clawfs/capstore"
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/control"
+	"github.com/openclaw/clawfs/cmd/clawfs/internal/memory"
 	"github.com/openclaw/clawfs/rebuild"
 	"github.com/openclaw/clawfs/verifier"
 	"github.com/openclaw/clawfs/verifier/dsse"
+	"github.com/openclaw/clawfs/verifier/tlog"
 )
 
 func newGrantCommand(a *app) *cobra.Command {
 	var where rebuildFlags
+	var proof proofFlags
 	var wait bool
 	var timeout time.Duration
 	var priority int
@@ -34,6 +37,10 @@ capability for those bytes. Where the ledger's own URIs do not lead to the
 inputs, the flags say where they are; every input is checked against the
 ledger's digest, so a wrong place can only fail. What an earlier job fetched is
 not fetched again.
+
+Where the policy names transparency logs, FILE.sba.tlog-proof is taken along and
+has to show that the attestation lies in one of them, at a checkpoint that fits
+the newest one that this machine has seen of the log.
 
 Exit code with --wait: 0 granted. 3 refused, or the build failed. 4 the signature
 or the signer is not acceptable. 5 the two builds differ. 6 not finished in time;
@@ -52,19 +59,24 @@ the job goes on. Without --wait, 0 means that the job is queued.`,
 			if err != nil {
 				return err
 			}
-			return a.grant(c.Context(), args[0], loc, priority, wait, timeout)
+			return a.grant(c.Context(), args[0], proof, loc, priority, wait, timeout)
 		},
 	}
 	f := c.Flags()
 	f.BoolVar(&wait, "wait", false, "wait for the verdict, with progress on standard error")
 	f.DurationVar(&timeout, "timeout", 0, "with --wait: how long to wait (default for ever)")
 	f.IntVar(&priority, "priority", 0, "from -10 to 10; the higher, the sooner the rebuild starts")
+	proof.register(c)
 	where.registerPlaces(c)
 	return c
 }
 
-func (a *app) grant(ctx context.Context, path string, loc capstore.Locations, priority int, wait bool, timeout time.Duration) error {
+func (a *app) grant(ctx context.Context, path string, beside proofFlags, loc capstore.Locations, priority int, wait bool, timeout time.Duration) error {
 	envelope, err := readAttestation(path)
+	if err != nil {
+		return err
+	}
+	proof, err := readProof(beside.proof, path)
 	if err != nil {
 		return err
 	}
@@ -77,7 +89,7 @@ func (a *app) grant(ctx context.Context, path string, loc capstore.Locations, pr
 	if _, err := a.config().LoadSettings(os.Geteuid()); err != nil {
 		return err
 	}
-	att, err := policy.Verify(envelope, time.Now())
+	att, err := policy.Verify(envelope, proof, time.Now())
 	if err != nil {
 		return refusal(path, explainMalformed(err))
 	}
@@ -88,9 +100,9 @@ func (a *app) grant(ctx context.Context, path string, loc capstore.Locations, pr
 	if err != nil {
 		return err
 	}
-	job, err := c.Submit(ctx, control.Submission{SBA: envelope, Locations: loc, Priority: priority})
+	job, err := a.submit(ctx, c, policy.Policy, att, control.Submission{SBA: envelope, Proof: proof, Locations: loc, Priority: priority}, beside.consistency, path)
 	if err != nil {
-		return a.answered(err)
+		return err
 	}
 	if !wait {
 		return a.print(job, func() { a.showSubmitted(job) })
@@ -101,6 +113,33 @@ func (a *app) grant(ctx context.Context, path string, loc capstore.Locations, pr
 		return err
 	}
 	return a.showVerdict(ctx, c, job)
+}
+
+// submit adds to a submission what connects its log proof with what the daemon
+// has seen. If the daemon sees another checkpoint meanwhile, it is done again.
+func (a *app) submit(ctx context.Context, c *control.Client, policy *verifier.Policy, att verifier.Attestation, s control.Submission, consistency, path string) (capstore.Job, error) {
+	const tries = 10
+	for try := 1; ; try++ {
+		var before tlog.Memory
+		if !att.Checkpoint().IsZero() {
+			var err error
+			if before, err = memory.Dir(a.config().Memory()).Logs(); err != nil {
+				return capstore.Job{}, err
+			}
+			if s.Consistency, err = a.consistency(ctx, policy, before, att, consistency, path); err != nil {
+				return capstore.Job{}, err
+			}
+		}
+		job, err := c.Submit(ctx, s)
+		if err == nil || try == tries || att.Checkpoint().IsZero() {
+			return job, a.answered(err)
+		}
+		now, gone := memory.Dir(a.config().Memory()).Logs()
+		size, _, _ := now.Newest(att.Checkpoint().Origin())
+		if seen, _, _ := before.Newest(att.Checkpoint().Origin()); gone != nil || seen == size {
+			return job, a.answered(err)
+		}
+	}
 }
 
 func (a *app) showSubmitted(job capstore.Job) {

@@ -12,7 +12,10 @@ import (
 
 	"github.com/openclaw/clawfs/capstore"
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/control"
+	"github.com/openclaw/clawfs/cmd/clawfs/internal/memory"
 	"github.com/openclaw/clawfs/rebuild"
+	"github.com/openclaw/clawfs/verifier"
+	"github.com/openclaw/clawfs/verifier/tlog"
 )
 
 // handler answers the control socket. Who may ask was settled at the accept.
@@ -30,7 +33,12 @@ func (d *daemon) handler() http.Handler {
 	mux.HandleFunc("GET /v1/jobs/{id}/events", func(w http.ResponseWriter, r *http.Request) {
 		d.copyJobFile(w, r, rebuild.EventFile, "application/x-ndjson")
 	})
-	reply(mux, "GET /v1/capabilities", func(*http.Request) (any, error) { return d.capabilities(time.Now()), nil })
+	reply(mux, "GET /v1/capabilities", func(r *http.Request) (any, error) {
+		if r.FormValue("logged") == "1" {
+			return d.loggedCapabilities(time.Now())
+		}
+		return d.capabilities(time.Now()), nil
+	})
 	reply(mux, "GET /v1/revocations", func(*http.Request) (any, error) { return d.revocations(), nil })
 	reply(mux, "GET /v1/jobs/{id}/record", d.jobRecord)
 	reply(mux, "POST /v1/revocations", func(r *http.Request) (any, error) { return d.revoke(r) })
@@ -79,12 +87,15 @@ func (d *daemon) submit(r *http.Request) (capstore.Job, error) {
 	if err != nil {
 		return capstore.Job{}, err
 	}
-	att, err := policy.Verify(in.SBA, time.Now())
+	att, err := policy.Verify(in.SBA, in.Proof, time.Now())
 	if err != nil {
 		return capstore.Job{}, answerError(http.StatusForbidden, exitCode(refusal("attestation", err)), err)
 	}
 	if err := capstore.CheckPriority(in.Priority); err != nil {
 		return capstore.Job{}, answerError(http.StatusBadRequest, codeUsage, err)
+	}
+	if err := d.see(policy.Policy, att, in.Consistency); err != nil {
+		return capstore.Job{}, err
 	}
 	job, err := d.queue.Submit(in.SBA, att, in.Locations, in.Priority)
 	var refused *rebuild.Failure
@@ -96,6 +107,34 @@ func (d *daemon) submit(r *http.Request) (capstore.Job, error) {
 	}
 	d.log.Info("job accepted", "job", job.ID, "model", job.Model, "version", job.Version, "sba", job.SBA.String(), "publisher", att.PublisherName())
 	return job, nil
+}
+
+// see compares the checkpoint of a log proof with what was seen of the log
+// before, and remembers it. A log that shows two trees is refused here from the
+// moment on at which both are on the disk.
+func (d *daemon) see(policy *verifier.Policy, att verifier.Attestation, consistency []byte) error {
+	c := att.Checkpoint()
+	if c.IsZero() {
+		return nil
+	}
+	proof, err := tlog.ParseConsistency(consistency)
+	if err == nil {
+		err = memory.Dir(d.state.Memory()).See(c, proof)
+	}
+	var r *tlog.Refusal
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &r) && r.Reason == tlog.ReasonFork:
+		d.log.Error("LOG FORK: the log signed two trees", "log", c.Origin(), "size", c.Size(), "root", c.Root().String(), "error", err)
+	default:
+		d.log.Warn("log proof refused", "log", c.Origin(), "size", c.Size(), "error", err)
+	}
+	if r == nil {
+		return err // nothing was found out about the log
+	}
+	err = seenRefusal(policy, att, err, "FILE.sba")
+	return answerError(http.StatusForbidden, exitCode(refusal("attestation", err)), err)
 }
 
 func (d *daemon) job(r *http.Request) (capstore.Job, error) {

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/config"
+	"github.com/openclaw/clawfs/cmd/clawfs/internal/memory"
 	"github.com/openclaw/clawfs/rebuild"
 	"github.com/openclaw/clawfs/verifier"
 	"github.com/openclaw/clawfs/verifier/dsse"
@@ -198,6 +199,9 @@ func (a *app) initState(operator string) (mint, revoker dsse.KeyID, err error) {
 		createFile(state.Settings(), []byte(settingsText), 0o600),
 	)
 	if err != nil {
+		return "", "", err
+	}
+	if err := memory.Dir(state.Memory()).Create(); err != nil {
 		return "", "", err
 	}
 	// rename(2) replaces an empty directory and refuses any other; os.Rename

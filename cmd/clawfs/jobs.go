@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"strconv"
 	"strings"
 	"time"
@@ -103,6 +104,7 @@ func (a *app) showJob(j capstore.Job) {
 		{"verdict", dash(string(j.Verdict))},
 		{"model", j.Model + " " + j.Version},
 		{"attestation", j.SBA.String()},
+		{"logged", dash(loggedText(j.Logged))},
 		{"created", stamp(j.CreatedAt)},
 		{"priority", strconv.Itoa(j.Priority)},
 		{"attempts", strconv.Itoa(j.Attempts)},
@@ -121,6 +123,14 @@ func (a *app) showJob(j capstore.Job) {
 	if j.Diagnosis != "" {
 		a.printf("\n%s\n", printableLines(strings.TrimRight(j.Diagnosis, "\n")))
 	}
+}
+
+// loggedText says where an attestation lies; empty: in no log that was looked at.
+func loggedText(l capstore.Logged) string {
+	if l.IsZero() {
+		return ""
+	}
+	return fmt.Sprintf("in %s at index %d", l.Origin, l.Index)
 }
 
 // printableLines is printable for a text of several lines.

@@ -24,16 +24,18 @@ type inspection struct {
 	Digest    hashpipe.Digest `json:"digest"`
 	Signature string          `json:"signature"`
 	Signer    dsse.KeyID      `json:"signer,omitempty"`
+	Log       *logEntry       `json:"log,omitempty"` // of the log proof beside it
 	Ledger    jsontext.Value  `json:"ledger"`
 }
 
 func newLedgerInspectCommand(a *app) *cobra.Command {
-	var keyFile string
+	var keyFile, proof, logPolicy string
 	c := &cobra.Command{
 		Use:   "inspect FILE",
 		Short: "Show a ledger or an SBA",
 		Long: `Shows what a ledger or a signed attestation says. Without --publisher-key
-nothing is verified, and the output says so: do not act on it.`,
+nothing is verified, and the output says so: do not act on it. With it, the log
+proof FILE.tlog-proof is verified too, by the logs of --log-policy or policy.json.`,
 		Example: `  clawfs ledger inspect langid.sba --publisher-key acme.pub
   clawfs ledger inspect langid.sba -o json | jq .ledger.predicate.buildDefinition`,
 		Args: cobra.ExactArgs(1),
@@ -42,11 +44,42 @@ nothing is verified, and the output says so: do not act on it.`,
 			if err != nil {
 				return err
 			}
+			if err := a.inspectProof(&in, keyFile, proof, logPolicy); err != nil {
+				return err
+			}
 			return a.print(in, func() { a.showLedger(in, l) })
 		},
 	}
 	c.Flags().StringVar(&keyFile, "publisher-key", "", "public `keyfile` that must have signed")
+	registerProof(c, &proof)
+	registerLogPolicy(c, &logPolicy)
 	return c
+}
+
+// inspectProof adds what the log proof of an SBA says, if there is one.
+func (a *app) inspectProof(in *inspection, keyFile, named, logPolicy string) error {
+	if in.Signature == "none" {
+		return nil
+	}
+	proof, err := readProof(named, in.File)
+	if err != nil || proof == nil {
+		return err
+	}
+	var att verifier.Attestation
+	logs, err := a.logPolicy(logPolicy)
+	if err != nil {
+		return err
+	}
+	if logs != "" && keyFile != "" {
+		if att, err = a.verifyWithKey(in.File, keyFile, proof, logs); err != nil {
+			return err
+		}
+	}
+	if named == "" {
+		named = in.File + verifier.ProofSuffix
+	}
+	in.Log, err = inspectLog(named, proof, att)
+	return err
 }
 
 func inspect(path, keyFile string) (inspection, verifier.Ledger, error) {
@@ -111,6 +144,15 @@ func (a *app) showLedger(in inspection, l verifier.Ledger) {
 	}
 	line("issued", "%s", p.IssuedAt)
 	line("sba digest", "%s", l.Digest())
+	if e := in.Log; e != nil {
+		line("log", "%s, index %d of %d, root %s", e.Origin, e.Index, e.Size, e.Root)
+		if e.Status != "valid" {
+			line("log", "NOT CHECKED; next: clawfs ledger inspect %s --publisher-key KEYFILE --log-policy FILE", in.File)
+		}
+		for _, w := range e.Witnesses {
+			line("witness", "%s, at %s", w.Name, stamp(w.Time))
+		}
+	}
 	line("platform", "%s", platformText(p.Platform))
 	for _, d := range p.BuildDefinition.ResolvedDependencies {
 		line(d.Name, "%s", dependencyText(d))

@@ -142,7 +142,7 @@ func judge(policy config.Policy, view *capstore.View, rec registry.Record, now t
 	}
 	var err error
 	if rec.Kind == registry.SBA {
-		att, verifyErr := policy.Verify(rec.Envelope, now)
+		att, verifyErr := policy.Verify(rec.Envelope, rec.Proof, now)
 		f.By, err = att.PublisherName(), verifyErr
 	} else {
 		c, admitErr := view.Admit(rec.Envelope)

@@ -131,7 +131,7 @@ func (a *app) statusWithoutDaemon(ctx context.Context, unreachable error) error 
 		}
 	}
 	policy, err := a.config().LoadPolicy()
-	warnings := append(policyWarnings(policy, err, time.Now()), auditWarnings(s.list())...)
+	warnings := slices.Concat(policyWarnings(policy, err, time.Now()), memoryWarnings(a.config()), auditWarnings(s.list()))
 	if err := a.print(struct {
 		Daemon   *int            `json:"daemon"` // null: none answers
 		Mounts   []control.Mount `json:"mounts"`

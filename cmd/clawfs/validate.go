@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/openclaw/clawfs/capstore"
 	"github.com/openclaw/clawfs/rebuild"
 	"github.com/openclaw/clawfs/rebuild/sandbox"
 	"github.com/openclaw/clawfs/verifier"
@@ -28,17 +29,21 @@ type validation struct {
 	Expected  string     `json:"expected"` // what the rebuild produced
 	Got       string     `json:"got"`      // what the file is
 	Size      int64      `json:"size"`
+
+	// Logged is where the SBA lies, if a log proof was verified.
+	Logged capstore.Logged `json:"logged,omitzero"`
 }
 
 func newValidateCommand(a *app) *cobra.Command {
 	var v rebuildFlags
-	var sbaFile, keyFile, output string
+	var sbaFile, keyFile, output, proof, logPolicy string
 	c := &cobra.Command{
 		Use:   "validate FILE --sba FILE.sba --publisher-key KEYFILE",
 		Short: "Rebuild and compare one file, without mount or store",
 		Long: `Does the whole protocol once for one file and prints each step:
 
-  1 verify   the SBA is signed by the key in --publisher-key
+  1 verify   the SBA is signed by the key in --publisher-key, and lies in a log
+             if --log-policy is given, or if it has a proof and policy.json names logs
   2 rebuild  the build runs twice in the sandbox
   3 agree    both builds gave the same bytes
   4 derive   the digest of the output with FILE's name is taken from the rebuild
@@ -55,7 +60,7 @@ not acceptable. 5: the builds differ from each other, or FILE differs from them.
       --publisher-key acme.pub --source ./recipe --dataset corpus=./corpus --image ./image`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			result, err := a.validate(c.Context(), args[0], sbaFile, keyFile, output, v)
+			result, err := a.validate(c.Context(), args[0], sbaFile, keyFile, proof, logPolicy, output, v)
 			if err != nil {
 				return err
 			}
@@ -68,6 +73,8 @@ not acceptable. 5: the builds differ from each other, or FILE differs from them.
 	f.StringVar(&sbaFile, "sba", "", "the publisher's signed attestation")
 	f.StringVar(&keyFile, "publisher-key", "", "the publisher's public `keyfile`")
 	f.StringVar(&output, "output", "", "`name` of the ledger's output that FILE should be (default FILE's own name)")
+	registerProof(c, &proof)
+	registerLogPolicy(c, &logPolicy)
 	v.register(c)
 	c.MarkFlagRequired("sba")
 	c.MarkFlagRequired("publisher-key")
@@ -79,7 +86,7 @@ func (a *app) step(n int, name, format string, args ...any) {
 	a.notef("%d %-8s %s\n", n, name, printable(fmt.Sprintf(format, args...)))
 }
 
-func (a *app) validate(ctx context.Context, file, sbaFile, keyFile, output string, v rebuildFlags) (validation, error) {
+func (a *app) validate(ctx context.Context, file, sbaFile, keyFile, proofFile, logPolicy, output string, v rebuildFlags) (validation, error) {
 	if output == "" {
 		output = filepath.Base(file)
 	}
@@ -88,7 +95,18 @@ func (a *app) validate(ctx context.Context, file, sbaFile, keyFile, output strin
 	if err != nil {
 		return validation{}, err
 	}
-	att, err := a.verifyWithKey(sbaFile, keyFile)
+	logs, err := a.logPolicy(logPolicy)
+	if err != nil {
+		return validation{}, err
+	}
+	proof, err := readProof(proofFile, sbaFile)
+	if err != nil {
+		return validation{}, err
+	}
+	if proof == nil && logPolicy == "" {
+		logs = ""
+	}
+	att, err := a.verifyWithKey(sbaFile, keyFile, proof, logs)
 	if err != nil {
 		return validation{}, err
 	}
@@ -98,6 +116,12 @@ func (a *app) validate(ctx context.Context, file, sbaFile, keyFile, output strin
 		Version: st.Predicate.Version, Output: output, Got: m.Sum().String(), Size: m.Size(),
 	}
 	a.step(1, "verify", "%s %s is signed by %s", r.Model, r.Version, r.Publisher)
+	if c := att.Checkpoint(); !c.IsZero() {
+		r.Logged = capstore.Logged{Origin: c.Origin(), Index: att.LogIndex(), Size: c.Size()}
+		a.step(1, "verify", "logged %s", loggedText(r.Logged))
+	} else if proof != nil {
+		a.notef("note: no log policy is known, so the log proof is not looked at; give --log-policy FILE\n")
+	}
 	if !promises(st, output) {
 		return r, exitf(codeRefused, "the ledger promises no output named %q, but %s; next: --output NAME", output, outputNames(st))
 	}
@@ -142,8 +166,9 @@ func differs(ctx context.Context, path string, made sandbox.Output, st verifier.
 }
 
 // verifyWithKey verifies an SBA with one key, which may speak for the model
-// that it signed: whoever runs validate has chosen both.
-func (a *app) verifyWithKey(sbaFile, keyFile string) (verifier.Attestation, error) {
+// that it signed: whoever runs validate has chosen both. If logs, a log policy,
+// is not empty, proof has to show that the SBA lies in one of them.
+func (a *app) verifyWithKey(sbaFile, keyFile string, proof []byte, logs string) (verifier.Attestation, error) {
 	none := verifier.Attestation{}
 	_, l, err := inspect(sbaFile, keyFile)
 	if err != nil {
@@ -174,6 +199,9 @@ func (a *app) verifyWithKey(sbaFile, keyFile string) (verifier.Attestation, erro
 	if err != nil {
 		return none, err
 	}
+	if policy.Logs = logs; logs != "" {
+		policy.Publishers[0].Log = verifier.LogRequired
+	}
 	vf, err := verifier.New(policy)
 	if err != nil {
 		return none, err
@@ -185,6 +213,11 @@ func (a *app) verifyWithKey(sbaFile, keyFile string) (verifier.Attestation, erro
 	sba, err := verifier.ParseSBA(data)
 	if err != nil {
 		return none, refusal(sbaFile, err)
+	}
+	if proof != nil {
+		if sba, err = sba.WithProof(proof); err != nil {
+			return none, refusal(sbaFile, err)
+		}
 	}
 	att, err := vf.Verify(sba, time.Now())
 	if err != nil {

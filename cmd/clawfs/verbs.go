@@ -19,6 +19,7 @@ var verbs = []func(*app) *cobra.Command{
 	newLogCommand,
 	newLsCommand,
 	newManCommand,
+	newMemoryCommand,
 	newMountCommand,
 	newMountProcessCommand,
 	newPolicyCommand,

@@ -1,16 +1,20 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/dustin/go-humanize"
 	"github.com/go-json-experiment/json"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
+
+	"github.com/openclaw/clawfs/capstore"
 )
 
 // The attributes of a file on a clawfs mount. whyXattr decides anew and may
@@ -55,6 +59,9 @@ type explanation struct {
 	// Link is a link on the way to the file. Audit mode follows it, whatever the
 	// rules say of it, and the answer is of the file that it leads to.
 	Link string `json:"link,omitempty"`
+
+	// Logged is where the attestation lies, by the daemon. A mount does not know.
+	Logged capstore.Logged `json:"logged,omitzero"`
 }
 
 // whyAnswer is the document of why: the mount's, and what a bundle says, which is
@@ -97,6 +104,7 @@ PATH is on no clawfs mount.`,
 			if doc.explanation, err = explain(args[0]); err != nil {
 				return err
 			}
+			doc.Logged = a.loggedAt(c.Context(), doc.Capability)
 			e := doc.explanation
 			if question != nil {
 				doc.Evidence = question.ask(e)
@@ -160,6 +168,30 @@ func explain(path string) (explanation, error) {
 		e.Link, _ = linkOnMount(abs)
 	}
 	return e, nil
+}
+
+// loggedPatience bounds how long why waits for the daemon, without which it has
+// answered already.
+const loggedPatience = 2 * time.Second
+
+// loggedAt asks the daemon, if one answers this user, in which log the
+// attestation behind a capability lies.
+func (a *app) loggedAt(ctx context.Context, capability string) capstore.Logged {
+	if capability == "" {
+		return capstore.Logged{}
+	}
+	ctx, cancel := context.WithTimeout(ctx, loggedPatience)
+	defer cancel()
+	list, err := a.client().LoggedCapabilities(ctx)
+	if err != nil {
+		return capstore.Logged{}
+	}
+	for _, c := range list {
+		if c.ID.String() == capability {
+			return c.Logged
+		}
+	}
+	return capstore.Logged{}
 }
 
 // linkOnMount returns the first link on the way to path that lies on a clawfs
@@ -251,6 +283,7 @@ func (a *app) showExplanation(path string, e explanation) {
 		{"model", e.Model + " " + e.Version},
 		{"publisher", e.Publisher},
 		{"sba", e.SBA},
+		{"logged", loggedText(e.Logged)},
 		{"claim", e.Claim},
 		{"capability", e.Capability},
 		{"valid until", e.NotAfter},

@@ -36,16 +36,18 @@ const (
 	builderID     = "https://github.com/openclaw/clawfs/worker/v1"
 	assuranceType = "https://github.com/openclaw/clawfs/assurance/v1"
 	artifactType  = "https://github.com/openclaw/clawfs/stage-artifact/v1"
+	logType       = "https://github.com/openclaw/clawfs/log-entry/v1"
 )
 
 // MaxSize bounds a signed record in bytes.
 const MaxSize = 4 << 20
 
-// Job is what both kinds of record say of a job. All fields but Builds are
-// required.
+// Job is what both kinds of record say of a job. All fields but Builds and
+// Logged are required.
 type Job struct {
 	ID         string
 	Ledger     verifier.Ledger
+	Logged     capstore.Logged // where the attestation was shown to lie; zero: nowhere
 	StartedAt  time.Time
 	FinishedAt time.Time
 	Program    string // name and version of the worker
@@ -183,6 +185,11 @@ func Provenance(j Job) (Record, error) {
 	by := []descriptor{
 		{Name: "attestation", Digest: &digestSet{j.Ledger.Digest()}, MediaType: "application/vnd.in-toto+json"},
 		{Name: "assurance", URI: assuranceType, Annotations: assurance{j.Machine, j.Builds}},
+	}
+	if l := j.Logged; !l.IsZero() {
+		by = append(by, descriptor{Name: "log", URI: logType, Annotations: map[string]string{
+			"origin": l.Origin, "index": strconv.FormatInt(l.Index, 10), "size": strconv.FormatInt(l.Size, 10),
+		}})
 	}
 	for _, a := range j.Builds[0].Artifacts {
 		by = append(by, descriptor{

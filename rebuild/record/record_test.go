@@ -146,6 +146,11 @@ func TestProvenanceIsSLSA(t *testing.T) {
 	if !found || p.RunDetails.Metadata.InvocationId != j.ID {
 		t.Errorf("run details are %v", p.RunDetails)
 	}
+	logged := job(t)
+	logged.Logged = capstore.Logged{Origin: "log.example/models", Index: 5, Size: 9}
+	if r, err := Provenance(logged); err != nil || !strings.Contains(string(r.Payload()), `"annotations":{"index":"5","origin":"log.example/models","size":"9"}`) {
+		t.Errorf("provenance of a logged attestation: %v\n%s", err, r.Payload())
+	}
 	// The ledger's own spelling, byte for byte.
 	_, rest, _ := strings.Cut(string(j.Ledger.Payload()), `"buildDefinition":`)
 	definition, _, _ := strings.Cut(rest, `,"platform":`)

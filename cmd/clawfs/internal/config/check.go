@@ -53,7 +53,6 @@ func (s State) Check() error {
 	}{
 		{s.Policy(), 0, writableByOthers},
 		{s.SignedPolicy(), 0, writableByOthers},
-		{s.Memory(), fs.ModeDir, openToOthers},
 		{s.Settings(), 0, writableByOthers},
 		{s.MintKey(), 0, openToOthers},
 		{s.RevokeKey(), 0, openToOthers},
@@ -62,6 +61,7 @@ func (s State) Check() error {
 		{s.Jobs(), fs.ModeDir, writableByOthers},
 		{s.Work(), fs.ModeDir, writableByOthers},
 		{s.Cache(), fs.ModeDir, openToOthers},
+		{s.Memory(), fs.ModeDir, openToOthers},
 		{s.Private(), fs.ModeDir, openToOthers},
 		{s.Log(), fs.ModeDir, writableByOthers},
 	} {
@@ -163,12 +163,15 @@ func kindName(t fs.FileMode) string {
 // ReadPublic reads a file of the state directory that others may read but not
 // write, at most MaxFile bytes of it. The checks are made on the open file, so
 // that the file cannot be exchanged between check and read.
-func ReadPublic(path string) ([]byte, error) { return read(path, writableByOthers) }
+func ReadPublic(path string) ([]byte, error) { return read(path, writableByOthers, MaxFile) }
 
 // ReadSecret is ReadPublic for a file that only its owner may read.
-func ReadSecret(path string) ([]byte, error) { return read(path, openToOthers) }
+func ReadSecret(path string) ([]byte, error) { return read(path, openToOthers, MaxFile) }
 
-func read(path string, refuse fs.FileMode) ([]byte, error) {
+// ReadLong is ReadSecret for a file of at most limit bytes.
+func ReadLong(path string, limit int64) ([]byte, error) { return read(path, openToOthers, limit) }
+
+func read(path string, refuse fs.FileMode, limit int64) ([]byte, error) {
 	// O_NONBLOCK: opening a named pipe must not wait for a writer.
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if errors.Is(err, unix.ELOOP) {
@@ -185,12 +188,12 @@ func read(path string, refuse fs.FileMode) ([]byte, error) {
 	if err := checkInfo(path, fi, 0, refuse); err != nil {
 		return nil, err
 	}
-	b, err := io.ReadAll(io.LimitReader(f, MaxFile+1))
+	b, err := io.ReadAll(io.LimitReader(f, limit+1))
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	if len(b) > MaxFile {
-		return nil, fmt.Errorf("%s: longer than %d bytes", path, MaxFile)
+	if int64(len(b)) > limit {
+		return nil, fmt.Errorf("%s: longer than %d bytes", path, limit)
 	}
 	return b, nil
 }

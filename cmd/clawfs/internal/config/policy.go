@@ -105,10 +105,14 @@ func signers(operators []verifier.Operator) []capstore.Signer {
 	return list
 }
 
-// Verify checks an envelope against the policy at the moment now. Every error
-// that is about the envelope is a *verifier.Refusal.
-func (p Policy) Verify(envelope []byte, now time.Time) (verifier.Attestation, error) {
+// Verify checks an envelope, and the log proof that came with it, if it is not
+// nil, against the policy at the moment now. Every error that is about them is a
+// *verifier.Refusal.
+func (p Policy) Verify(envelope, proof []byte, now time.Time) (verifier.Attestation, error) {
 	sba, err := verifier.ParseSBA(envelope)
+	if err == nil && proof != nil {
+		sba, err = sba.WithProof(proof)
+	}
 	if err != nil {
 		return verifier.Attestation{}, err
 	}

@@ -29,7 +29,7 @@ import (
 //	GET    /v1/jobs/{id}/log       text; ?follow=1 until the job has ended
 //	GET    /v1/jobs/{id}/record    Envelope
 //	GET    /v1/jobs/{id}/events    lines of the worker's progress; ?follow=1
-//	GET    /v1/capabilities        []Capability
+//	GET    /v1/capabilities        []Capability; ?logged=1 with Logged
 //	GET    /v1/revocations         []Revocation
 //	POST   /v1/revocations         Envelope -> Revocation
 //	POST   /v1/records             RecordSubmission -> RecordAnswer
@@ -40,9 +40,13 @@ import (
 
 // Submission asks for the rebuild of a signed build attestation.
 type Submission struct {
-	SBA       []byte             `json:"sba"` // the envelope as it was published
-	Locations capstore.Locations `json:"locations"`
-	Priority  int                `json:"priority,omitzero"`
+	SBA []byte `json:"sba"` // the envelope as it was published
+	// Proof is its log proof; nil: none. Consistency connects the proof's
+	// checkpoint with the newest one that the daemon has seen, where they differ.
+	Proof       []byte             `json:"proof,omitzero"`
+	Consistency []byte             `json:"consistency,omitzero"`
+	Locations   capstore.Locations `json:"locations"`
+	Priority    int                `json:"priority,omitzero"`
 }
 
 // Priority asks for another place of a pending job.
@@ -133,6 +137,9 @@ type Capability struct {
 	Files        []File          `json:"files"`
 	Bases        []Base          `json:"bases,omitempty"`
 	Revoked      *Revocation     `json:"revoked,omitempty"`
+
+	// Logged is where the SBA lies, by the job's row, if that was asked for.
+	Logged capstore.Logged `json:"logged,omitzero"`
 }
 
 // Conflict is what another operator got from the same attestation.
@@ -305,6 +312,12 @@ func followQuery(follow bool) string {
 
 func (c *Client) Capabilities(ctx context.Context) (l []Capability, err error) {
 	return l, c.do(ctx, http.MethodGet, "/v1/capabilities", nil, &l)
+}
+
+// LoggedCapabilities is Capabilities with Logged, for which the daemon reads the
+// rows of all jobs.
+func (c *Client) LoggedCapabilities(ctx context.Context) (l []Capability, err error) {
+	return l, c.do(ctx, http.MethodGet, "/v1/capabilities?logged=1", nil, &l)
 }
 
 func (c *Client) Revocations(ctx context.Context) (l []Revocation, err error) {
