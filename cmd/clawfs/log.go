@@ -37,20 +37,39 @@ type logFlags struct{ location, policy string }
 
 func (f *logFlags) register(c *cobra.Command, location string) {
 	c.Flags().StringVar(&f.location, "log", "", location+" (default the URL of the policy's only log)")
-	c.Flags().StringVar(&f.policy, "log-policy", "", "`file` with a tlog policy, or a log's verifier key alone: then no witness is needed")
-	c.MarkFlagRequired("log-policy")
+	c.Flags().StringVar(&f.policy, "log-policy", "", "`file` with a tlog policy, or a log's verifier key alone: then no witness is needed (default the logs of policy.json in the state directory)")
 }
 
-// read returns the policy, and where the log is.
-func (f *logFlags) read() (policy tlog.Policy, location string, err error) {
-	if policy, err = readLogPolicy(f.policy); err != nil || f.location != "" {
+// logs returns the policy, and where the log is.
+func (a *app) logs(f logFlags) (policy tlog.Policy, location string, err error) {
+	from := f.policy
+	if from == "" {
+		from = a.config().Policy()
+		policy, err = a.ownLogs()
+	} else {
+		policy, err = readLogPolicy(from)
+	}
+	if err != nil || f.location != "" {
 		return policy, f.location, err
 	}
 	logs := policy.Logs()
 	if len(logs) != 1 || logs[0].URL == "" {
-		return policy, "", exitf(codeUsage, "%s names no URL of one log; give --log", printable(f.policy))
+		return policy, "", exitf(codeUsage, "%s names no URL of one log; give --log", printable(from))
 	}
 	return policy, logs[0].URL, nil
+}
+
+// ownLogs are the logs that this machine believes.
+func (a *app) ownLogs() (tlog.Policy, error) {
+	p, err := a.config().LoadPolicy()
+	if err != nil {
+		return tlog.Policy{}, fmt.Errorf("no --log-policy was given: %w", err)
+	}
+	policy, err := p.LogPolicy()
+	if err == nil && policy.IsZero() {
+		err = exitf(codeUsage, "%s names no logs; give --log-policy", printable(a.config().Policy()))
+	}
+	return policy, err
 }
 
 // readLogPolicy takes the name of a file, or a verifier key.

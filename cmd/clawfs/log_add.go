@@ -16,11 +16,11 @@ func newLogAddCommand(a *app) *cobra.Command {
 	var out, key string
 	var timeout time.Duration
 	c := &cobra.Command{
-		Use:   "add FILE --log-policy POLICY",
+		Use:   "add FILE",
 		Short: "Hand an entry to a log and keep the proof",
 		Long: `Hands a signed build attestation, a capability or a revocation to a log, waits until
-a checkpoint with it is published and cosigned, checks the proof by POLICY, and
-writes it to FILE.tlog-proof. Publish both files together: the proof is checked
+a checkpoint with it is published and cosigned, checks the proof by the log policy,
+and writes it to FILE.tlog-proof. Publish both files together: the proof is checked
 without the log. An entry that the log has already gets a proof too.
 
 While the quorum of witnesses is missing it asks again and says why. The entry is
@@ -51,7 +51,7 @@ func (a *app) logAdd(ctx context.Context, path string, where logFlags, key, out 
 	if err != nil {
 		return err
 	}
-	policy, location, err := where.read()
+	policy, location, err := a.logs(where)
 	if err != nil {
 		return err
 	}

@@ -22,12 +22,12 @@ func newLogMonitorCommand(a *app) *cobra.Command {
 	var where logFlags
 	var m monitor
 	c := &cobra.Command{
-		Use:   "monitor --key PUB --log-policy POLICY --state FILE",
+		Use:   "monitor --key PUB --state FILE",
 		Short: "Tell of entries under a key that its owner did not make",
 		Long: `Reads what a log has beyond the last look, and lists the entries under the key whose
 files are not among --known: a directory of .sba and other envelope files, or such a
-file. Each checkpoint is checked by POLICY, and must extend the one before; each
-entry is checked against it.
+file. Each checkpoint is checked by the log policy, and must extend the one before;
+each entry is checked against it.
 
 Of an entry that is not known it says what the log shows: "signed" (the key did sign
 it: somebody else has the key), "unsigned" (the log took what it must not), or
@@ -72,7 +72,7 @@ type monitor struct {
 }
 
 func (a *app) logMonitor(ctx context.Context, where logFlags, m monitor) error {
-	policy, location, err := where.read()
+	policy, location, err := a.logs(where)
 	if err != nil {
 		return err
 	}

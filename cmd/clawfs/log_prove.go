@@ -15,7 +15,7 @@ func newLogProveCommand(a *app) *cobra.Command {
 	var where logFlags
 	var out, key string
 	c := &cobra.Command{
-		Use:   "prove FILE --log-policy POLICY",
+		Use:   "prove FILE",
 		Short: "Ask for a proof of an entry at the log's newest checkpoint",
 		Long: `Finds the entry of FILE in a log, and writes a proof at the log's newest checkpoint
 to FILE.tlog-proof. The log is read like any other client reads it, from its URL,
@@ -43,7 +43,7 @@ func (a *app) logProve(ctx context.Context, path string, where logFlags, key, ou
 	if err != nil {
 		return err
 	}
-	policy, location, err := where.read()
+	policy, location, err := a.logs(where)
 	if err != nil {
 		return err
 	}

@@ -49,7 +49,7 @@ serve() {
 address() {
 	local found
 	for _ in $(seq 200); do
-		found=$(sed -nE 's/.*"(address|listen)":"(127\.0\.0\.1:[0-9]+)".*/\2/p' "$dir/$1.log" | head -n 1)
+		found=$(sed -nE 's#.*"(address|url)":"(http://)?(127\.0\.0\.1:[0-9]+)".*#\3#p' "$dir/$1.log" | head -n 1)
 		if [ -n "$found" ]; then
 			echo "$found"
 			return
@@ -114,13 +114,15 @@ policy=$dir/fleet/log.policy
 {
 	cat "$dir/fleet/log.txt"
 	for n in 1 2; do
-		printf '%s http://%s\n' "$(cat "$dir/fleet/witness$n.txt")" "$(address "witness$n")"
+		where=$(address "witness$n")
+		printf '%s http://%s\n' "$(cat "$dir/fleet/witness$n.txt")" "$where"
 	done
 	printf 'group both all %s\nquorum both\n' "$(cut -d' ' -f2 "$dir"/fleet/witness?.txt | tr '\n' ' ' | sed 's/ $//')"
 } >"$policy.serve"
 serve log "$clawfs" log serve "$dir/log" --listen 127.0.0.1:0 --witness-policy "$policy.serve"
 # What reads it needs to know where the log is.
-sed -E "s#^(log [^ ]+).*#\\1 http://$(address log)#" "$policy.serve" >"$policy"
+where=$(address log)
+sed -E "s#^(log [^ ]+).*#\\1 http://$where#" "$policy.serve" >"$policy"
 step 0 cat "$policy"
 
 say "Every node installs the same policy, signed by its root."
@@ -158,7 +160,7 @@ step 0 "$clawfs" ledger check "$publisher/langid.json" "${inputs[@]}" --output-d
 cp "$publisher/built/langid.bin" "$dir/dave/downloads/langid.bin"
 step 0 "$clawfs" ledger sign "$publisher/langid.json" --key "$publisher/acme" --out "$publisher/langid.sba"
 say "Before it is in the log, no operator rebuilds it."
-on 4 alice grant "$publisher/langid.sba" --wait "${inputs[@]}"
+on 3 alice grant "$publisher/langid.sba" --wait "${inputs[@]}"
 expect "tlog-proof"
 step 0 "$clawfs" log add "$publisher/langid.sba" --log-policy "$policy"
 step 0 "$clawfs" push "$place" "$publisher/langid.sba"
