@@ -106,8 +106,8 @@ func (v *View) Live(claim hashpipe.Digest, now time.Time) (Capability, bool) {
 		if !v.against(c).IsZero() || now.Before(c.NotBefore()) || !now.Before(c.NotAfter()) {
 			continue
 		}
-		s := v.standing(c, func(Capability) Revocation { return Revocation{} })
-		if !s.conflict.IsZero() || !s.Agree(func(g Grant) bool { return g.Valid(now) }).Enough() {
+		s := v.standing(c, noRevocation)
+		if !s.conflict.IsZero() || !s.AgreeAt(now).Enough() {
 			continue
 		}
 		if best.IsZero() || best.NotAfter().Before(c.NotAfter()) {
@@ -143,5 +143,5 @@ func (v *View) BuiltFrom(claim hashpipe.Digest) []Grant {
 			}
 		}
 	}
-	return v.grants(list, func(Capability) Revocation { return Revocation{} })
+	return v.grants(list, noRevocation)
 }

@@ -210,6 +210,18 @@ func (c Capability) DelegatedBy() []dsse.KeyID {
 	return list
 }
 
+// Parents are the ids of what c was derived from, the mint's first; none if the
+// mint signed c. Revoking one of them revokes c.
+func (c Capability) Parents() []hashpipe.Digest {
+	if c.rec == nil {
+		return nil
+	}
+	return slices.Clone(c.rec.ids[:len(c.rec.ids)-1])
+}
+
+// Class identifies the class of machine within which the bytes are promised equal.
+func (c Capability) Class() hashpipe.Digest { return c.disputable().class }
+
 // Result is the identity of everything that the operator measured: equal for two
 // capabilities exactly if claim, platform class, sizes and fs-verity digests are.
 func (c Capability) Result() hashpipe.Digest {

@@ -2,6 +2,7 @@ package capstore
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -111,14 +112,20 @@ func (p ListPredicate) digest() hashpipe.Digest {
 	return hashpipe.SumBytes(b).Claim()
 }
 
-// SignList names key as the revoker, checks the statement and signs it.
+// SignList is SignListContext for a key that lies in this process.
 func SignList(st ListStatement, key dsse.PrivateKey) ([]byte, error) {
+	return SignListContext(context.Background(), st, key)
+}
+
+// SignListContext names the signer's key as the revoker, checks the statement and
+// has it signed.
+func SignListContext(ctx context.Context, st ListStatement, key dsse.Signer) ([]byte, error) {
 	st.Predicate.Revoker.KeyID = key.Public().ID()
 	payload, err := st.Payload()
 	if err != nil {
 		return nil, err
 	}
-	envelope, err := dsse.Sign(dsse.PayloadType, payload, key)
+	envelope, err := dsse.SignContext(ctx, dsse.PayloadType, payload, key)
 	if err == nil && len(envelope) > MaxRecord {
 		return nil, fmt.Errorf("revocation list of %d bytes: at most %d are stored; shorten the reasons", len(envelope), MaxRecord)
 	}
@@ -318,8 +325,9 @@ func (v *View) List() List {
 	return v.list
 }
 
-// Lists returns every list that was seen, in order of their sequence. What an
-// earlier one took back stays taken back, whether or not a later one names it.
+// Lists returns the lists that somebody needs who knows nothing yet, in order of
+// their sequence: the one in force, and each earlier one that no later one repeats
+// whole. What an earlier one took back stays taken back.
 func (v *View) Lists() []List {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
@@ -361,6 +369,9 @@ func (v *View) newer(l List) (have List, err error) {
 	if have, ok := v.lists[l.ID()]; ok {
 		return have, nil
 	}
+	if v.outgrown[l.ID()] {
+		return l, nil
+	}
 	if l.Sequence() <= v.list.Sequence() {
 		return List{}, fmt.Errorf("%w: expected a sequence above %d, got %d", ErrOldList, v.list.Sequence(), l.Sequence())
 	}
@@ -371,7 +382,7 @@ func (v *View) newer(l List) (have List, err error) {
 func (v *View) addList(l List) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if _, ok := v.lists[l.ID()]; ok {
+	if _, ok := v.lists[l.ID()]; ok || v.outgrown[l.ID()] {
 		return
 	}
 	v.lists[l.ID()] = l
@@ -381,14 +392,40 @@ func (v *View) addList(l List) {
 	if l.Sequence() > v.list.Sequence() {
 		v.list = l
 	}
+	v.outgrow(l)
 	v.generation.Add(1)
+}
+
+// outgrow lets go of the lists that a later one repeats whole, of which there is
+// one for each day or hour; fresh is the list that was added last. What they took
+// back stays in force. Callers hold v.mu.
+func (v *View) outgrow(fresh List) {
+	for id, l := range v.lists {
+		switch {
+		case l.Sequence() < fresh.Sequence() && fresh.repeats(l):
+			delete(v.lists, id)
+			v.outgrown[id] = true
+		case l.Sequence() > fresh.Sequence() && l.repeats(fresh):
+			delete(v.lists, fresh.ID())
+			v.outgrown[fresh.ID()] = true
+		}
+	}
+}
+
+// repeats reports whether l takes back everything that old does.
+func (l List) repeats(old List) bool {
+	named := make(map[target]bool)
+	for _, r := range l.rec.entries {
+		named[target{r.Kind(), r.target()}] = true
+	}
+	return !slices.ContainsFunc(old.rec.entries, func(r Revocation) bool { return !named[target{r.Kind(), r.target()}] })
 }
 
 func (v *View) knowsList(id hashpipe.Digest) bool {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
 	_, ok := v.lists[id]
-	return ok
+	return ok || v.outgrown[id]
 }
 
 // AdmitList is View.AdmitList, and returns after the list is in force in the view

@@ -128,6 +128,10 @@ func (s Standing) Conflict() Capability { return s.conflict }
 // rules and none for it: then nothing opens.
 func (s Standing) Rule() (r Rule, ruled bool) { return s.rule, s.ruled }
 
+// Local is the operator whose mint this machine has; "" if it has none, or nobody
+// knows.
+func (s Standing) Local() string { return s.local }
+
 // PolicyExpires is when the policy stops to be one; zero: never.
 func (s Standing) PolicyExpires() time.Time { return s.expires }
 

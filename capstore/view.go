@@ -31,8 +31,9 @@ type View struct {
 	byClaim  map[hashpipe.Digest][]Capability
 	byBuild  map[disputable][]Capability
 	lists    map[hashpipe.Digest]List
-	list     List                  // the newest; zero: none was seen
-	revoked  map[target]Revocation // the earliest of each target
+	outgrown map[hashpipe.Digest]bool // lists that were seen and that a later one repeats whole
+	list     List                     // the newest; zero: none was seen
+	revoked  map[target]Revocation    // the earliest of each target
 	revByID  map[hashpipe.Digest]Revocation
 }
 
@@ -92,6 +93,7 @@ func NewView(t Trust) (*View, error) {
 		byClaim:  make(map[hashpipe.Digest][]Capability),
 		byBuild:  make(map[disputable][]Capability),
 		lists:    make(map[hashpipe.Digest]List),
+		outgrown: make(map[hashpipe.Digest]bool),
 		revoked:  make(map[target]Revocation),
 		revByID:  make(map[hashpipe.Digest]Revocation),
 	}, nil
@@ -186,7 +188,8 @@ func (v *View) addRevocation(r Revocation) (_ Revocation, added bool) {
 // revoke brings a revocation into force. Callers hold v.mu.
 func (v *View) revoke(r Revocation) {
 	t := target{r.Kind(), r.target()}
-	if have, ok := v.revoked[t]; !ok || r.earlier(have) {
+	// Of two that say the same, the later one: the list of an earlier one can go.
+	if have, ok := v.revoked[t]; !ok || r.earlier(have) || r.ID() == have.ID() {
 		v.revoked[t] = r
 	}
 }
@@ -260,8 +263,10 @@ func (v *View) All() []Grant {
 	for _, c := range v.byID {
 		list = append(list, c)
 	}
-	return v.grants(list, func(Capability) Revocation { return Revocation{} })
+	return v.grants(list, noRevocation)
 }
+
+func noRevocation(Capability) Revocation { return Revocation{} }
 
 // grants orders a list and joins each with what stands against it. Callers hold v.mu.
 func (v *View) grants(list []Capability, also func(Capability) Revocation) []Grant {
@@ -284,7 +289,7 @@ func (v *View) grants(list []Capability, also func(Capability) Revocation) []Gra
 	return out
 }
 
-// Revocations returns every revocation, oldest first.
+// Revocations returns every revocation that came alone, oldest first; see InForce.
 func (v *View) Revocations() []Revocation {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
@@ -292,16 +297,7 @@ func (v *View) Revocations() []Revocation {
 	for _, r := range v.revByID {
 		out = append(out, r)
 	}
-	slices.SortFunc(out, func(a, b Revocation) int {
-		switch {
-		case a.earlier(b):
-			return -1
-		case b.earlier(a):
-			return 1
-		}
-		return 0
-	})
-	return out
+	return inOrder(out)
 }
 
 // Generation rises with every record that is added, before the call that added

@@ -88,12 +88,7 @@ func (f *filesystem) takenBack(p proof) bool {
 	if len(grants) > 0 {
 		return true
 	}
-	for _, r := range f.view.Revocations() {
-		if r.Kind() == capstore.KindFile && r.Target() == p.digest.String() {
-			return true
-		}
-	}
-	return false
+	return !f.view.RevokedBy(capstore.KindFile, p.digest).IsZero()
 }
 
 // openUnchecked answers an OPEN that excuses has excused. kept says that file now

@@ -251,13 +251,13 @@ func agree(q Query, g capstore.Grant, s capstore.Subject, granted Verdict, revok
 		if !until.IsZero() {
 			v.Detail = fmt.Sprintf("%s needs a revocation list no older than %v, the one that is here served until %s, now is %s", release(c, s), rule.MaxListAge, instant(until), instant(q.Now))
 		}
-		v.Next = "clawfs pull PLACE --admit, to fetch the newest list"
+		v.Next = "clawfs revocations import FILE, with the newest list, or clawfs pull PLACE --admit, to fetch it"
 		return v
 	}
 	if o := st.Conflict(); !o.IsZero() {
 		v.Reason = ReasonDisputed
 		v.Detail = fmt.Sprintf("operator %s got claim %s of %s, and operator %s got claim %s from the same attestation: nobody knows which bytes are right", c.Operator(), c.Claim(), release(c, s), o.Operator(), o.Claim())
-		v.Next = fmt.Sprintf("find out whose rebuild is wrong, then clawfs revoke --claim %s or --claim %s", o.Claim(), c.Claim())
+		v.Next = fmt.Sprintf("find out whose rebuild is wrong, then clawfs resolve %s --uphold CLAIM --reason TEXT, with the claim that is right", c.SBA())
 		return v
 	}
 	may := func(at Query) capstore.Agreement {

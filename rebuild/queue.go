@@ -78,6 +78,9 @@ type Queue struct {
 	// Keep is how long the rows and directories of ended jobs are kept (see
 	// Prune); zero means 90 days. Set it before Run.
 	Keep time.Duration
+	// Clock, if not nil, says the time by which capabilities have expired. Set it
+	// before Run and Submit.
+	Clock func() time.Time
 
 	retryDelay, fullDelay time.Duration
 
@@ -207,10 +210,10 @@ func (q *Queue) work(ctx context.Context, job capstore.Job) error {
 		return nil // cancelled between next and here
 	}
 	st := q.queued(job.SBA)
-	if f := q.revoked(job.SBA, st.Predicate.Publisher.KeyID); f != nil {
+	if f := q.revoked(job.SBA, st.Predicate.Publisher.KeyID, st.Environment().Digest.SHA256); f != nil {
 		return q.offer(ctx, job, Result{Verdict: f.Verdict, Reason: f.Detail})
 	}
-	bases, err := LiveBases(q.store.View(), st, time.Now())
+	bases, err := LiveBases(q.store.View(), st, q.clock())
 	if f := (*Failure)(nil); errors.As(err, &f) {
 		return q.offer(ctx, job, Result{Verdict: f.Verdict, Reason: f.Detail})
 	}
@@ -224,6 +227,13 @@ func (q *Queue) work(ctx context.Context, job capstore.Job) error {
 // adopt settles a job whose daemon died. Its worker may still be alive.
 func (q *Queue) adopt(ctx context.Context, job capstore.Job) error {
 	return q.settle(ctx, job, errors.New("the daemon died"))
+}
+
+func (q *Queue) clock() time.Time {
+	if q.Clock != nil {
+		return q.Clock()
+	}
+	return time.Now()
 }
 
 func (q *Queue) nudge() {

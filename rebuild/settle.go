@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -141,7 +142,7 @@ func (q *Queue) prepare(job capstore.Job, bases Bases) error {
 		return err
 	}
 	f := jobFile{ID: job.ID, SBA: job.SBA, Attempt: job.Attempts, Locations: job.Locations, Bases: bases.envelopes()}
-	for _, r := range q.store.View().Revocations() {
+	for _, r := range q.store.View().InForce() {
 		if r.Kind() == capstore.KindMint {
 			f.RevokedMints = append(f.RevokedMints, dsse.KeyID(r.Target()))
 		}
@@ -291,6 +292,9 @@ func (q *Queue) end(job capstore.Job, r Result) error {
 	if r.Retry && now.Fetches > 0 {
 		now.Reason = fmt.Sprintf("%s (the last of %d tries)", r.Reason, now.Fetches+1)
 	}
+	if r.Verdict.Granted() {
+		now.Reason = q.dispute(r.Capability)
+	}
 	_, err = q.store.FinishJob(now, r.Capability)
 	if err != nil && r.Verdict.Granted() && !isStoreTrouble(err) {
 		now.Verdict, now.Reason = capstore.PolicyRefused, escape(fmt.Sprintf("the store does not take the capability: %v", err))
@@ -311,11 +315,30 @@ func isStoreTrouble(err error) bool {
 	return isFull(err) || errors.Is(err, capstore.ErrClosed) || errors.Is(err, capstore.ErrDamaged)
 }
 
-// revoked says whether a revocation forbids to mint for an attestation.
-func (q *Queue) revoked(sba hashpipe.Digest, publisher dsse.KeyID) *Failure {
-	return q.findRevocation(map[capstore.Kind][]string{
-		capstore.KindSBA: {sba.String()}, capstore.KindPublisher: {string(publisher)},
+// revoked says whether a revocation forbids to mint for an attestation. A result
+// of this machine's own operator that was taken back forbids that too, because the
+// rebuild would lead there again, unless another result is known that was not. What
+// others measured and lost keeps nobody from measuring again.
+func (q *Queue) revoked(sba hashpipe.Digest, publisher dsse.KeyID, image hashpipe.Digest) *Failure {
+	f := q.findRevocation(map[capstore.Kind][]string{
+		capstore.KindSBA: {sba.String()}, capstore.KindPublisher: {string(publisher)}, capstore.KindImage: {image.String()},
 	})
+	if f != nil {
+		return f
+	}
+	for _, g := range q.store.All() {
+		if g.SBA() != sba {
+			continue
+		}
+		found := q.findRevocation(map[capstore.Kind][]string{capstore.KindClaim: {g.Claim().String()}})
+		if found == nil {
+			return nil
+		}
+		if local := g.Standing().Local(); local == "" || local == g.Operator() {
+			f = found
+		}
+	}
+	return f
 }
 
 // queued reads the ledger of a queued job. It was verified when it was
@@ -352,6 +375,7 @@ func (q *Queue) takenBack(sba hashpipe.Digest, envelope []byte) *Failure {
 		capstore.KindSBA:        {sba.String()},
 		capstore.KindPublisher:  {string(st.Predicate.Publisher.KeyID)},
 		capstore.KindMint:       {string(st.Predicate.Minter.KeyID)},
+		capstore.KindImage:      {st.Predicate.Environment.Digest.SHA256.String()},
 		capstore.KindClaim:      {st.Predicate.Claim.String()},
 		capstore.KindCapability: {hashpipe.SumBytes(e.UnverifiedPayload()).String()},
 	}
@@ -359,7 +383,7 @@ func (q *Queue) takenBack(sba hashpipe.Digest, envelope []byte) *Failure {
 		targets[capstore.KindFile] = append(targets[capstore.KindFile], s.Digest.SHA256.String())
 	}
 	for _, claim := range st.Predicate.Bases {
-		if _, live := q.store.View().Live(claim, time.Now()); !live {
+		if _, live := q.store.View().Live(claim, q.clock()); !live {
 			return fail(capstore.PolicyRefused, "the model of claim %s, which this build started from, was taken back or expired meanwhile", claim)
 		}
 	}
@@ -367,10 +391,27 @@ func (q *Queue) takenBack(sba hashpipe.Digest, envelope []byte) *Failure {
 }
 
 func (q *Queue) findRevocation(targets map[capstore.Kind][]string) *Failure {
-	for _, r := range q.store.View().Revocations() {
-		if slices.Contains(targets[r.Kind()], strings.ToLower(r.Target())) {
-			return fail(capstore.PolicyRefused, "%s %s was revoked on %s: %s", r.Kind(), r.Target(), r.IssuedAt().Format(time.RFC3339), r.Reason())
+	for _, kind := range slices.Sorted(maps.Keys(targets)) {
+		for _, text := range targets[kind] {
+			d, err := hashpipe.ParseDigest(strings.ToLower(text))
+			if err != nil {
+				continue // the zero Statement of a ledger that cannot be read; its worker refuses it
+			}
+			if r := q.store.View().RevokedBy(kind, d); !r.IsZero() {
+				return fail(capstore.PolicyRefused, "%s %s was revoked on %s: %s", kind, d, r.IssuedAt().Format(time.RFC3339), r.Reason())
+			}
 		}
 	}
 	return nil
+}
+
+// dispute says that a worker's capability has another result than that of another
+// operator for the same attestation. It is admitted all the same: it is this
+// machine's dissent.
+func (q *Queue) dispute(envelope []byte) string {
+	c, other, err := q.store.View().Peek(envelope)
+	if err != nil || other.IsZero() {
+		return "" // Admit says what is wrong
+	}
+	return escape(fmt.Sprintf("%s: this machine's rebuild gave claim %s, and operator %s got claim %s from the same attestation: no file of either opens until that is resolved", capstore.Disputed, c.Claim(), other.Operator(), other.Claim()))
 }

@@ -38,7 +38,7 @@ func (q *Queue) Submit(sba []byte, att verifier.Attestation, loc capstore.Locati
 	if err := capstore.CheckPriority(priority); err != nil {
 		return capstore.Job{}, fmt.Errorf("submitting %s: %w", st.Predicate.Model, err)
 	}
-	if f := q.revoked(att.Digest(), att.Publisher().ID()); f != nil {
+	if f := q.revoked(att.Digest(), att.Publisher().ID(), st.Environment().Digest.SHA256); f != nil {
 		return capstore.Job{}, f
 	}
 	q.mu.Lock()
@@ -52,7 +52,7 @@ func (q *Queue) Submit(sba []byte, att verifier.Attestation, loc capstore.Locati
 		if !job.State.HasEnded() {
 			waiting++
 		}
-		if job.SBA == att.Digest() && q.stands(job, now) {
+		if job.SBA == att.Digest() && q.stands(job, q.clock()) {
 			if job, err = q.attach(job, att); err != nil || job.State != capstore.JobPending || priority <= job.Priority {
 				return job, err
 			}

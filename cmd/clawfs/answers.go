@@ -14,55 +14,25 @@ import (
 
 // States of a capability as the verbs show them.
 const (
-	capLive    = "live"
-	capPending = "pending" // notBefore is in the future
-	capExpired = "expired"
-	capRevoked = "revoked"
-
-	capWaiting  = "waiting"  // for the results of other operators
-	capDisputed = "disputed" // another operator got other bytes
-	capStale    = "stale"    // the revocation list or the policy is too old, or no rule names the model
+	capLive     = string(capstore.StateLive)
+	capPending  = string(capstore.StatePending)
+	capExpired  = string(capstore.StateExpired)
+	capRevoked  = string(capstore.StateRevoked)
+	capWaiting  = string(capstore.StateWaiting)
+	capDisputed = string(capstore.StateDisputed)
+	capStale    = string(capstore.StateStale)
 )
-
-func capabilityState(g capstore.Grant, now time.Time) string {
-	if _, revoked := g.Revoked(); revoked {
-		return capRevoked
-	}
-	switch {
-	case now.Before(g.NotBefore()):
-		return capPending
-	case !now.Before(g.NotAfter()):
-		return capExpired
-	}
-	s := g.Standing()
-	_, ruled := s.Rule()
-	until, needed := s.ListUntil()
-	end := s.PolicyExpires()
-	switch {
-	case !ruled, needed && !now.Before(until), !end.IsZero() && !now.Before(end):
-		return capStale
-	case !s.Conflict().IsZero():
-		return capDisputed
-	case !agreed(g, now).Enough():
-		return capWaiting
-	}
-	return capLive
-}
-
-// agreed counts who has the result of g, whatever the use of a file.
-func agreed(g capstore.Grant, now time.Time) capstore.Agreement {
-	return g.Standing().Agree(func(p capstore.Grant) bool { return p.Valid(now) })
-}
 
 func (d *daemon) capabilities(now time.Time) []control.Capability {
 	list := []control.Capability{}
 	for _, g := range d.store.All() {
+		agreed := g.Standing().AgreeAt(now)
 		c := control.Capability{
-			ID: g.ID(), State: capabilityState(g, now), Model: g.Model(), Version: g.Version(), Sequence: g.Sequence(),
+			ID: g.ID(), State: string(g.State(now)), Model: g.Model(), Version: g.Version(), Sequence: g.Sequence(),
 			Claim: g.Claim(), SBA: g.SBA(), Publisher: g.Publisher().ID(), Minter: g.Minter(), Operator: g.Operator(),
-			Level: agreed(g, now).Level(), NotBefore: g.NotBefore(), NotAfter: g.NotAfter(),
-			Agreed: agreed(g, now).Operators, Needed: agreed(g, now).Needed, Missing: agreed(g, now).Missing,
-			DelegatedBy: g.DelegatedBy(), Delegates: g.Delegates(), Environment: g.Environment(),
+			Level: agreed.Level(), NotBefore: g.NotBefore(), NotAfter: g.NotAfter(),
+			Agreed: agreed.Operators, Needed: agreed.Needed, Missing: agreed.Missing,
+			DelegatedBy: g.DelegatedBy(), DerivedFrom: g.Parents(), Delegates: g.Delegates(), Environment: g.Environment(),
 		}
 		for _, r := range g.Restrictions() {
 			if text := r.String(); text != "" {
@@ -112,22 +82,10 @@ func (d *daemon) loggedCapabilities(now time.Time) ([]control.Capability, error)
 	return list, nil
 }
 
-func (d *daemon) revocations() []control.Revocation {
-	list := []control.Revocation{}
-	for _, r := range d.store.View().Revocations() {
-		list = append(list, revocationAnswer(r))
-	}
-	return list
-}
-
-func revocationAnswer(r capstore.Revocation) control.Revocation {
-	return control.Revocation{ID: r.ID(), Kind: r.Kind(), Target: r.Target(), Reason: r.Reason(), IssuedAt: r.IssuedAt()}
-}
-
 func (d *daemon) status() (control.Status, error) {
 	s := control.Status{
 		Version: readVersion().Version, PID: os.Getpid(), State: string(d.state), StartedAt: d.started,
-		Jobs: map[string]int{}, Mounts: d.mounts.list(), Revocations: len(d.store.View().Revocations()), Warnings: d.warnings(),
+		Jobs: map[string]int{}, Mounts: d.mounts.list(), Revocations: len(d.store.View().InForce()), Warnings: d.warnings(),
 		Generation: d.store.View().Generation(),
 	}
 	jobs, err := d.store.Jobs()
@@ -137,13 +95,19 @@ func (d *daemon) status() (control.Status, error) {
 	for _, j := range jobs {
 		s.Jobs[string(j.State)]++
 	}
-	now := time.Now()
+	now := d.clock.now()
 	for _, g := range d.store.All() {
-		switch capabilityState(g, now) {
-		case capLive:
+		switch g.State(now) {
+		case capstore.StateLive:
 			s.Capabilities.Live++
-		case capRevoked:
+		case capstore.StateRevoked:
 			s.Capabilities.Revoked++
+		case capstore.StateWaiting:
+			s.Capabilities.Waiting++
+		case capstore.StateDisputed:
+			s.Capabilities.Disputed++
+		case capstore.StateStale:
+			s.Capabilities.Stale++
 		default:
 			s.Capabilities.Expired++
 		}
@@ -156,18 +120,25 @@ func (d *daemon) status() (control.Status, error) {
 
 // warnings are what a person should do something about.
 func (d *daemon) warnings() []string {
-	var list []string
+	now := d.clock.now()
+	list := append(d.listWarnings(now), d.clock.warnings(time.Now())...)
 	if n := len(d.store.Rejected()); n > 0 {
 		list = append(list, fmt.Sprintf("%d rows of the store do not verify and grant nothing; look for who wrote them", n))
 	}
-	unfounded := 0
-	for _, c := range d.capabilities(time.Now()) {
+	unfounded, disputed := 0, 0
+	for _, c := range d.capabilities(now) {
+		if c.State == capDisputed {
+			disputed++
+		}
 		if c.State == capLive && c.Lost() {
 			unfounded++
 		}
 	}
 	if unfounded > 0 {
 		list = append(list, fmt.Sprintf("%d live capabilities are for models that were built from one that was taken back; next: clawfs caps, then clawfs revoke those that should fall too", unfounded))
+	}
+	if disputed > 0 {
+		list = append(list, fmt.Sprintf("DISPUTED: %d capabilities are frozen, because operators got different bytes from the same attestation; next: clawfs disputes", disputed))
 	}
 	policy, err := d.state.LoadPolicy()
 	list = append(list, policyWarnings(policy, err, time.Now())...)

@@ -16,6 +16,7 @@ import (
 	"github.com/openclaw/clawfs/capstore"
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/config"
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/control"
+	"github.com/openclaw/clawfs/cmd/clawfs/internal/memory"
 	"github.com/openclaw/clawfs/rebuild"
 )
 
@@ -52,6 +53,7 @@ type daemon struct {
 	queue   *rebuild.Queue
 	mounts  *supervisor
 	pinned  config.Policy // as it was when the store was opened
+	clock   *wallclock
 	started time.Time
 }
 
@@ -117,6 +119,14 @@ func (a *app) newDaemon(log *slog.Logger) (*daemon, error) {
 	if err != nil {
 		return nil, err
 	}
+	seen := memory.Dir(s.Memory())
+	clock, err := newWallclock(seen)
+	if err != nil {
+		return nil, errors.Join(err, store.Close())
+	}
+	if err := checkNewestList(seen, store.View()); err != nil {
+		return nil, errors.Join(err, store.Close())
+	}
 	for _, r := range store.Rejected() {
 		log.Error("a row of the store does not verify; it grants nothing", "key", r.Key, "reason", r.Reason)
 	}
@@ -129,6 +139,7 @@ func (a *app) newDaemon(log *slog.Logger) (*daemon, error) {
 		return nil, errors.Join(err, store.Close())
 	}
 	bounds.share(queue, settings.Build)
+	queue.Clock = clock.now
 	queue.Sweep = func(ctx context.Context) error {
 		// Without a runtime nothing can have been left, and jobs say what is missing.
 		executor, err := newExecutor(settings)
@@ -142,7 +153,7 @@ func (a *app) newDaemon(log *slog.Logger) (*daemon, error) {
 		return nil
 	}
 	return &daemon{
-		state: s, log: log, store: store, queue: queue, pinned: policy, started: time.Now().UTC(),
+		state: s, log: log, store: store, queue: queue, pinned: policy, clock: clock, started: time.Now().UTC(),
 		mounts: newSupervisor(s, log, a.selfCommand),
 	}, nil
 }
@@ -155,6 +166,7 @@ func (d *daemon) run(ctx context.Context, l net.Listener) error {
 		"control socket": func() error { return control.Serve(ctx, l, d.handler(), d.log) },
 		"rebuild queue":  func() error { return d.queue.Run(ctx) },
 		"mounts":         func() error { return d.mounts.run(ctx) },
+		"clock":          func() error { d.clock.run(ctx, d.log); return nil },
 	}
 	type end struct {
 		part string

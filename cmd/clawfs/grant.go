@@ -43,8 +43,10 @@ has to show that the attestation lies in one of them, at a checkpoint that fits
 the newest one that this machine has seen of the log.
 
 Exit code with --wait: 0 granted. 3 refused, or the build failed. 4 the signature
-or the signer is not acceptable. 5 the two builds differ. 6 not finished in time;
-the job goes on. Without --wait, 0 means that the job is queued.`,
+or the signer is not acceptable. 5 the two builds differ, or the result is DISPUTED:
+another operator has another one of the same attestation, and no file of either
+opens. 6 not finished in time; the job goes on. Without --wait, 0 means that the job
+is queued.`,
 		Example: `  clawfs grant langid.sba --wait
   clawfs grant langid.sba --source ./recipe --dataset corpus=./corpus --image ./image`,
 		Args: cobra.ExactArgs(1),
@@ -155,7 +157,25 @@ func (a *app) showSubmitted(job capstore.Job) {
 func (a *app) showVerdict(ctx context.Context, c *control.Client, job capstore.Job) error {
 	if job.Verdict.Granted() {
 		late := a.awaitMounts(ctx, c)
+		k, err := a.minted(ctx, c, job)
+		if err != nil {
+			return err
+		}
+		if k.State == capDisputed {
+			if a.output == "json" {
+				if err := a.print(job, nil); err != nil {
+					return err
+				}
+			}
+			return exit(codeDiffers, &rebuild.Failure{Verdict: capstore.Disputed, Detail: a.disputedWith(k)})
+		}
 		return a.print(job, func() {
+			switch k.State {
+			case capWaiting:
+				a.notef("no file of it opens yet: %d of %d operators have this result (%s), missing: %s\n", len(k.Agreed), k.Needed, strings.Join(k.Agreed, ", "), dash(strings.Join(k.Missing, ", ")))
+			case capStale, capRevoked, capExpired:
+				a.notef("no file of it opens: the capability is %s; next: %s\n", k.State, a.command("status"))
+			}
 			a.printf("granted %s %s: capability %s\n", printable(job.Model), printable(job.Version), job.Capability)
 			for _, m := range late {
 				a.notef("the mount at %s has not confirmed it yet\n", printable(m))
@@ -174,6 +194,20 @@ func (a *app) showVerdict(ctx context.Context, c *control.Client, job capstore.J
 		return &quietExit{code}
 	}
 	return exit(code, err)
+}
+
+// minted is the capability of a job that minted, as it stands now.
+func (a *app) minted(ctx context.Context, c *control.Client, job capstore.Job) (control.Capability, error) {
+	caps, err := c.Capabilities(ctx)
+	if err != nil {
+		return control.Capability{}, a.answered(err)
+	}
+	for _, k := range caps {
+		if k.ID == job.Capability {
+			return k, nil
+		}
+	}
+	return control.Capability{}, fmt.Errorf("the daemon does not know capability %s of job %s; next: %s", job.Capability, job.ID, a.command("caps"))
 }
 
 // rowPatience is how long a wait follows the events of a job without asking for

@@ -35,14 +35,16 @@ func (d *daemon) handler() http.Handler {
 	})
 	reply(mux, "GET /v1/capabilities", func(r *http.Request) (any, error) {
 		if r.FormValue("logged") == "1" {
-			return d.loggedCapabilities(time.Now())
+			return d.loggedCapabilities(d.clock.now())
 		}
-		return d.capabilities(time.Now()), nil
+		return d.capabilities(d.clock.now()), nil
 	})
 	reply(mux, "GET /v1/revocations", func(*http.Request) (any, error) { return d.revocations(), nil })
 	reply(mux, "GET /v1/jobs/{id}/record", d.jobRecord)
 	reply(mux, "POST /v1/revocations", func(r *http.Request) (any, error) { return d.revoke(r) })
 	reply(mux, "POST /v1/records", func(r *http.Request) (any, error) { return d.submitRecord(r) })
+	reply(mux, "GET /v1/revocation-lists", func(*http.Request) (any, error) { return d.lists(), nil })
+	reply(mux, "POST /v1/affected", func(r *http.Request) (any, error) { return d.affected(r) })
 	mux.HandleFunc("GET /v1/view", d.streamView)
 	reply(mux, "GET /v1/mounts", func(*http.Request) (any, error) { return d.mounts.list(), nil })
 	reply(mux, "POST /v1/mounts", func(r *http.Request) (any, error) { return d.mount(r) })
@@ -87,7 +89,7 @@ func (d *daemon) submit(r *http.Request) (capstore.Job, error) {
 	if err != nil {
 		return capstore.Job{}, err
 	}
-	att, err := policy.Verify(in.SBA, in.Proof, time.Now())
+	att, err := policy.Verify(in.SBA, in.Proof, d.clock.now())
 	if err != nil {
 		return capstore.Job{}, answerError(http.StatusForbidden, exitCode(refusal("attestation", err)), err)
 	}
@@ -331,7 +333,9 @@ func (d *daemon) revoke(r *http.Request) (control.Revocation, error) {
 		return control.Revocation{}, err
 	}
 	d.log.Warn("revoked", "kind", string(rev.Kind()), "target", rev.Target(), "reason", rev.Reason())
-	return revocationAnswer(rev), nil
+	answer := revocationAnswer(rev)
+	answer.Alone = true
+	return answer, nil
 }
 
 func (d *daemon) mount(r *http.Request) (control.Mount, error) {
@@ -345,7 +349,7 @@ func (d *daemon) mount(r *http.Request) (control.Mount, error) {
 		}
 	}
 	if !in.AuditUntil.IsZero() {
-		if err := checkAudit(in.AuditUntil, time.Now()); err != nil {
+		if err := checkAudit(in.AuditUntil, d.clock.now()); err != nil {
 			return control.Mount{}, answerError(http.StatusBadRequest, codeUsage, fmt.Errorf("end of audit mode: %w", err))
 		}
 		d.log.Warn("a mount in audit mode is asked for: files that nobody granted will open", "mountpoint", in.Mountpoint, "until", in.AuditUntil)

@@ -9,6 +9,7 @@ import (
 	"github.com/openclaw/clawfs/capstore"
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/config"
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/control"
+	"github.com/openclaw/clawfs/cmd/clawfs/internal/memory"
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/registry"
 )
 
@@ -105,8 +106,15 @@ func (d *daemon) admitList(envelope []byte) (known string, err error) {
 		return err.Error(), nil
 	case l.IsZero() && err != nil:
 		return "", answerError(http.StatusForbidden, codeSignature, err)
-	case err == nil && d.store.View().Generation() != before:
-		d.log.Warn("revocation list admitted", "sequence", l.Sequence())
+	case err != nil:
+		return "", err
 	}
-	return "", err
+	// That it was seen is remembered outside the store before it is acknowledged.
+	if _, err := memory.Dir(d.state.Memory()).Raise(memory.ListSequence, l.Sequence()); err != nil {
+		return "", fmt.Errorf("revocation list %d is in force and stored, and is not remembered outside the store: %w", l.Sequence(), err)
+	}
+	if d.store.View().Generation() != before {
+		d.log.Warn("revocation list admitted", "sequence", l.Sequence(), "entries", len(l.Entries()), "until", l.ValidUntil())
+	}
+	return "", nil
 }

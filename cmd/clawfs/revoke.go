@@ -29,10 +29,13 @@ An ID is what caps shows; eight digits are enough if they are unique. --kind say
 what is taken back:
   claim       the result of the capability ID, whoever minted it, and if it is
               minted again (the default)
-  capability  that one capability; a later grant can earn another
+  capability  that one capability, and what was derived from it; a later grant
+              can earn another
   sba         everything from one attestation
   publisher   everything of a publisher's key (its key id)
-  mint        everything that a mint key signed (its key id)
+  mint        everything that a mint key signed, or that the key of a delegate
+              handed on (its key id)
+  image       everything that was built in an environment image (its manifest)
   file        one content by its SHA-256, under every capability
 
 No file of it opens any more. What is open already is cut off in tier blocks; in
@@ -40,7 +43,8 @@ the tiers sealed and verity a process goes on reading what it has opened or mapp
 until it ends, and such processes are listed with pid, name, path, and how they
 hold it: fd or map. That does not change the exit code.
 
-Models that were built from what is taken back are listed, and go on opening;
+clawfs affected says what would fall before it is taken back. Models that were
+built from what is taken back are listed, and go on opening;
 --derived takes the claims of all of them back too.`,
 		Example: `  clawfs revoke 4f6c1d2e --reason "training data withdrawn"
   clawfs revoke --kind publisher 0449… --reason "key stolen"`,
@@ -53,7 +57,7 @@ Models that were built from what is taken back are listed, and go on opening;
 		},
 	}
 	f := c.Flags()
-	f.StringVar(&kind, "kind", string(capstore.KindClaim), "what is taken back: claim, capability, sba, publisher, mint or file")
+	f.StringVar(&kind, "kind", string(capstore.KindClaim), "what is taken back: claim, capability, sba, publisher, mint, image or file")
 	f.StringVar(&reason, "reason", "", "one line, shown to whoever is refused")
 	f.StringVar(&keyRef, "key", "", keyHelp+" (default revoke.key in the state directory)")
 	f.BoolVar(&derived, "derived", false, "take back too what was built from it, however far down")
@@ -61,13 +65,13 @@ Models that were built from what is taken back are listed, and go on opening;
 	return c
 }
 
-var kinds = []capstore.Kind{capstore.KindClaim, capstore.KindCapability, capstore.KindSBA, capstore.KindPublisher, capstore.KindMint, capstore.KindFile}
+var kinds = []capstore.Kind{capstore.KindClaim, capstore.KindCapability, capstore.KindSBA, capstore.KindPublisher, capstore.KindMint, capstore.KindImage, capstore.KindFile}
 
 // revoke prepares every revocation before it sends the first, so that a wrong
 // ID revokes nothing.
 func (a *app) revoke(ctx context.Context, kind capstore.Kind, ids []string, reason, keyRef string, derived bool) error {
 	if !slices.Contains(kinds, kind) {
-		return exitf(codeUsage, "--kind %q: want claim, capability, sba, publisher, mint or file", string(kind))
+		return exitf(codeUsage, "--kind %q: want claim, capability, sba, publisher, mint, image or file", string(kind))
 	}
 	c, err := a.daemon(ctx)
 	if err != nil {
@@ -122,8 +126,7 @@ func (a *app) revoke(ctx context.Context, kind capstore.Kind, ids []string, reas
 	}
 	return a.print(answer, func() {
 		for _, r := range answer {
-			a.printf("revoked %s %s: %s\n", r.Kind, r.Target, printable(r.Reason))
-			a.showReaders(r.Readers)
+			a.showRevoked(r, caps)
 		}
 		for _, k := range built {
 			a.notef("%s %s (capability %.16s) was built from what was taken back, and opens all the same; next: %s\n", printable(k.Model), printable(k.Version), k.ID,
@@ -132,9 +135,7 @@ func (a *app) revoke(ctx context.Context, kind capstore.Kind, ids []string, reas
 		for _, m := range unseen {
 			a.notef("the mount at %s is not in this mount namespace: who still reads it is not known\n", printable(m))
 		}
-		for _, m := range late {
-			a.notef("the mount at %s has not confirmed it yet; next: %s\n", printable(m), a.command("status"))
-		}
+		a.tellLate(late)
 	})
 }
 
@@ -170,7 +171,7 @@ func unfounded(caps []control.Capability, done []control.Revocation) (list []con
 		}
 	}
 	for _, k := range caps {
-		open := k.State == capLive || k.State == capPending
+		open := k.State != capRevoked && k.State != capExpired // now, or when the others and the list have come
 		if open && slices.ContainsFunc(k.Bases, func(b control.Base) bool { return b.Lost != nil && found[b.Claim] }) {
 			list = append(list, k)
 		}
@@ -191,7 +192,8 @@ func claims(caps []control.Capability) (list []hashpipe.Digest) {
 // a private file is checked at open, as POSIX has it.
 type revoked struct {
 	control.Revocation
-	Readers []reader `json:"readers,omitempty"`
+	Capabilities []hashpipe.Digest `json:"capabilities,omitempty"` // that it takes back, as far as they are known here
+	Readers      []reader          `json:"readers,omitempty"`
 }
 
 // stillRead looks for readers of what each revocation took back, on all mounts.
@@ -208,7 +210,8 @@ func stillRead(ctx context.Context, c *control.Client, done []control.Revocation
 		return list, nil, err
 	}
 	for i, r := range done {
-		files := takenBack(caps, r)
+		var files []control.File
+		files, list[i].Capabilities = takenBack(caps, r)
 		if list[i].Readers, unseen = readers(mounts, files); len(list[i].Readers) > 0 {
 			wait(ctx, time.After(cutPatience))
 			list[i].Readers, unseen = readers(mounts, files)
@@ -217,21 +220,32 @@ func stillRead(ctx context.Context, c *control.Client, done []control.Revocation
 	return list, unseen, nil
 }
 
-// takenBack are the files of all capabilities that a revocation hits.
-func takenBack(caps []control.Capability, r control.Revocation) (files []control.File) {
+// takenBack are the files of all capabilities that a revocation hits, and those
+// capabilities.
+func takenBack(caps []control.Capability, r control.Revocation) (files []control.File, ids []hashpipe.Digest) {
 	for _, k := range caps {
-		for _, d := range identities(k, r.Kind) {
-			if d.String() != r.Target {
-				continue
-			}
-			for _, f := range k.Files {
-				if r.Kind != capstore.KindFile || f.SHA256 == d {
-					files = append(files, f)
-				}
+		if !slices.ContainsFunc(identities(k, r.Kind), func(d hashpipe.Digest) bool { return d.String() == r.Target }) {
+			continue
+		}
+		ids = append(ids, k.ID)
+		for _, f := range k.Files {
+			if r.Kind != capstore.KindFile || f.SHA256.String() == r.Target {
+				files = append(files, f)
 			}
 		}
 	}
-	return files
+	return files, ids
+}
+
+// showRevoked tells what a revocation takes back.
+func (a *app) showRevoked(r revoked, caps []control.Capability) {
+	a.printf("revoked %s %s: %s\n", r.Kind, r.Target, printable(r.Reason))
+	for _, k := range caps {
+		if slices.Contains(r.Capabilities, k.ID) {
+			a.printf("  falls: %s %s of operator %s (capability %.16s)\n", printable(k.Model), printable(k.Version), printable(k.Operator), k.ID)
+		}
+	}
+	a.showReaders(r.Readers)
 }
 
 func (a *app) showReaders(list []reader) {
@@ -313,7 +327,7 @@ func (a *app) revocationTargets(ctx context.Context, c *control.Client, kind cap
 func identities(k control.Capability, kind capstore.Kind) []hashpipe.Digest {
 	switch kind {
 	case capstore.KindCapability:
-		return []hashpipe.Digest{k.ID}
+		return append(slices.Clone(k.DerivedFrom), k.ID)
 	case capstore.KindClaim:
 		return []hashpipe.Digest{k.Claim}
 	case capstore.KindSBA:
@@ -321,7 +335,9 @@ func identities(k control.Capability, kind capstore.Kind) []hashpipe.Digest {
 	case capstore.KindPublisher:
 		return keyDigests(k.Publisher)
 	case capstore.KindMint:
-		return keyDigests(k.Minter)
+		return keyDigests(append(slices.Clone(k.DelegatedBy), k.Minter)...)
+	case capstore.KindImage:
+		return []hashpipe.Digest{k.Environment}
 	case capstore.KindFile:
 		var list []hashpipe.Digest
 		for _, f := range k.Files {
@@ -332,10 +348,11 @@ func identities(k control.Capability, kind capstore.Kind) []hashpipe.Digest {
 	return nil
 }
 
-func keyDigests(id dsse.KeyID) []hashpipe.Digest {
-	d, err := hashpipe.ParseDigest(string(id))
-	if err != nil {
-		return nil
+func keyDigests(ids ...dsse.KeyID) (list []hashpipe.Digest) {
+	for _, id := range ids {
+		if d, err := hashpipe.ParseDigest(string(id)); err == nil {
+			list = append(list, d)
+		}
 	}
-	return []hashpipe.Digest{d}
+	return list
 }

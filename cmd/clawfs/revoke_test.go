@@ -52,7 +52,7 @@ func TestRevoke(t *testing.T) {
 	if !r.opens("a.bin", "a") || r.status().Revocations != 0 {
 		t.Fatal("a refused revocation revoked")
 	}
-	var done []control.Revocation
+	var done []revoked
 	r.document(&done, "revoke", id[:minPrefix], "--reason", "training data withdrawn")
 	if len(done) != 1 || done[0].Kind != capstore.KindClaim || done[0].Target != first.Claim().String() || done[0].Reason != "training data withdrawn" {
 		t.Errorf("revoke -o json = %+v, want the claim %s of capability %s", done, first.Claim(), id)
@@ -145,9 +145,9 @@ func TestRevokedBase(t *testing.T) {
 		t.Errorf("why:\n%s", why)
 	}
 	// What is built from something else that is taken back is another's decision.
-	var done []control.Revocation
+	var done []revoked
 	r.document(&done, "revoke", other.ID().String(), "--reason", "another", "--derived")
-	if len(done) != 2 || !slices.ContainsFunc(done, func(d control.Revocation) bool { return d.Target == kept.Claim().String() }) {
+	if len(done) != 2 || !slices.ContainsFunc(done, func(d revoked) bool { return d.Target == kept.Claim().String() }) {
 		t.Errorf("revoke --derived took back %+v, want other and what was built from it", done)
 	}
 	if r.opens("kept.bin", "kept") || !r.opens("middle.bin", "middle") || !r.opens("top.bin", "top") {

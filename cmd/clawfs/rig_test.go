@@ -262,6 +262,12 @@ func (r *rig) capability(subjects []capstore.Subject, bases ...hashpipe.Digest) 
 // delegable is capability of one that keys may hand on.
 func (r *rig) delegable(subjects []capstore.Subject, to []dsse.KeyID, bases ...hashpipe.Digest) []byte {
 	r.t.Helper()
+	return r.capabilityFor(subjects, func(p *capstore.Predicate) { p.Bases, p.Delegate = bases, to })
+}
+
+// capabilityFor is capability with something changed before it is signed.
+func (r *rig) capabilityFor(subjects []capstore.Subject, change func(*capstore.Predicate)) []byte {
+	r.t.Helper()
 	text, err := config.ReadSecret(r.state.MintKey())
 	if err != nil {
 		r.t.Fatal(err)
@@ -275,17 +281,17 @@ func (r *rig) delegable(subjects []capstore.Subject, to []dsse.KeyID, bases ...h
 		r.t.Fatal(err)
 	}
 	now := time.Now().UTC().Truncate(time.Second)
-	payload, err := capstore.NewStatement(subjects, capstore.Predicate{
+	p := capstore.Predicate{
 		Model: "acme/langid", Version: "1.2.0", Sequence: 12,
 		SBA:         capstore.Reference{Digest: capstore.DigestSet{SHA256: hashpipe.SumBytes([]byte("ledger")).Claim()}},
 		Environment: capstore.Reference{Digest: capstore.DigestSet{SHA256: hashpipe.SumBytes([]byte("an image")).Claim()}},
 		Publisher:   capstore.Publisher{KeyID: publisher.Public().ID(), PublicKey: publisher.Public()},
 		Minter:      capstore.Minter{KeyID: mint.Public().ID()},
 		Platform:    capstore.Platform{OS: "linux", Arch: "amd64", Accelerator: "none"},
-		Bases:       bases,
-		Delegate:    to,
 		NotBefore:   now.Add(-time.Minute), NotAfter: now.Add(time.Hour),
-	}).Payload()
+	}
+	change(&p)
+	payload, err := capstore.NewStatement(subjects, p).Payload()
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -304,6 +310,11 @@ func (r *rig) admit(files map[string]string) capstore.Capability {
 
 func (r *rig) admitSubjects(subjects []capstore.Subject, bases ...hashpipe.Digest) capstore.Capability {
 	r.t.Helper()
+	return r.admitText(r.capability(subjects, bases...))
+}
+
+func (r *rig) admitText(text []byte) capstore.Capability {
+	r.t.Helper()
 	policy, err := r.state.LoadPolicy()
 	if err != nil {
 		r.t.Fatal(err)
@@ -316,7 +327,7 @@ func (r *rig) admitSubjects(subjects []capstore.Subject, bases ...hashpipe.Diges
 		r.t.Fatal(err)
 	}
 	defer store.Close()
-	c, err := store.Admit(r.capability(subjects, bases...))
+	c, err := store.Admit(text)
 	if err != nil {
 		r.t.Fatal(err)
 	}

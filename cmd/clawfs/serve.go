@@ -14,6 +14,7 @@ import (
 	"github.com/openclaw/clawfs/capstore"
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/config"
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/control"
+	"github.com/openclaw/clawfs/cmd/clawfs/internal/memory"
 	"github.com/openclaw/clawfs/fs"
 )
 
@@ -44,9 +45,10 @@ type mountProcess struct {
 	auditUntil time.Time // zero: enforcement
 	reminded   time.Time // of audit mode, in the log
 
-	view *capstore.View
-	feed *feed
-	srv  *fs.Server
+	view  *capstore.View
+	feed  *feed
+	clock *wallclock
+	srv   *fs.Server
 }
 
 // run serves until the mount is gone or ctx ends; ready is called once the
@@ -80,6 +82,9 @@ func (p *mountProcess) run(ctx context.Context, ready func()) error {
 	if err != nil {
 		return err
 	}
+	if p.clock, err = newWallclock(memory.Dir(p.state.Memory())); err != nil {
+		return err
+	}
 	p.pins, p.seal = policy.Trust(), m.Seal
 	p.auditUntil = p.record.AuditUntil
 	p.watchAudit() // what is over does not begin again
@@ -90,6 +95,9 @@ func (p *mountProcess) run(ctx context.Context, ready func()) error {
 	fed := make(chan struct{})
 	go func() { defer close(fed); p.feed.run(ctx) }()
 	defer func() { cancel(); <-fed }()
+	remembered := make(chan struct{})
+	go func() { defer close(remembered); p.clock.run(ctx, p.log) }()
+	defer func() { cancel(); <-remembered }()
 	if err := p.feed.await(ctx, snapshotPatience); err != nil {
 		return err
 	}
@@ -97,8 +105,8 @@ func (p *mountProcess) run(ctx context.Context, ready func()) error {
 		Source: p.record.Source, Mountpoint: p.record.Mountpoint, View: p.view, Log: p.log,
 		Audit:       auditTrail(p.record.Mountpoint, p.record.AuditUntil, p.audit, p.errors),
 		AllowOther:  m.AllowOther,
-		HashWorkers: m.HashWorkers,
-		Seal:        how, Private: private, PrivateBytes: int64(m.PrivateBytes),
+		HashWorkers: m.HashWorkers, Clock: p.clock.now,
+		Seal: how, Private: private, PrivateBytes: int64(m.PrivateBytes),
 		Bind: binds[m.Bind], Preverify: m.Preverify, AuditUntil: p.auditUntil,
 	})
 	if err != nil {

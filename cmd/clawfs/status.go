@@ -44,10 +44,19 @@ func (a *app) showStatus(s control.Status) {
 	for _, state := range slices.Sorted(maps.Keys(s.Jobs)) {
 		jobs = append(jobs, fmt.Sprintf("%d %s", s.Jobs[state], state))
 	}
+	counts := fmt.Sprintf("%d live, %d expired, %d revoked", s.Capabilities.Live, s.Capabilities.Expired, s.Capabilities.Revoked)
+	for _, c := range []struct {
+		n    int
+		what string
+	}{{s.Capabilities.Waiting, capWaiting}, {s.Capabilities.Disputed, capDisputed}, {s.Capabilities.Stale, capStale}} {
+		if c.n > 0 {
+			counts += fmt.Sprintf(", %d %s", c.n, c.what)
+		}
+	}
 	a.table([]string{"daemon", fmt.Sprintf("pid %d, version %s, up %s", s.PID, s.Version, time.Since(s.StartedAt).Round(time.Second))}, [][]string{
 		{"state", s.State},
 		{"jobs", dash(strings.Join(jobs, ", "))},
-		{"capabilities", fmt.Sprintf("%d live, %d expired, %d revoked", s.Capabilities.Live, s.Capabilities.Expired, s.Capabilities.Revoked)},
+		{"capabilities", counts},
 		{"revocations", strconv.Itoa(s.Revocations)},
 		{"rejected rows", strconv.Itoa(len(s.Rejected))},
 	})

@@ -5,10 +5,13 @@ import "github.com/spf13/cobra"
 // verbs are the constructors of all verbs, one file each. Cobra sorts them
 // for --help.
 var verbs = []func(*app) *cobra.Command{
+	newAffectedCommand,
 	newBuildRunCommand,
 	newBundleCommand,
 	newCapsCommand,
 	newDaemonCommand,
+	newDisputesCommand,
+	newExportCommand,
 	newGrantCommand,
 	newInitCommand,
 	newJobCommand,
@@ -27,6 +30,8 @@ var verbs = []func(*app) *cobra.Command{
 	newPullCommand,
 	newPushCommand,
 	newRecordCommand,
+	newResolveCommand,
+	newRevocationsCommand,
 	newRevokeCommand,
 	newSearchCommand,
 	newStatusCommand,

@@ -7,6 +7,7 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/openclaw/clawfs/capstore"
+	"github.com/openclaw/clawfs/hashpipe"
 	"github.com/openclaw/clawfs/verifier"
 	"github.com/openclaw/clawfs/verifier/dsse"
 )
@@ -18,6 +19,11 @@ type Verified struct {
 	Job     string
 	Verdict capstore.Verdict // MINTED of provenance
 	Payload []byte           // the very bytes that were signed
+
+	// Outputs and SBA are what provenance says was built from what; of a File name
+	// and digest alone. A failure has neither.
+	Outputs []File
+	SBA     hashpipe.Digest
 }
 
 // Read verifies an envelope by the keys of the mints that are trusted and says
@@ -52,6 +58,9 @@ func Read(envelope []byte, mints []dsse.PublicKey) (Verified, error) {
 		}
 		err = json.Unmarshal(st.Predicate, &p)
 		v.Job, v.Verdict = p.RunDetails.Metadata.InvocationID, capstore.Minted
+		if err == nil {
+			err = v.readOutputs(payload)
+		}
 	case st.PredicateType == FailureType:
 		var p struct {
 			Verdict  capstore.Verdict `json:"verdict"`
@@ -69,4 +78,34 @@ func Read(envelope []byte, mints []dsse.PublicKey) (Verified, error) {
 		return Verified{}, fmt.Errorf("record: %w", err)
 	}
 	return v, nil
+}
+
+// readOutputs reads what provenance says was built, and from what.
+func (v *Verified) readOutputs(payload []byte) error {
+	var st struct {
+		Subject   []subject `json:"subject"`
+		Predicate struct {
+			RunDetails struct {
+				Byproducts []struct {
+					Name   string     `json:"name"`
+					Digest *digestSet `json:"digest"`
+				} `json:"byproducts"`
+			} `json:"runDetails"`
+		} `json:"predicate"`
+	}
+	if err := json.Unmarshal(payload, &st); err != nil {
+		return err
+	}
+	for _, s := range st.Subject {
+		v.Outputs = append(v.Outputs, File{Name: s.Name, Digest: s.Digest.SHA256})
+	}
+	for _, b := range st.Predicate.RunDetails.Byproducts {
+		if b.Name == attestationName && b.Digest != nil {
+			v.SBA = b.Digest.SHA256
+		}
+	}
+	if len(v.Outputs) == 0 || v.SBA.IsZero() {
+		return fmt.Errorf("provenance without outputs or attestation")
+	}
+	return nil
 }

@@ -37,6 +37,8 @@ const (
 	assuranceType = "https://github.com/openclaw/clawfs/assurance/v1"
 	artifactType  = "https://github.com/openclaw/clawfs/stage-artifact/v1"
 	logType       = "https://github.com/openclaw/clawfs/log-entry/v1"
+	// attestationName is the byproduct that names the attestation.
+	attestationName = "attestation"
 )
 
 // MaxSize bounds a signed record in bytes.
@@ -183,7 +185,7 @@ func Provenance(j Job) (Record, error) {
 		st.Subject = append(st.Subject, subject{o.Name, digestSet{o.Digest}})
 	}
 	by := []descriptor{
-		{Name: "attestation", Digest: &digestSet{j.Ledger.Digest()}, MediaType: "application/vnd.in-toto+json"},
+		{Name: attestationName, Digest: &digestSet{j.Ledger.Digest()}, MediaType: "application/vnd.in-toto+json"},
 		{Name: "assurance", URI: assuranceType, Annotations: assurance{j.Machine, j.Builds}},
 	}
 	if l := j.Logged; !l.IsZero() {

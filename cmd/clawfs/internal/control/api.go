@@ -33,6 +33,8 @@ import (
 //	GET    /v1/revocations         []Revocation
 //	POST   /v1/revocations         Envelope -> Revocation
 //	POST   /v1/records             RecordSubmission -> RecordAnswer
+//	GET    /v1/revocation-lists    []List that no later one repeats whole, the one in force last
+//	POST   /v1/affected            AffectedRequest -> Affected
 //	GET    /v1/view                stream of ViewLine
 //	GET    /v1/mounts              []Mount
 //	POST   /v1/mounts              MountRequest -> Mount
@@ -81,6 +83,57 @@ const (
 	RecordSkipped  = "skipped"  // a capability of a mint that is not pinned here: nobody's fault, and nothing was kept
 )
 
+// AffectedRequest asks what would change if something were taken back.
+type AffectedRequest struct {
+	Kind   capstore.Kind   `json:"kind"`
+	Target hashpipe.Digest `json:"target"`
+}
+
+// Affected is what would change. Nothing was changed.
+type Affected struct {
+	Kind    capstore.Kind   `json:"kind"`
+	Target  hashpipe.Digest `json:"target"`
+	Changed []Consequence   `json:"changed"` // capabilities whose state would be another
+	// Built are the capabilities, not among Changed, that were built from a model
+	// which would be lost. They would open all the same.
+	Built []Consequence `json:"built"`
+}
+
+// Consequence is what would become of a capability.
+type Consequence struct {
+	ID       hashpipe.Digest `json:"id"`
+	Model    string          `json:"model"`
+	Version  string          `json:"version"`
+	Claim    hashpipe.Digest `json:"claim"`
+	Operator string          `json:"operator"`
+	Before   string          `json:"before"` // states of a Capability
+	After    string          `json:"after"`
+	Agreed   []string        `json:"agreed,omitempty"` // operators that would still agree
+	Needed   int             `json:"needed,omitzero"`
+	Files    []File          `json:"files"`
+}
+
+// List is a revocation list as a person reads it.
+type List struct {
+	ID         hashpipe.Digest `json:"id"`
+	Sequence   int64           `json:"sequence"`
+	Operator   string          `json:"operator"` // whose revoker signed it
+	IssuedAt   time.Time       `json:"issuedAt"`
+	ValidUntil time.Time       `json:"validUntil"`
+	Entries    int             `json:"entries"`
+	InForce    bool            `json:"inForce"` // it is the newest
+	// Serves is until when files open under it, by the rules of the policy that ask
+	// for a list; of the one in force.
+	Serves []Serves `json:"serves,omitempty"`
+}
+
+// Serves is until when files of some models open under a revocation list.
+type Serves struct {
+	Models        []string  `json:"models"`
+	MaxAgeSeconds int64     `json:"maxAgeSeconds"`
+	Until         time.Time `json:"until"` // zero: there is no list
+}
+
 // Status is what the daemon knows of itself.
 type Status struct {
 	Version      string         `json:"version"`
@@ -99,8 +152,12 @@ type Status struct {
 // Counts are the capabilities by what they are good for now.
 type Counts struct {
 	Live    int `json:"live"`
-	Expired int `json:"expired"`
+	Expired int `json:"expired"` // or not begun
 	Revoked int `json:"revoked"`
+
+	Waiting  int `json:"waiting,omitzero"`
+	Disputed int `json:"disputed,omitzero"`
+	Stale    int `json:"stale,omitzero"`
 }
 
 // Rejected is a row of the store that did not verify and grants nothing.
@@ -128,15 +185,16 @@ type Capability struct {
 	Conflict  *Conflict       `json:"conflict,omitempty"`
 	// Restrictions are what the capability and those that it derives from are
 	// narrowed to, in words.
-	Restrictions []string        `json:"restrictions,omitempty"`
-	DelegatedBy  []dsse.KeyID    `json:"delegatedBy,omitempty"`
-	Delegates    []dsse.KeyID    `json:"delegates,omitempty"` // who may hand it on
-	Environment  hashpipe.Digest `json:"environment"`         // manifest of the image
-	NotBefore    time.Time       `json:"notBefore"`
-	NotAfter     time.Time       `json:"notAfter"`
-	Files        []File          `json:"files"`
-	Bases        []Base          `json:"bases,omitempty"`
-	Revoked      *Revocation     `json:"revoked,omitempty"`
+	Restrictions []string          `json:"restrictions,omitempty"`
+	DelegatedBy  []dsse.KeyID      `json:"delegatedBy,omitempty"`
+	DerivedFrom  []hashpipe.Digest `json:"derivedFrom,omitempty"` // what it narrows; the mint's first
+	Delegates    []dsse.KeyID      `json:"delegates,omitempty"`   // who may hand it on
+	Environment  hashpipe.Digest   `json:"environment"`           // manifest of the image
+	NotBefore    time.Time         `json:"notBefore"`
+	NotAfter     time.Time         `json:"notAfter"`
+	Files        []File            `json:"files"`
+	Bases        []Base            `json:"bases,omitempty"`
+	Revoked      *Revocation       `json:"revoked,omitempty"`
 
 	// Logged is where the SBA lies, by the job's row, if that was asked for.
 	Logged capstore.Logged `json:"logged,omitzero"`
@@ -175,6 +233,11 @@ type Revocation struct {
 	Target   string          `json:"target"`
 	Reason   string          `json:"reason"`
 	IssuedAt time.Time       `json:"issuedAt"`
+	Operator string          `json:"operator"` // whose revoker signed it
+	// List is the newest revocation list that names the target; 0: none does.
+	List int64 `json:"list,omitzero"`
+	// Alone says that it came as a record of its own, and not in lists only.
+	Alone bool `json:"alone"`
 }
 
 // Kinds of ViewLine beside those of capstore.Record.
@@ -355,6 +418,17 @@ func (c *Client) Records(ctx context.Context) (l []capstore.Record, err error) {
 		err = errors.New("the daemon's stream ended before it was whole")
 	}
 	return nil, err
+}
+
+// Lists returns the revocation lists that no later one repeats whole, the one in
+// force last.
+func (c *Client) Lists(ctx context.Context) (l []List, err error) {
+	return l, c.do(ctx, http.MethodGet, "/v1/revocation-lists", nil, &l)
+}
+
+// Affected asks what would change if something were taken back.
+func (c *Client) Affected(ctx context.Context, r AffectedRequest) (a Affected, err error) {
+	return a, c.do(ctx, http.MethodPost, "/v1/affected", r, &a)
 }
 
 // View hands each line of the view stream to each, until the stream breaks or

@@ -1,0 +1,45 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/openclaw/clawfs/capstore"
+	"github.com/openclaw/clawfs/cmd/clawfs/internal/control"
+)
+
+// known is what the daemon has, checked here by the keys of the policy: whoever
+// signs something because of it does not sign what the daemon says.
+func (a *app) known(ctx context.Context, c *control.Client) (*capstore.View, error) {
+	policy, err := a.config().LoadPolicy()
+	if err != nil {
+		return nil, err
+	}
+	view, err := capstore.NewView(policy.Trust())
+	if err != nil {
+		return nil, err
+	}
+	whole := errors.New("whole")
+	err = c.View(ctx, func(l control.ViewLine) error {
+		switch l.Kind {
+		case control.LineHeartbeat:
+			return nil
+		case control.LineSnapshot:
+			return whole
+		}
+		err := view.Apply(capstore.Record{Kind: l.Kind, Envelope: l.Envelope})
+		if err != nil && l.Kind == capstore.RecordCapability { // the policy is newer than the daemon; it grants nothing
+			a.notef("passed over: %v\n", err)
+			return nil
+		}
+		return err
+	})
+	switch {
+	case errors.Is(err, whole):
+		return view, nil
+	case err == nil:
+		err = errors.New("the daemon's stream ended before it was whole")
+	}
+	return nil, a.answered(fmt.Errorf("what the daemon knows: %w", err))
+}
