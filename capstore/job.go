@@ -108,6 +108,7 @@ type Job struct {
 	Reason     string          `json:"reason,omitzero"`     // one sentence
 	Diagnosis  string          `json:"diagnosis,omitzero"`  // several lines
 	Locations  Locations       `json:"locations"`           // hints
+	Terms      Terms           `json:"terms,omitzero"`      // of the capability that it earns
 	Priority   int             `json:"priority,omitzero"`   // MinPriority to MaxPriority
 	CreatedAt  time.Time       `json:"createdAt"`           // AddJob sets it if it is zero
 	StartedAt  time.Time       `json:"startedAt,omitzero"`  // of the last attempt
@@ -166,6 +167,9 @@ func (j Job) check() error {
 		return err
 	}
 	if err := checkText("version", j.Version, 128); err != nil {
+		return err
+	}
+	if err := j.Terms.Check(); err != nil {
 		return err
 	}
 	if j.CreatedAt.IsZero() {

@@ -604,3 +604,28 @@ func TestStoredLists(t *testing.T) {
 		t.Errorf("an older list: %v", err)
 	}
 }
+
+// No list is no restriction; a list that came out empty is not that.
+func TestNewRestrict(t *testing.T) {
+	if r, err := NewRestrict(nil, nil, nil); err != nil || r != nil {
+		t.Errorf("NewRestrict of nothing = %v, %v", r, err)
+	}
+	for name, make := range map[string]func() (*Restrict, error){
+		"no path":        func() (*Restrict, error) { return NewRestrict([]string{}, nil, nil) },
+		"no user":        func() (*Restrict, error) { return NewRestrict(nil, []int64{}, nil) },
+		"no mount":       func() (*Restrict, error) { return NewRestrict(nil, nil, []string{}) },
+		"overflow user":  func() (*Restrict, error) { return NewRestrict(nil, []int64{65534}, nil) },
+		"negative user":  func() (*Restrict, error) { return NewRestrict(nil, []int64{-1}, nil) },
+		"absolute path":  func() (*Restrict, error) { return NewRestrict([]string{"/team/"}, nil, nil) },
+		"the root":       func() (*Restrict, error) { return NewRestrict([]string{"/"}, nil, nil) },
+		"up":             func() (*Restrict, error) { return NewRestrict([]string{"team/../"}, nil, nil) },
+		"two slashes":    func() (*Restrict, error) { return NewRestrict([]string{"team//"}, nil, nil) },
+		"relative mount": func() (*Restrict, error) { return NewRestrict(nil, nil, []string{"models"}) },
+		"unclean mount":  func() (*Restrict, error) { return NewRestrict(nil, nil, []string{"/models/"}) },
+		"twice":          func() (*Restrict, error) { return NewRestrict(nil, []int64{1, 1}, nil) },
+	} {
+		if r, err := make(); err == nil {
+			t.Errorf("%s: %q", name, r)
+		}
+	}
+}

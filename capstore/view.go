@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"path"
 	"slices"
 	"sync"
@@ -284,7 +285,8 @@ func (v *View) grants(list []Capability, also func(Capability) Revocation) []Gra
 	return out
 }
 
-// Revocations returns every revocation, oldest first.
+// Revocations returns every revocation that is a record of its own, oldest first;
+// those of lists are in InForce.
 func (v *View) Revocations() []Revocation {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
@@ -302,6 +304,14 @@ func (v *View) Revocations() []Revocation {
 		return 0
 	})
 	return out
+}
+
+// InForce returns the earliest revocation of each thing that was taken back, by a
+// record of its own or by a list, in no order.
+func (v *View) InForce() []Revocation {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return slices.Collect(maps.Values(v.revoked))
 }
 
 // Generation rises with every record that is added, before the call that added

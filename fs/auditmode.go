@@ -88,7 +88,7 @@ func (f *filesystem) takenBack(p proof) bool {
 	if len(grants) > 0 {
 		return true
 	}
-	for _, r := range f.view.Revocations() {
+	for _, r := range f.view.InForce() {
 		if r.Kind() == capstore.KindFile && r.Target() == p.digest.String() {
 			return true
 		}

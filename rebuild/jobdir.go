@@ -36,6 +36,7 @@ type jobFile struct {
 	SBA          hashpipe.Digest    `json:"sba"`
 	Attempt      int                `json:"attempt"`
 	Locations    capstore.Locations `json:"locations"`
+	Terms        capstore.Terms     `json:"terms,omitzero"`
 	RevokedMints []dsse.KeyID       `json:"revokedMints,omitzero"`
 	// Bases are the capabilities of the models that the ledger starts from, by
 	// the models' own names.
@@ -49,6 +50,9 @@ func readJob(dir string) (jobFile, []byte, error) {
 	}
 	if job.ID == "" || job.SBA.IsZero() {
 		return jobFile{}, nil, fmt.Errorf("%s names no job", filepath.Join(dir, JobFile))
+	}
+	if err := job.Terms.Check(); err != nil {
+		return jobFile{}, nil, fmt.Errorf("%s: %w", filepath.Join(dir, JobFile), err)
 	}
 	envelope, err := readBounded(filepath.Join(dir, SBAFile))
 	return job, envelope, err

@@ -27,6 +27,17 @@ func (q *Queue) sbaFile(sba hashpipe.Digest) string {
 	return filepath.Join(q.dir, sbaDir, sba.String()+".json")
 }
 
+// dropSubmission removes what was submitted for a job that has ended, unless
+// another job of the same attestation, under other terms, still needs it. What
+// stays by mistake goes at the next start. Callers hold q.mu.
+func (q *Queue) dropSubmission(sba hashpipe.Digest) {
+	jobs, err := q.list()
+	if err != nil || slices.ContainsFunc(jobs, func(j capstore.Job) bool { return j.SBA == sba && !j.State.HasEnded() }) {
+		return
+	}
+	os.Remove(q.sbaFile(sba))
+}
+
 // recover tidies up after a dead daemon and returns the jobs that it had
 // started, oldest first.
 func (q *Queue) recover(ctx context.Context) ([]capstore.Job, error) {
@@ -121,8 +132,8 @@ func (q *Queue) prepare(job capstore.Job, bases Bases) error {
 	if err := writeWhole(filepath.Join(dir, SBAFile), envelope); err != nil {
 		return err
 	}
-	f := jobFile{ID: job.ID, SBA: job.SBA, Attempt: job.Attempts, Locations: job.Locations, Bases: bases.envelopes()}
-	for _, r := range q.store.View().Revocations() {
+	f := jobFile{ID: job.ID, SBA: job.SBA, Attempt: job.Attempts, Locations: job.Locations, Terms: job.Terms, Bases: bases.envelopes()}
+	for _, r := range q.store.View().InForce() {
 		if r.Kind() == capstore.KindMint {
 			f.RevokedMints = append(f.RevokedMints, dsse.KeyID(r.Target()))
 		}
@@ -281,7 +292,7 @@ func (q *Queue) end(job capstore.Job, r Result) error {
 		_, err = q.store.FinishJob(now, nil)
 	}
 	if err == nil {
-		os.Remove(q.sbaFile(job.SBA))
+		q.dropSubmission(job.SBA)
 	}
 	return err
 }
@@ -334,6 +345,7 @@ func (q *Queue) takenBack(sba hashpipe.Digest, envelope []byte) *Failure {
 		capstore.KindPublisher:  {string(st.Predicate.Publisher.KeyID)},
 		capstore.KindMint:       {string(st.Predicate.Minter.KeyID)},
 		capstore.KindClaim:      {st.Predicate.Claim.String()},
+		capstore.KindImage:      {st.Predicate.Environment.Digest.SHA256.String()},
 		capstore.KindCapability: {hashpipe.SumBytes(e.UnverifiedPayload()).String()},
 	}
 	for _, s := range st.Subject {
@@ -348,7 +360,7 @@ func (q *Queue) takenBack(sba hashpipe.Digest, envelope []byte) *Failure {
 }
 
 func (q *Queue) findRevocation(targets map[capstore.Kind][]string) *Failure {
-	for _, r := range q.store.View().Revocations() {
+	for _, r := range q.store.View().InForce() {
 		if slices.Contains(targets[r.Kind()], strings.ToLower(r.Target())) {
 			return fail(capstore.PolicyRefused, "%s %s was revoked on %s: %s", r.Kind(), r.Target(), r.IssuedAt().Format(time.RFC3339), r.Reason())
 		}

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"os"
 	"time"
 
 	"github.com/openclaw/clawfs/capstore"
@@ -21,13 +20,22 @@ const (
 	maxHints    = 64 << 10
 )
 
-// Submit adds a job for an attestation, or returns the one that is pending,
-// running, or minted with a capability that is neither revoked nor expired.
+// Submit is SubmitTerms without terms.
+func (q *Queue) Submit(sba []byte, att verifier.Attestation, loc capstore.Locations, priority int) (capstore.Job, error) {
+	return q.SubmitTerms(sba, att, loc, priority, capstore.Terms{})
+}
+
+// SubmitTerms adds a job for an attestation, or returns the one under the same
+// terms that is pending, running, or minted with a capability that is neither
+// revoked nor expired. Other terms are another job, which rebuilds again: a mint
+// signs what it has just seen.
+//
 // sba is the envelope that att was verified from; a higher priority than the
 // job has is given to it if it is still pending. A *Failure means that a
-// revocation or the publisher's budget forbids the job. Submit returns after
-// the job is on stable storage; after an error the queue is what it was.
-func (q *Queue) Submit(sba []byte, att verifier.Attestation, loc capstore.Locations, priority int) (capstore.Job, error) {
+// revocation, the publisher's budget or terms that are over forbid the job.
+// SubmitTerms returns after the job is on stable storage; after an error the
+// queue is what it was.
+func (q *Queue) SubmitTerms(sba []byte, att verifier.Attestation, loc capstore.Locations, priority int, terms capstore.Terms) (capstore.Job, error) {
 	if att.IsZero() || !bytes.Equal(sba, att.Envelope()) {
 		return capstore.Job{}, errors.New("submitting: the attestation was not verified from this envelope")
 	}
@@ -37,6 +45,12 @@ func (q *Queue) Submit(sba []byte, att verifier.Attestation, loc capstore.Locati
 	}
 	if err := capstore.CheckPriority(priority); err != nil {
 		return capstore.Job{}, fmt.Errorf("submitting %s: %w", st.Predicate.Model, err)
+	}
+	if err := terms.Check(); err != nil {
+		return capstore.Job{}, fmt.Errorf("submitting %s: %w", st.Predicate.Model, err)
+	}
+	if f := over(terms, time.Now()); f != nil {
+		return capstore.Job{}, f
 	}
 	if f := q.revoked(att.Digest(), att.Publisher().ID()); f != nil {
 		return capstore.Job{}, f
@@ -52,7 +66,7 @@ func (q *Queue) Submit(sba []byte, att verifier.Attestation, loc capstore.Locati
 		if !job.State.HasEnded() {
 			waiting++
 		}
-		if job.SBA == att.Digest() && q.stands(job, now) {
+		if job.SBA == att.Digest() && job.Terms.Equal(terms) && q.stands(job, now) {
 			if job.State != capstore.JobPending || priority <= job.Priority {
 				return job, nil
 			}
@@ -74,17 +88,25 @@ func (q *Queue) Submit(sba []byte, att verifier.Attestation, loc capstore.Locati
 	}
 	job, err := q.store.AddJob(capstore.Job{
 		SBA: att.Digest(), Model: st.Predicate.Model, Version: st.Predicate.Version,
-		State: capstore.JobPending, Locations: loc, Priority: priority, CreatedAt: now.UTC(),
+		State: capstore.JobPending, Locations: loc, Terms: terms, Priority: priority, CreatedAt: now.UTC(),
 	})
 	if err != nil {
-		os.Remove(q.sbaFile(att.Digest()))
+		q.dropSubmission(att.Digest())
 		return capstore.Job{}, fmt.Errorf("submitting %s: %w", st.Predicate.Model, err)
 	}
 	q.nudge()
 	return job, nil
 }
 
-// stands reports whether a job answers a further submission.
+// over refuses terms under which no capability would open anything any more.
+func over(t capstore.Terms, now time.Time) *Failure {
+	if t.NotAfter.IsZero() || now.Before(t.NotAfter) {
+		return nil
+	}
+	return fail(capstore.PolicyRefused, "the capability was asked for until %s, and now it is %s", t.NotAfter.Format(time.RFC3339), now.UTC().Format(time.RFC3339))
+}
+
+// stands reports whether a job answers a further submission under its terms.
 func (q *Queue) stands(job capstore.Job, now time.Time) bool {
 	if !job.State.HasEnded() {
 		return true
@@ -184,7 +206,7 @@ func (q *Queue) Cancel(id string) (capstore.Job, error) {
 	if stop := q.running[id]; stop != nil {
 		stop()
 	}
-	os.Remove(q.sbaFile(job.SBA))
+	q.dropSubmission(job.SBA)
 	q.dropRecord(job.ID) // of an answer that came too late; Record hands it out no more
 	return job, nil
 }
