@@ -24,6 +24,7 @@ func newGrantCommand(a *app) *cobra.Command {
 	var wait bool
 	var timeout time.Duration
 	var priority int
+	var narrow narrowFlags
 	c := &cobra.Command{
 		Use:   "grant FILE.sba",
 		Short: "Ask for the rebuild that earns a capability",
@@ -35,11 +36,18 @@ inputs, the flags say where they are; every input is checked against the
 ledger's digest, so a wrong place can only fail. What an earlier job fetched is
 not fetched again.
 
+The capability can be narrowed, and no program but a reader can take that off:
+` + narrowHelp + `
+--delegate-to names a key that may derive narrower capabilities from it (clawfs
+delegate). The same attestation under other flags is another job, and rebuilt
+again; a wider capability that is there already is not narrowed by it.
+
 Exit code with --wait: 0 granted. 3 refused, or the build failed. 4 the signature
 or the signer is not acceptable. 5 the two builds differ. 6 not finished in time;
 the job goes on. Without --wait, 0 means that the job is queued.`,
 		Example: `  clawfs grant langid.sba --wait
-  clawfs grant langid.sba --source ./recipe --dataset corpus=./corpus --image ./image`,
+  clawfs grant langid.sba --source ./recipe --dataset corpus=./corpus --image ./image
+  clawfs grant langid.sba --path-prefix team --uid 1000 --not-after 2026-12-31`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			if timeout < 0 || timeout > 0 && !wait {
@@ -52,18 +60,24 @@ the job goes on. Without --wait, 0 means that the job is queued.`,
 			if err != nil {
 				return err
 			}
-			return a.grant(c.Context(), args[0], loc, priority, wait, timeout)
+			terms, err := narrow.terms(time.Now())
+			if err != nil {
+				return err
+			}
+			return a.grant(c.Context(), args[0], control.Submission{Locations: loc, Priority: priority, Terms: terms}, wait, timeout)
 		},
 	}
 	f := c.Flags()
 	f.BoolVar(&wait, "wait", false, "wait for the verdict, with progress on standard error")
 	f.DurationVar(&timeout, "timeout", 0, "with --wait: how long to wait (default for ever)")
 	f.IntVar(&priority, "priority", 0, "from -10 to 10; the higher, the sooner the rebuild starts")
+	narrow.register(f, "delegate-to")
 	where.registerPlaces(c)
 	return c
 }
 
-func (a *app) grant(ctx context.Context, path string, loc capstore.Locations, priority int, wait bool, timeout time.Duration) error {
+// grant fills in the attestation of s, and submits it.
+func (a *app) grant(ctx context.Context, path string, s control.Submission, wait bool, timeout time.Duration) error {
 	envelope, err := readAttestation(path)
 	if err != nil {
 		return err
@@ -81,14 +95,15 @@ func (a *app) grant(ctx context.Context, path string, loc capstore.Locations, pr
 	if err != nil {
 		return refusal(path, explainMalformed(err))
 	}
-	if err := known(att.Ledger().Statement(), loc); err != nil {
+	if err := known(att.Ledger().Statement(), s.Locations); err != nil {
 		return err
 	}
 	c, err := a.daemon(ctx)
 	if err != nil {
 		return err
 	}
-	job, err := c.Submit(ctx, control.Submission{SBA: envelope, Locations: loc, Priority: priority})
+	s.SBA = envelope
+	job, err := c.Submit(ctx, s)
 	if err != nil {
 		return a.answered(err)
 	}

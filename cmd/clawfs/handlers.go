@@ -31,6 +31,7 @@ func (d *daemon) handler() http.Handler {
 		d.copyJobFile(w, r, rebuild.EventFile, "application/x-ndjson")
 	})
 	reply(mux, "GET /v1/capabilities", func(*http.Request) (any, error) { return d.capabilities(time.Now()), nil })
+	d.recordHandlers(mux)
 	reply(mux, "GET /v1/revocations", func(*http.Request) (any, error) { return d.revocations(), nil })
 	reply(mux, "GET /v1/jobs/{id}/record", d.jobRecord)
 	reply(mux, "POST /v1/revocations", func(r *http.Request) (any, error) { return d.revoke(r) })
@@ -85,7 +86,10 @@ func (d *daemon) submit(r *http.Request) (capstore.Job, error) {
 	if err := capstore.CheckPriority(in.Priority); err != nil {
 		return capstore.Job{}, answerError(http.StatusBadRequest, codeUsage, err)
 	}
-	job, err := d.queue.Submit(in.SBA, att, in.Locations, in.Priority)
+	if err := in.Terms.Check(); err != nil {
+		return capstore.Job{}, answerError(http.StatusBadRequest, codeUsage, err)
+	}
+	job, err := d.queue.SubmitTerms(in.SBA, att, in.Locations, in.Priority, in.Terms)
 	var refused *rebuild.Failure
 	if errors.As(err, &refused) {
 		return capstore.Job{}, answerError(http.StatusForbidden, codeRefused, err)

@@ -32,7 +32,7 @@ what is taken back:
   capability  that one capability; a later grant can earn another
   sba         everything from one attestation
   publisher   everything of a publisher's key (its key id)
-  mint        everything that a mint key signed (its key id)
+  mint        everything that a mint key signed, or a key that handed it on (key id)
   file        one content by its SHA-256, under every capability
 
 No file of it opens any more. What is open already is cut off in tier blocks; in
@@ -321,7 +321,11 @@ func identities(k control.Capability, kind capstore.Kind) []hashpipe.Digest {
 	case capstore.KindPublisher:
 		return keyDigests(k.Publisher)
 	case capstore.KindMint:
-		return keyDigests(k.Minter)
+		list := keyDigests(k.Minter)
+		for _, id := range k.DelegatedBy {
+			list = append(list, keyDigests(id)...)
+		}
+		return list
 	case capstore.KindFile:
 		var list []hashpipe.Digest
 		for _, f := range k.Files {

@@ -29,6 +29,8 @@ import (
 //	GET    /v1/jobs/{id}/record    Envelope
 //	GET    /v1/jobs/{id}/events    lines of the worker's progress; ?follow=1
 //	GET    /v1/capabilities        []Capability
+//	GET    /v1/capabilities/{id}/envelope  Envelope
+//	POST   /v1/records             RecordRequest -> RecordResult
 //	GET    /v1/revocations         []Revocation
 //	POST   /v1/revocations         Envelope -> Revocation
 //	GET    /v1/view                stream of ViewLine
@@ -41,6 +43,7 @@ type Submission struct {
 	SBA       []byte             `json:"sba"` // the envelope as it was published
 	Locations capstore.Locations `json:"locations"`
 	Priority  int                `json:"priority,omitzero"`
+	Terms     capstore.Terms     `json:"terms,omitzero"` // of the capability that is to be earned
 }
 
 // Priority asks for another place of a pending job.
