@@ -149,6 +149,17 @@ func act(args []string) result {
 			}
 		}
 		return readAll(p, unix.O_RDONLY)
+	case "read-as", "getxattr-as": // uid, and the attribute
+		uid, _ := strconv.Atoi(args[2])
+		for _, err := range []error{syscall.Setgroups(nil), syscall.Setgid(uid), syscall.Setuid(uid)} {
+			if err != nil {
+				return failed("becoming "+args[2], err)
+			}
+		}
+		if op == "getxattr-as" {
+			return getxattr(p, args[3])
+		}
+		return readAll(p, unix.O_RDONLY)
 	case "open": // flags
 		flags, _ := strconv.Atoi(args[2])
 		fd, err := unix.Open(p, flags|unix.O_CLOEXEC, 0o644)

@@ -98,6 +98,7 @@ type Verdict struct {
 	Capability capstore.Capability
 
 	standing capstore.Standing // of the capability
+	at       time.Time         // Query.Now
 }
 
 // agreement counts the operators that have the result of the verdict's capability.
@@ -137,17 +138,8 @@ func Decide(q Query, grants []capstore.Grant) Verdict {
 	if q.Shown == "" {
 		q.Shown = q.Path
 	}
-	revoked := make(map[hashpipe.Digest]capstore.Revocation)
-	for _, g := range grants {
-		if r, yes := g.Revoked(); yes {
-			revoked[g.ID()] = r
-		}
-	}
-	best := Verdict{
-		Reason: ReasonNoCapability,
-		Detail: "no capability names " + q.Path + got(q),
-		Next:   "clawfs grant MODEL.sba, with the publisher's attestation of the model that this file belongs to",
-	}
+	revoked := revocations(grants)
+	best := unnamed(q)
 	for _, g := range grants {
 		if g.IsZero() {
 			continue
@@ -163,7 +155,77 @@ func Decide(q Query, grants []capstore.Grant) Verdict {
 			}
 		}
 	}
+	best.at = q.Now
 	return best
+}
+
+// lost says whether what was opened at a time since, and is asked about by q, may
+// be read no more, and why. It may if at some moment from then to q.Now there was
+// a grant that is not revoked, which allowed the use, and beside which as many
+// operators stood as the policy asks, of whose capabilities none is revoked that
+// counts. That one has expired since is no reason: expiry says until when a file
+// may be opened. Nor is that the revocation list or the policy has become too old,
+// or that an operator dissents: a served model should not die because the network
+// did. What was opened under the very last condition of these is as good as
+// opened before.
+func lost(q Query, since time.Time, grants []capstore.Grant) (Verdict, bool) {
+	if q.Shown == "" {
+		q.Shown = q.Path
+	}
+	revoked := revocations(grants)
+	best := unnamed(q)
+	for _, g := range grants {
+		if g.IsZero() {
+			continue
+		}
+		for _, s := range g.Subjects() {
+			for _, at := range append(endings(since, q.Now, g.Standing()), q.Now) {
+				moment := q
+				moment.Now = at
+				v := judge(moment, g.Capability(), s, revoked[g.ID()])
+				if v.allowed {
+					v = vote(moment, g, s, v, revoked)
+				}
+				if v.allowed {
+					return Verdict{}, false
+				}
+				if at.Equal(q.Now) && rank[v.Reason] > rank[best.Reason] {
+					best = v
+				}
+			}
+		}
+	}
+	return best, true
+}
+
+// endings are the last moments of the peers that ended after since and are over
+// now: at one of them the most votes stood together.
+func endings(since, now time.Time, st capstore.Standing) (list []time.Time) {
+	for _, p := range st.Peers() {
+		if end := p.NotAfter(); end.After(since) && !end.After(now) && p.NotBefore().Before(end) {
+			list = append(list, end.Add(-1))
+		}
+	}
+	return list
+}
+
+func revocations(grants []capstore.Grant) map[hashpipe.Digest]capstore.Revocation {
+	revoked := make(map[hashpipe.Digest]capstore.Revocation)
+	for _, g := range grants {
+		if r, yes := g.Revoked(); yes {
+			revoked[g.ID()] = r
+		}
+	}
+	return revoked
+}
+
+// unnamed is the verdict that no grant can better.
+func unnamed(q Query) Verdict {
+	return Verdict{
+		Reason: ReasonNoCapability,
+		Detail: "no capability names " + q.Path + got(q),
+		Next:   "clawfs grant MODEL.sba, with the publisher's attestation of the model that this file belongs to",
+	}
 }
 
 // judge compares the file with one subject of one capability, as if nothing else
@@ -257,9 +319,17 @@ func agree(q Query, g capstore.Grant, s capstore.Subject, granted Verdict, revok
 	if o := st.Conflict(); !o.IsZero() {
 		v.Reason = ReasonDisputed
 		v.Detail = fmt.Sprintf("operator %s got claim %s of %s, and operator %s got claim %s from the same attestation: nobody knows which bytes are right", c.Operator(), c.Claim(), release(c, s), o.Operator(), o.Claim())
-		v.Next = fmt.Sprintf("find out whose rebuild is wrong, then clawfs revoke --claim %s or --claim %s", o.Claim(), c.Claim())
+		v.Next = fmt.Sprintf("find out whose rebuild is wrong, then clawfs revoke --kind claim %s or %s", o.Claim(), c.Claim())
 		return v
 	}
+	return vote(q, g, s, granted, revoked)
+}
+
+// vote counts the operators that have the result of g, each with a capability that
+// allows this very use.
+func vote(q Query, g capstore.Grant, s capstore.Subject, granted Verdict, revoked map[hashpipe.Digest]capstore.Revocation) Verdict {
+	c, st := g.Capability(), g.Standing()
+	v := Verdict{Capability: c}
 	may := func(at Query) capstore.Agreement {
 		return st.Agree(func(p capstore.Grant) bool {
 			r, gone := p.Revoked()
@@ -283,26 +353,34 @@ func agree(q Query, g capstore.Grant, s capstore.Subject, granted Verdict, revok
 		v.Detail += "; this machine's own rebuild has to be among them"
 		v.Next = "clawfs grant MODEL.sba"
 	}
-	if was := earlier(q, st); was != nil && may(*was).Enough() {
-		v.Reason = ReasonExpired
+	for _, at := range endings(time.Time{}, q.Now, st) {
+		was := q
+		was.Now = at
+		if before := may(was); before.Enough() {
+			v.Reason = ReasonExpired
+			v.Detail += fmt.Sprintf("; until %s they were %s", instant(at.Add(1)), strings.Join(before.Operators, ", "))
+			v.Next = "clawfs pull PLACE --admit, for what the others have renewed"
+			return v
+		}
+	}
+	if all := unrestricted(q, st, s, revoked); all.Enough() {
+		v.Reason = ReasonRestricted
+		v.Detail = fmt.Sprintf("%s needs %d operators, and of %s not all grant it to user %d, mount %s, path %s", release(c, s), a.Needed, strings.Join(all.Operators, ", "), q.UID, q.Mount, q.Path)
+		v.Next = "open it as the grants say, or ask for one of your own: clawfs grant MODEL.sba"
 	}
 	return v
 }
 
-// earlier is the query at the last moment at which every peer that began was still
-// valid; nil if none has ended.
-func earlier(q Query, st capstore.Standing) *Query {
-	first := q.Now
-	for _, p := range st.Peers() {
-		if end := p.NotAfter(); !end.After(first) && p.NotBefore().Before(end) {
-			first = end.Add(-1)
+// unrestricted counts whoever has a capability of this result, for whatever use.
+func unrestricted(q Query, st capstore.Standing, s capstore.Subject, revoked map[hashpipe.Digest]capstore.Revocation) capstore.Agreement {
+	return st.Agree(func(p capstore.Grant) bool {
+		r, gone := p.Revoked()
+		if !gone {
+			r = revoked[p.ID()]
 		}
-	}
-	if !first.Before(q.Now) {
-		return nil
-	}
-	q.Now = first
-	return &q
+		v := judge(q, p.Capability(), s, r)
+		return v.allowed || v.Reason == ReasonRestricted
+	})
 }
 
 func (q Query) use() capstore.Use {
