@@ -54,7 +54,7 @@ type serverSpec struct {
 	Source, Mountpoint string
 	Mint, Revoker      dsse.PublicKey
 	Operators          map[string]dsse.PublicKey // further mints, by operator
-	Rules              []capstore.Rule           // whose operators are these, and "test"
+	Quorum             int                       // how many of these and "test" have to agree on acme/*; 0: there is no rule
 	Workers            int
 	AllowOther         bool
 	Verify             Verify
@@ -107,10 +107,14 @@ func serve(arg string) int {
 	trust := capstore.Trust{
 		Mints:    []capstore.Signer{{Operator: "test", Key: spec.Mint}},
 		Revokers: []capstore.Signer{{Operator: "test", Key: spec.Revoker}},
-		Rules:    spec.Rules,
 	}
+	operators := []string{"test"}
 	for operator, key := range spec.Operators {
 		trust.Mints = append(trust.Mints, capstore.Signer{Operator: operator, Key: key})
+		operators = append(operators, operator)
+	}
+	if spec.Quorum > 0 {
+		trust.Rules = []capstore.Rule{{Models: []string{"acme/*"}, Operators: operators, Threshold: spec.Quorum}}
 	}
 	view, err := capstore.NewView(trust)
 	var s *Server
