@@ -135,6 +135,11 @@ func TestRestrictedRevoked(t *testing.T) {
 			}
 			m.revoke(capstore.KindCapability, first)
 			m.eventually("the mapping ends", func() bool { return one.ask("touch").Errno != 0 })
+			// Who opens it from then on fills the pages of another inode.
+			m.readsAs(1001, "langid.bin", data)
+			if r := one.ask("touch"); r.Errno == 0 {
+				t.Errorf("after somebody else has read it, the mapping is back: %v", r)
+			}
 			if r := one.ask("read"); r.Errno != syscall.EIO {
 				t.Errorf("a read of the user whose capability was revoked: %v", r)
 			}
