@@ -629,3 +629,44 @@ func TestNewRestrict(t *testing.T) {
 		}
 	}
 }
+
+// Grants of one result and model share what stands beside them: with one
+// capability for each user of a machine, each open would else cost the square of
+// their number.
+func TestStandingShared(t *testing.T) {
+	c := newCouncil(t)
+	st := c.statement(t, "", "a.bin")
+	var envelopes [][]byte
+	for uid := range int64(3) {
+		st.Predicate.Restrict = restrict(t, nil, []int64{uid}, nil)
+		envelopes = append(envelopes, c.by(t, "alice", 0, st), c.by(t, "bob", 0, st))
+	}
+	other := c.statement(t, "", "a.bin", "b.bin")
+	v := view(t, c.trust(twoOf("alice", "bob")), append(envelopes, c.by(t, "alice", 0, other))...)
+	places := make(map[*Standing]int)
+	for _, g := range v.Lookup(digestOf("a.bin")) {
+		places[g.standing]++
+		if n := len(g.Standing().Peers()); n != 6 && n != 1 {
+			t.Errorf("%d peers", n)
+		}
+		// A revocation of one is not one of its neighbour.
+		if _, revoked := g.Revoked(); revoked {
+			t.Error("revoked")
+		}
+	}
+	if len(places) != 2 {
+		t.Errorf("%d standings of two results", len(places))
+	}
+	if _, err := v.Revoke(c.revocation(t, KindCapability, v.All()[0].ID().String())); err != nil {
+		t.Fatal(err)
+	}
+	revoked := 0
+	for _, g := range v.Lookup(digestOf("a.bin")) {
+		if _, gone := g.Revoked(); gone {
+			revoked++
+		}
+	}
+	if revoked != 1 {
+		t.Errorf("%d grants are revoked, want 1", revoked)
+	}
+}

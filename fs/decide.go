@@ -3,6 +3,7 @@ package fs
 import (
 	"fmt"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -179,19 +180,23 @@ func lost(q Query, since time.Time, grants []capstore.Grant) (Verdict, bool) {
 			continue
 		}
 		for _, s := range g.Subjects() {
-			for _, at := range append(endings(since, q.Now, g.Standing()), q.Now) {
-				moment := q
-				moment.Now = at
-				v := judge(moment, g.Capability(), s, revoked[g.ID()])
-				if v.allowed {
-					v = vote(moment, g, s, v, revoked)
-				}
-				if v.allowed {
+			st := g.Standing()
+			for _, at := range endings(since, q.Now, st) {
+				was := q
+				was.Now = at
+				if judge(was, g.Capability(), s, revoked[g.ID()]).allowed && votes(was, st, s, revoked).Enough() {
 					return Verdict{}, false
 				}
-				if at.Equal(q.Now) && rank[v.Reason] > rank[best.Reason] {
-					best = v
-				}
+			}
+			v := judge(q, g.Capability(), s, revoked[g.ID()])
+			if v.allowed {
+				v = vote(q, g, s, v, revoked)
+			}
+			if v.allowed {
+				return Verdict{}, false
+			}
+			if rank[v.Reason] > rank[best.Reason] {
+				best = v
 			}
 		}
 	}
@@ -330,16 +335,7 @@ func agree(q Query, g capstore.Grant, s capstore.Subject, granted Verdict, revok
 func vote(q Query, g capstore.Grant, s capstore.Subject, granted Verdict, revoked map[hashpipe.Digest]capstore.Revocation) Verdict {
 	c, st := g.Capability(), g.Standing()
 	v := Verdict{Capability: c}
-	may := func(at Query) capstore.Agreement {
-		return st.Agree(func(p capstore.Grant) bool {
-			r, gone := p.Revoked()
-			if !gone {
-				r = revoked[p.ID()]
-			}
-			return judge(at, p.Capability(), s, r).allowed
-		})
-	}
-	a := may(q)
+	a := votes(q, st, s, revoked)
 	if a.Enough() {
 		return granted
 	}
@@ -356,14 +352,14 @@ func vote(q Query, g capstore.Grant, s capstore.Subject, granted Verdict, revoke
 	for _, at := range endings(time.Time{}, q.Now, st) {
 		was := q
 		was.Now = at
-		if before := may(was); before.Enough() {
+		if before := votes(was, st, s, revoked); before.Enough() {
 			v.Reason = ReasonExpired
 			v.Detail += fmt.Sprintf("; until %s they were %s", instant(at.Add(1)), strings.Join(before.Operators, ", "))
 			v.Next = "clawfs pull PLACE --admit, for what the others have renewed"
 			return v
 		}
 	}
-	if all := unrestricted(q, st, s, revoked); all.Enough() {
+	if all := votes(q, st, s, revoked, ReasonRestricted); all.Enough() {
 		v.Reason = ReasonRestricted
 		v.Detail = fmt.Sprintf("%s needs %d operators, and of %s not all grant it to user %d, mount %s, path %s", release(c, s), a.Needed, strings.Join(all.Operators, ", "), q.UID, q.Mount, q.Path)
 		v.Next = "open it as the grants say, or ask for one of your own: clawfs grant MODEL.sba"
@@ -371,15 +367,16 @@ func vote(q Query, g capstore.Grant, s capstore.Subject, granted Verdict, revoke
 	return v
 }
 
-// unrestricted counts whoever has a capability of this result, for whatever use.
-func unrestricted(q Query, st capstore.Standing, s capstore.Subject, revoked map[hashpipe.Digest]capstore.Revocation) capstore.Agreement {
+// votes counts the operators of a result that allow the use, and those who refuse
+// it for a reason that is passed over.
+func votes(q Query, st capstore.Standing, s capstore.Subject, revoked map[hashpipe.Digest]capstore.Revocation, over ...Reason) capstore.Agreement {
 	return st.Agree(func(p capstore.Grant) bool {
 		r, gone := p.Revoked()
 		if !gone {
 			r = revoked[p.ID()]
 		}
 		v := judge(q, p.Capability(), s, r)
-		return v.allowed || v.Reason == ReasonRestricted
+		return v.allowed || slices.Contains(over, v.Reason)
 	})
 }
 
