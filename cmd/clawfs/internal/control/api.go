@@ -16,27 +16,28 @@ import (
 	"github.com/openclaw/clawfs/verifier/dsse"
 )
 
-// The requests. No request carries a hash to be granted: Submission is the only
-// way to a capability, and it asks for a rebuild.
+// The requests. No request carries a hash to be granted: a capability comes of a
+// rebuild, which Submission asks for, or signed by a mint that the policy pins, in
+// a RecordRequest.
 //
-//	GET    /v1/status              Status
-//	GET    /v1/jobs                []capstore.Job, oldest first
-//	POST   /v1/jobs                Submission -> capstore.Job
-//	GET    /v1/jobs/{id}           capstore.Job
-//	POST   /v1/jobs/{id}/cancel    capstore.Job
-//	POST   /v1/jobs/{id}/priority  Priority -> capstore.Job
-//	GET    /v1/jobs/{id}/log       text; ?follow=1 until the job has ended
-//	GET    /v1/jobs/{id}/record    Envelope
-//	GET    /v1/jobs/{id}/events    lines of the worker's progress; ?follow=1
-//	GET    /v1/capabilities        []Capability
+//	GET    /v1/status                      Status
+//	GET    /v1/jobs                        []capstore.Job, oldest first
+//	POST   /v1/jobs                        Submission -> capstore.Job
+//	GET    /v1/jobs/{id}                   capstore.Job
+//	POST   /v1/jobs/{id}/cancel            capstore.Job
+//	POST   /v1/jobs/{id}/priority          Priority -> capstore.Job
+//	GET    /v1/jobs/{id}/log               text; ?follow=1 until the job has ended
+//	GET    /v1/jobs/{id}/record            Envelope
+//	GET    /v1/jobs/{id}/events            lines of the worker's progress; ?follow=1
+//	GET    /v1/capabilities                []Capability
 //	GET    /v1/capabilities/{id}/envelope  Envelope
-//	POST   /v1/records             RecordRequest -> RecordResult
-//	GET    /v1/revocations         []Revocation
-//	POST   /v1/revocations         Envelope -> Revocation
-//	GET    /v1/view                stream of ViewLine
-//	GET    /v1/mounts              []Mount
-//	POST   /v1/mounts              MountRequest -> Mount
-//	POST   /v1/mounts/{id}/report  MountReport
+//	POST   /v1/records                     RecordRequest -> RecordResult
+//	GET    /v1/revocations                 []Revocation
+//	POST   /v1/revocations                 Envelope -> Revocation
+//	GET    /v1/view                        stream of ViewLine
+//	GET    /v1/mounts                      []Mount
+//	POST   /v1/mounts                      MountRequest -> Mount
+//	POST   /v1/mounts/{id}/report          MountReport
 
 // Submission asks for the rebuild of a signed build attestation.
 type Submission struct {
