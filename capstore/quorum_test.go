@@ -670,3 +670,45 @@ func TestStandingShared(t *testing.T) {
 		t.Errorf("%d grants are revoked, want 1", revoked)
 	}
 }
+
+// What a build starts from is granted to everybody, under a list and a policy that
+// are in force.
+func TestLiveBase(t *testing.T) {
+	c := newCouncil(t)
+	st := c.statement(t, "", "a.bin")
+	narrow := st
+	narrow.Predicate.Restrict = restrict(t, nil, []int64{0}, nil)
+	both := func(second Statement) [][]byte { return [][]byte{c.by(t, "alice", 0, st), c.by(t, "bob", 0, second)} }
+	two := twoOf("alice", "bob")
+	listed := two
+	listed.MaxListAge = time.Hour
+	for name, x := range map[string]struct {
+		trust     func(*Trust)
+		envelopes [][]byte
+		list      time.Time // issued; zero: none
+		want      bool
+	}{
+		"two":                     {func(t *Trust) { t.Rules = []Rule{two} }, both(st), time.Time{}, true},
+		"one of two restricted":   {func(t *Trust) { t.Rules = []Rule{two} }, both(narrow), time.Time{}, false},
+		"one, restricted":         {func(*Trust) {}, [][]byte{c.by(t, "alice", 0, narrow)}, time.Time{}, false},
+		"one restricted, one not": {func(*Trust) {}, both(narrow), time.Time{}, true},
+		"no list":                 {func(t *Trust) { t.Rules = []Rule{listed} }, both(st), time.Time{}, false},
+		"an old list":             {func(t *Trust) { t.Rules = []Rule{listed} }, both(st), during.Add(-time.Hour), false},
+		"a list":                  {func(t *Trust) { t.Rules = []Rule{listed} }, both(st), during.Add(-time.Minute), true},
+		"an old policy":           {func(t *Trust) { t.Expires = during }, both(st), time.Time{}, false},
+		"a policy":                {func(t *Trust) { t.Expires = during.Add(time.Second) }, both(st), time.Time{}, true},
+	} {
+		trust := c.trust()
+		x.trust(&trust)
+		v := view(t, trust, x.envelopes...)
+		if !x.list.IsZero() {
+			if _, err := v.AdmitList(c.list(t, 1, x.list)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		got, live := v.Live(st.Predicate.Claim, during)
+		if live != x.want || got.Restricted() {
+			t.Errorf("%s: live %v, restricted %v, want live %v", name, live, got.Restricted(), x.want)
+		}
+	}
+}
