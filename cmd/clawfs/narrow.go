@@ -31,12 +31,14 @@ const narrowHelp = `  --path-prefix DIR   files below the directory DIR, at any 
   --not-after T       opens before T: a time such as 2026-12-31T18:00:00Z, or a
                       date, which is its first instant in UTC
 Paths are relative to the root of the mount. Each may be given several times: one
-of them has to fit. Of flags that differ, each has to.`
+of its values has to fit. Of those that are given, each has to fit; --path and
+--path-prefix count as one.`
 
 func (n *narrowFlags) register(f *pflag.FlagSet, handOn string) {
 	f.StringArrayVar(&n.dirs, "path-prefix", nil, "only files below the directory `DIR` of the mount (repeat for more)")
 	f.StringArrayVar(&n.files, "path", nil, "only the file `FILE` of the mount (repeat for more)")
 	f.Int64SliceVar(&n.uids, "uid", nil, "only opens by the user `N` (repeat for more)")
+	f.Lookup("uid").DefValue = "" // not the text of an empty list
 	f.StringArrayVar(&n.mounts, "mount", nil, "only opens through the mount at `DIR` (repeat for more)")
 	f.StringVar(&n.notAfter, "not-after", "", "only opens before `TIME`, or before a day begins in UTC")
 	f.StringArrayVar(&n.delegates, handOn, nil, "who may hand it on, narrowed further: a public `keyfile` or a key id (repeat for more)")
