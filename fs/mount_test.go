@@ -454,7 +454,7 @@ func TestXattrs(t *testing.T) {
 	want("a/model.bin", "user.clawfs.status", "granted")
 	want("a/model.bin", "user.clawfs.digest", sumOf(good))
 	want("a/model.bin", "user.clawfs.tier", "blocks")
-	want("a/model.bin", "", "user.clawfs.status user.clawfs.digest user.clawfs.tier user.clawfs.reason ")
+	want("a/model.bin", "", "user.clawfs.status user.clawfs.digest user.clawfs.tier user.clawfs.reason user.clawfs.level ")
 
 	var e Explanation
 	why := get("b/model.bin", "user.clawfs.why")
