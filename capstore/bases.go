@@ -94,7 +94,11 @@ func (v *View) findLost(claim hashpipe.Digest, known map[hashpipe.Digest]LostBas
 
 // Live returns a capability of the claim that is granted at now: neither
 // revoked, in any of its files, nor expired, nor built from something that was
-// taken back, and agreed on by as many operators as the policy asks for. Of several it is the one that holds longest.
+// taken back, and agreed on by as many operators as the policy asks for, under a
+// policy and a revocation list that are not too old. Capabilities that are
+// restricted do not count: a build is none of the uses that they permit, and what
+// comes out of it would be for everybody. Of several it is the one that holds
+// longest.
 func (v *View) Live(claim hashpipe.Digest, now time.Time) (Capability, bool) {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
@@ -103,11 +107,15 @@ func (v *View) Live(claim hashpipe.Digest, now time.Time) (Capability, bool) {
 	}
 	var best Capability
 	for _, c := range v.byClaim[claim] {
-		if !v.against(c).IsZero() || now.Before(c.NotBefore()) || !now.Before(c.NotAfter()) {
+		if !v.against(c).IsZero() || now.Before(c.NotBefore()) || !now.Before(c.NotAfter()) || c.Restricted() {
 			continue
 		}
 		s := v.standing(c, noRevocation)
-		if !s.conflict.IsZero() || !s.AgreeAt(now).Enough() {
+		until, needed := s.ListUntil()
+		switch {
+		case needed && !now.Before(until), !s.expires.IsZero() && !now.Before(s.expires):
+			continue
+		case !s.conflict.IsZero() || !s.Agree(func(g Grant) bool { return g.Valid(now) && !g.Restricted() }).Enough():
 			continue
 		}
 		if best.IsZero() || best.NotAfter().Before(c.NotAfter()) {

@@ -192,6 +192,11 @@ func (c Capability) Restrictions() []*Restrict {
 	return list
 }
 
+// Restricted reports whether some link of c restricts who may open what where.
+func (c Capability) Restricted() bool {
+	return slices.ContainsFunc(c.Restrictions(), func(r *Restrict) bool { return r != nil })
+}
+
 // Delegates are the keys that may derive a narrower capability from c.
 func (c Capability) Delegates() []dsse.KeyID {
 	if c.rec == nil {

@@ -125,27 +125,14 @@ func Delegate(text []byte, d Delegation, key dsse.PrivateKey) ([]byte, error) {
 }
 
 func derive(text []byte, d Delegation, key dsse.PrivateKey) ([]byte, error) {
-	links, err := splitChain(text)
+	chain, links, err := unverifiedChain(text)
 	if err != nil {
 		return nil, err
 	}
 	if len(links) > MaxDelegations {
 		return nil, fmt.Errorf("it was handed on %d times already, which is the most", MaxDelegations)
 	}
-	e, err := dsse.Parse(links[0])
-	if err != nil {
-		return nil, err
-	}
-	parent, err := parseStatement(e.UnverifiedPayload())
-	if err != nil {
-		return nil, err
-	}
-	id := hashpipe.SumBytes(e.UnverifiedPayload()).Claim()
-	for i, link := range links[1:] {
-		if parent, id, err = readLink(parent, id, link); err != nil {
-			return nil, fmt.Errorf("link %d: %w", i+1, err)
-		}
-	}
+	parent, id := chain[len(chain)-1].Statement, chain[len(chain)-1].ID
 	own := key.Public()
 	if !slices.Contains(parent.Predicate.Delegate, own.ID()) {
 		return nil, fmt.Errorf("capability %s does not name the key %s as one that may hand it on; it names %q", id, own.ID(), parent.Predicate.Delegate)
@@ -179,6 +166,53 @@ func derive(text []byte, d Delegation, key dsse.PrivateKey) ([]byte, error) {
 		return nil, fmt.Errorf("the capability would have %d bytes: at most %d are stored", len(out), MaxRecord)
 	}
 	return out, nil
+}
+
+// UnverifiedLink is what one link of a capability's text says.
+type UnverifiedLink struct {
+	ID        hashpipe.Digest // SHA-256 of the payload
+	Statement Statement
+}
+
+// UnverifiedChain reads a capability's text for somebody who need not pin its
+// mint: the first link is what the text says that a mint signed, which nobody
+// checked; each later one is signed by a key that the one before it names. It
+// grants nothing.
+func UnverifiedChain(text []byte) ([]UnverifiedLink, error) {
+	chain, _, err := unverifiedChain(text)
+	if err != nil {
+		return nil, fmt.Errorf("reading a capability: %w", err)
+	}
+	return chain, nil
+}
+
+func unverifiedChain(text []byte) (chain []UnverifiedLink, links [][]byte, err error) {
+	if len(text) > MaxRecord {
+		return nil, nil, fmt.Errorf("capability of %d bytes: at most %d are stored", len(text), MaxRecord)
+	}
+	if links, err = splitChain(text); err != nil {
+		return nil, nil, err
+	}
+	e, err := dsse.Parse(links[0])
+	if err != nil {
+		return nil, nil, err
+	}
+	st, err := parseStatement(e.UnverifiedPayload())
+	if err != nil {
+		return nil, nil, err
+	}
+	if st.Predicate.Parent != nil {
+		return nil, nil, fmt.Errorf("capability: it is derived from %s, which has to stand before it", st.Predicate.Parent.Digest.SHA256)
+	}
+	id := hashpipe.SumBytes(e.UnverifiedPayload()).Claim()
+	chain = append(chain, UnverifiedLink{id, st})
+	for i, link := range links[1:] {
+		if st, id, err = readLink(st, id, link); err != nil {
+			return nil, nil, fmt.Errorf("link %d: %w", i+1, err)
+		}
+		chain = append(chain, UnverifiedLink{id, st})
+	}
+	return chain, links, nil
 }
 
 // result is the identity of what was measured: the claim, the platform class, and

@@ -109,6 +109,7 @@ type Job struct {
 	Reason     string          `json:"reason,omitzero"`     // one sentence
 	Diagnosis  string          `json:"diagnosis,omitzero"`  // several lines
 	Locations  Locations       `json:"locations"`           // hints
+	Terms      Terms           `json:"terms,omitzero"`      // of the capability that it earns
 	Priority   int             `json:"priority,omitzero"`   // MinPriority to MaxPriority
 	CreatedAt  time.Time       `json:"createdAt"`           // AddJob sets it if it is zero
 	StartedAt  time.Time       `json:"startedAt,omitzero"`  // of the last attempt
@@ -193,6 +194,9 @@ func (j Job) check() error {
 		return err
 	}
 	if err := j.Logged.check(); err != nil {
+		return err
+	}
+	if err := j.Terms.Check(); err != nil {
 		return err
 	}
 	if j.CreatedAt.IsZero() {

@@ -56,8 +56,8 @@ func (s *Store) AddJob(j Job) (Job, error) {
 
 // PutJob replaces the row of a job that exists (else ErrNotFound) and has not
 // ended (else ErrFinished). What the job is about does not change: id,
-// attestation, model, version and time of creation. A verdict that grants is
-// for FinishJob.
+// attestation, model, version, terms and time of creation. A verdict that grants
+// is for FinishJob.
 func (s *Store) PutJob(j Job) error {
 	if j.Verdict.Granted() {
 		return fmt.Errorf("writing job %s: verdict %s without its capability", j.ID, j.Verdict)
@@ -77,8 +77,8 @@ func (s *Store) PutJob(j Job) error {
 // FinishJob ends a job with j's verdict. If that is Minted, capability is the
 // envelope that the mint signed for it; both are written in one transaction, so
 // that after a crash there is either a finished job with its capability or a
-// job to run again. The capability has to be of the job's attestation. For any
-// other verdict capability is empty, and the zero Capability is returned.
+// job to run again. The capability has to be of the job's attestation and terms.
+// For any other verdict capability is empty, and the zero Capability is returned.
 //
 // Finishing a job a second time with the same capability changes nothing and
 // succeeds; with any other end it is ErrFinished.
@@ -107,6 +107,9 @@ func (s *Store) finish(j Job, envelope []byte) (Capability, error) {
 		if c.SBA() != j.SBA || c.Model() != j.Model || c.Version() != j.Version {
 			return Capability{}, fmt.Errorf("capability is for %s %s of attestation %s, the job for %s %s of %s",
 				c.Model(), c.Version(), c.SBA(), j.Model, j.Version, j.SBA)
+		}
+		if why := j.Terms.keeps(c); why != "" || len(c.DelegatedBy()) > 0 {
+			return Capability{}, fmt.Errorf("capability %s is not what the job is for: %s", c.ID(), cmp.Or(why, "it is a delegated one"))
 		}
 	}
 	j.Capability = c.ID()
@@ -230,8 +233,8 @@ func (s *Store) nextRow(j Job) (row, error) {
 	if old.State.HasEnded() {
 		return row{}, fmt.Errorf("%w: it is %s %s", ErrFinished, old.State, old.Verdict)
 	}
-	if j.SBA != old.SBA || j.Model != old.Model || j.Version != old.Version || !j.CreatedAt.Equal(old.CreatedAt) {
-		return row{}, fmt.Errorf("it is for %s %s of attestation %s and stays so", old.Model, old.Version, old.SBA)
+	if j.SBA != old.SBA || j.Model != old.Model || j.Version != old.Version || !j.CreatedAt.Equal(old.CreatedAt) || !j.Terms.Equal(old.Terms) {
+		return row{}, fmt.Errorf("it is for %s %s of attestation %s and stays so, under the same terms", old.Model, old.Version, old.SBA)
 	}
 	return jobRow(j)
 }

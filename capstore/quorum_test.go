@@ -604,3 +604,111 @@ func TestStoredLists(t *testing.T) {
 		t.Errorf("an older list: %v", err)
 	}
 }
+
+// No list is no restriction; a list that came out empty is not that.
+func TestNewRestrict(t *testing.T) {
+	if r, err := NewRestrict(nil, nil, nil); err != nil || r != nil {
+		t.Errorf("NewRestrict of nothing = %v, %v", r, err)
+	}
+	for name, make := range map[string]func() (*Restrict, error){
+		"no path":        func() (*Restrict, error) { return NewRestrict([]string{}, nil, nil) },
+		"no user":        func() (*Restrict, error) { return NewRestrict(nil, []int64{}, nil) },
+		"no mount":       func() (*Restrict, error) { return NewRestrict(nil, nil, []string{}) },
+		"overflow user":  func() (*Restrict, error) { return NewRestrict(nil, []int64{65534}, nil) },
+		"negative user":  func() (*Restrict, error) { return NewRestrict(nil, []int64{-1}, nil) },
+		"absolute path":  func() (*Restrict, error) { return NewRestrict([]string{"/team/"}, nil, nil) },
+		"the root":       func() (*Restrict, error) { return NewRestrict([]string{"/"}, nil, nil) },
+		"up":             func() (*Restrict, error) { return NewRestrict([]string{"team/../"}, nil, nil) },
+		"two slashes":    func() (*Restrict, error) { return NewRestrict([]string{"team//"}, nil, nil) },
+		"relative mount": func() (*Restrict, error) { return NewRestrict(nil, nil, []string{"models"}) },
+		"unclean mount":  func() (*Restrict, error) { return NewRestrict(nil, nil, []string{"/models/"}) },
+		"twice":          func() (*Restrict, error) { return NewRestrict(nil, []int64{1, 1}, nil) },
+	} {
+		if r, err := make(); err == nil {
+			t.Errorf("%s: %q", name, r)
+		}
+	}
+}
+
+// Grants of one result and model share what stands beside them: with one
+// capability for each user of a machine, each open would else cost the square of
+// their number.
+func TestStandingShared(t *testing.T) {
+	c := newCouncil(t)
+	st := c.statement(t, "", "a.bin")
+	var envelopes [][]byte
+	for uid := range int64(3) {
+		st.Predicate.Restrict = restrict(t, nil, []int64{uid}, nil)
+		envelopes = append(envelopes, c.by(t, "alice", 0, st), c.by(t, "bob", 0, st))
+	}
+	other := c.statement(t, "", "a.bin", "b.bin")
+	v := view(t, c.trust(twoOf("alice", "bob")), append(envelopes, c.by(t, "alice", 0, other))...)
+	places := make(map[*Standing]int)
+	for _, g := range v.Lookup(digestOf("a.bin")) {
+		places[g.standing]++
+		if n := len(g.Standing().Peers()); n != 6 && n != 1 {
+			t.Errorf("%d peers", n)
+		}
+		// A revocation of one is not one of its neighbour.
+		if _, revoked := g.Revoked(); revoked {
+			t.Error("revoked")
+		}
+	}
+	if len(places) != 2 {
+		t.Errorf("%d standings of two results", len(places))
+	}
+	if _, err := v.Revoke(c.revocation(t, KindCapability, v.All()[0].ID().String())); err != nil {
+		t.Fatal(err)
+	}
+	revoked := 0
+	for _, g := range v.Lookup(digestOf("a.bin")) {
+		if _, gone := g.Revoked(); gone {
+			revoked++
+		}
+	}
+	if revoked != 1 {
+		t.Errorf("%d grants are revoked, want 1", revoked)
+	}
+}
+
+// What a build starts from is granted to everybody, under a list and a policy that
+// are in force.
+func TestLiveBase(t *testing.T) {
+	c := newCouncil(t)
+	st := c.statement(t, "", "a.bin")
+	narrow := st
+	narrow.Predicate.Restrict = restrict(t, nil, []int64{0}, nil)
+	both := func(second Statement) [][]byte { return [][]byte{c.by(t, "alice", 0, st), c.by(t, "bob", 0, second)} }
+	two := twoOf("alice", "bob")
+	listed := two
+	listed.MaxListAge = time.Hour
+	for name, x := range map[string]struct {
+		trust     func(*Trust)
+		envelopes [][]byte
+		list      time.Time // issued; zero: none
+		want      bool
+	}{
+		"two":                     {func(t *Trust) { t.Rules = []Rule{two} }, both(st), time.Time{}, true},
+		"one of two restricted":   {func(t *Trust) { t.Rules = []Rule{two} }, both(narrow), time.Time{}, false},
+		"one, restricted":         {func(*Trust) {}, [][]byte{c.by(t, "alice", 0, narrow)}, time.Time{}, false},
+		"one restricted, one not": {func(*Trust) {}, both(narrow), time.Time{}, true},
+		"no list":                 {func(t *Trust) { t.Rules = []Rule{listed} }, both(st), time.Time{}, false},
+		"an old list":             {func(t *Trust) { t.Rules = []Rule{listed} }, both(st), during.Add(-time.Hour), false},
+		"a list":                  {func(t *Trust) { t.Rules = []Rule{listed} }, both(st), during.Add(-time.Minute), true},
+		"an old policy":           {func(t *Trust) { t.Expires = during }, both(st), time.Time{}, false},
+		"a policy":                {func(t *Trust) { t.Expires = during.Add(time.Second) }, both(st), time.Time{}, true},
+	} {
+		trust := c.trust()
+		x.trust(&trust)
+		v := view(t, trust, x.envelopes...)
+		if !x.list.IsZero() {
+			if _, err := v.AdmitList(c.list(t, 1, x.list)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		got, live := v.Live(st.Predicate.Claim, during)
+		if live != x.want || got.Restricted() {
+			t.Errorf("%s: live %v, restricted %v, want live %v", name, live, got.Restricted(), x.want)
+		}
+	}
+}

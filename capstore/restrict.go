@@ -34,9 +34,10 @@ const (
 )
 
 // NewRestrict returns the restriction with its lists in their only order, or nil
-// for no restriction at all.
+// for no restriction at all, which is three lists that are nil. A list that is
+// empty and not nil, such as an intersection that came out so, is an error.
 func NewRestrict(paths []string, uids []int64, mounts []string) (*Restrict, error) {
-	if len(paths) == 0 && len(uids) == 0 && len(mounts) == 0 {
+	if paths == nil && uids == nil && mounts == nil {
 		return nil, nil
 	}
 	r := &Restrict{slices.Clone(paths), slices.Clone(uids), slices.Clone(mounts)}

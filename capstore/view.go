@@ -274,9 +274,20 @@ func (v *View) grants(list []Capability, also func(Capability) Revocation) []Gra
 		return nil
 	}
 	out := make([]Grant, 0, len(list))
+	// Capabilities of one result stand in the same place, and there can be one for
+	// each user of a machine.
+	type place struct {
+		result hashpipe.Digest
+		model  string
+	}
+	known := make(map[place]*Standing)
 	for _, c := range list {
-		s := v.standing(c, also)
-		out = append(out, Grant{c, v.standsAgainst(c, also), &s})
+		at := place{c.Result(), c.Model()}
+		if known[at] == nil {
+			s := v.standing(c, also)
+			known[at] = &s
+		}
+		out = append(out, Grant{c, v.standsAgainst(c, also), known[at]})
 	}
 	slices.SortFunc(out, func(a, b Grant) int {
 		return cmp.Or(

@@ -66,7 +66,8 @@ func (f *filesystem) auditing() bool {
 func (f *filesystem) excuses(v Verdict, fl *flight) bool {
 	switch v.Reason {
 	case ReasonNoCapability, ReasonWrongSize, ReasonWrongBytes, ReasonWrongName, ReasonMixedRelease,
-		ReasonNotYetValid, ReasonExpired, ReasonUnmeasured, ReasonChanging, ReasonQuarantined, ReasonSymlink:
+		ReasonNotYetValid, ReasonExpired, ReasonUnmeasured, ReasonChanging, ReasonQuarantined, ReasonSymlink,
+		ReasonRestricted, ReasonQuorum, ReasonDisputed, ReasonStaleList, ReasonNoRule, ReasonOldPolicy:
 	default:
 		return false
 	}

@@ -149,6 +149,14 @@ func act(args []string) result {
 			}
 		}
 		return readAll(p, unix.O_RDONLY)
+	case "as": // a user id, and what that user does
+		uid, err := strconv.Atoi(p)
+		for _, err := range []error{err, syscall.Setgroups(nil), syscall.Setgid(uid), syscall.Setuid(uid)} {
+			if err != nil {
+				return failed("becoming user "+p, err)
+			}
+		}
+		return act(args[2:])
 	case "open": // flags
 		flags, _ := strconv.Atoi(args[2])
 		fd, err := unix.Open(p, flags|unix.O_CLOEXEC, 0o644)
@@ -549,7 +557,17 @@ type holder struct {
 
 func (m *mounted) hold(name string) *holder {
 	m.t.Helper()
-	h := &holder{t: m.t, cmd: m.command("hold", m.at(name))}
+	return m.holder(name, "hold", m.at(name))
+}
+
+func (m *mounted) holdAs(uid int, name string) *holder {
+	m.t.Helper()
+	return m.holder(name, "as", strconv.Itoa(uid), "hold", m.at(name))
+}
+
+func (m *mounted) holder(name string, args ...string) *holder {
+	m.t.Helper()
+	h := &holder{t: m.t, cmd: m.command(args...)}
 	var err error
 	if h.in, err = h.cmd.StdinPipe(); err != nil {
 		m.t.Fatal(err)

@@ -3,6 +3,7 @@ package fs
 import (
 	"fmt"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -98,6 +99,7 @@ type Verdict struct {
 	Capability capstore.Capability
 
 	standing capstore.Standing // of the capability
+	at       time.Time         // Query.Now
 }
 
 // agreement counts the operators that have the result of the verdict's capability.
@@ -137,17 +139,8 @@ func Decide(q Query, grants []capstore.Grant) Verdict {
 	if q.Shown == "" {
 		q.Shown = q.Path
 	}
-	revoked := make(map[hashpipe.Digest]capstore.Revocation)
-	for _, g := range grants {
-		if r, yes := g.Revoked(); yes {
-			revoked[g.ID()] = r
-		}
-	}
-	best := Verdict{
-		Reason: ReasonNoCapability,
-		Detail: "no capability names " + q.Path + got(q),
-		Next:   "clawfs grant MODEL.sba, with the publisher's attestation of the model that this file belongs to",
-	}
+	revoked := revocations(grants)
+	best := unnamed(q)
 	for _, g := range grants {
 		if g.IsZero() {
 			continue
@@ -163,7 +156,81 @@ func Decide(q Query, grants []capstore.Grant) Verdict {
 			}
 		}
 	}
+	best.at = q.Now
 	return best
+}
+
+// lost says whether what was opened at a time since, and is asked about by q, may
+// be read no more, and why. It may if at some moment from then to q.Now there was
+// a grant that is not revoked, which allowed the use, and beside which as many
+// operators stood as the policy asks, of whose capabilities none is revoked that
+// counts. That one has expired since is no reason: expiry says until when a file
+// may be opened. Nor is that the revocation list or the policy has become too old,
+// or that an operator dissents: a served model should not die because the network
+// did. What was opened under the very last condition of these is as good as
+// opened before.
+func lost(q Query, since time.Time, grants []capstore.Grant) (Verdict, bool) {
+	if q.Shown == "" {
+		q.Shown = q.Path
+	}
+	revoked := revocations(grants)
+	best := unnamed(q)
+	for _, g := range grants {
+		if g.IsZero() {
+			continue
+		}
+		for _, s := range g.Subjects() {
+			st := g.Standing()
+			for _, at := range endings(since, q.Now, st) {
+				was := q
+				was.Now = at
+				if judge(was, g.Capability(), s, revoked[g.ID()]).allowed && votes(was, st, s, revoked).Enough() {
+					return Verdict{}, false
+				}
+			}
+			v := judge(q, g.Capability(), s, revoked[g.ID()])
+			if v.allowed {
+				v = vote(q, g, s, v, revoked)
+			}
+			if v.allowed {
+				return Verdict{}, false
+			}
+			if rank[v.Reason] > rank[best.Reason] {
+				best = v
+			}
+		}
+	}
+	return best, true
+}
+
+// endings are the last moments of the peers that ended after since and are over
+// now: at one of them the most votes stood together.
+func endings(since, now time.Time, st capstore.Standing) (list []time.Time) {
+	for _, p := range st.Peers() {
+		if end := p.NotAfter(); end.After(since) && !end.After(now) && p.NotBefore().Before(end) {
+			list = append(list, end.Add(-1))
+		}
+	}
+	return list
+}
+
+func revocations(grants []capstore.Grant) map[hashpipe.Digest]capstore.Revocation {
+	revoked := make(map[hashpipe.Digest]capstore.Revocation)
+	for _, g := range grants {
+		if r, yes := g.Revoked(); yes {
+			revoked[g.ID()] = r
+		}
+	}
+	return revoked
+}
+
+// unnamed is the verdict that no grant can better.
+func unnamed(q Query) Verdict {
+	return Verdict{
+		Reason: ReasonNoCapability,
+		Detail: "no capability names " + q.Path + got(q),
+		Next:   "clawfs grant MODEL.sba, with the publisher's attestation of the model that this file belongs to",
+	}
 }
 
 // judge compares the file with one subject of one capability, as if nothing else
@@ -260,16 +327,15 @@ func agree(q Query, g capstore.Grant, s capstore.Subject, granted Verdict, revok
 		v.Next = fmt.Sprintf("find out whose rebuild is wrong, then clawfs resolve %s --uphold CLAIM --reason TEXT, with the claim that is right", c.SBA())
 		return v
 	}
-	may := func(at Query) capstore.Agreement {
-		return st.Agree(func(p capstore.Grant) bool {
-			r, gone := p.Revoked()
-			if !gone {
-				r = revoked[p.ID()]
-			}
-			return judge(at, p.Capability(), s, r).allowed
-		})
-	}
-	a := may(q)
+	return vote(q, g, s, granted, revoked)
+}
+
+// vote counts the operators that have the result of g, each with a capability that
+// allows this very use.
+func vote(q Query, g capstore.Grant, s capstore.Subject, granted Verdict, revoked map[hashpipe.Digest]capstore.Revocation) Verdict {
+	c, st := g.Capability(), g.Standing()
+	v := Verdict{Capability: c}
+	a := votes(q, st, s, revoked)
 	if a.Enough() {
 		return granted
 	}
@@ -283,26 +349,35 @@ func agree(q Query, g capstore.Grant, s capstore.Subject, granted Verdict, revok
 		v.Detail += "; this machine's own rebuild has to be among them"
 		v.Next = "clawfs grant MODEL.sba"
 	}
-	if was := earlier(q, st); was != nil && may(*was).Enough() {
-		v.Reason = ReasonExpired
+	for _, at := range endings(time.Time{}, q.Now, st) {
+		was := q
+		was.Now = at
+		if before := votes(was, st, s, revoked); before.Enough() {
+			v.Reason = ReasonExpired
+			v.Detail += fmt.Sprintf("; until %s they were %s", instant(at.Add(1)), strings.Join(before.Operators, ", "))
+			v.Next = "clawfs pull PLACE --admit, for what the others have renewed"
+			return v
+		}
+	}
+	if all := votes(q, st, s, revoked, ReasonRestricted); all.Enough() {
+		v.Reason = ReasonRestricted
+		v.Detail = fmt.Sprintf("%s needs %d operators, and of %s not all grant it to user %d, mount %s, path %s", release(c, s), a.Needed, strings.Join(all.Operators, ", "), q.UID, q.Mount, q.Path)
+		v.Next = "open it as the grants say, or ask for one of your own: clawfs grant MODEL.sba"
 	}
 	return v
 }
 
-// earlier is the query at the last moment at which every peer that began was still
-// valid; nil if none has ended.
-func earlier(q Query, st capstore.Standing) *Query {
-	first := q.Now
-	for _, p := range st.Peers() {
-		if end := p.NotAfter(); !end.After(first) && p.NotBefore().Before(end) {
-			first = end.Add(-1)
+// votes counts the operators of a result that allow the use, and those who refuse
+// it for a reason that is passed over.
+func votes(q Query, st capstore.Standing, s capstore.Subject, revoked map[hashpipe.Digest]capstore.Revocation, over ...Reason) capstore.Agreement {
+	return st.Agree(func(p capstore.Grant) bool {
+		r, gone := p.Revoked()
+		if !gone {
+			r = revoked[p.ID()]
 		}
-	}
-	if !first.Before(q.Now) {
-		return nil
-	}
-	q.Now = first
-	return &q
+		v := judge(q, p.Capability(), s, r)
+		return v.allowed || slices.Contains(over, v.Reason)
+	})
 }
 
 func (q Query) use() capstore.Use {

@@ -39,6 +39,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -397,6 +398,7 @@ type filesystem struct {
 	cacheBytes int64         // Config.CacheBytes
 	limit      time.Duration // longest wait of one request; 0 is none
 	ahead      *preverifier  // nil: files are measured when they are opened
+	recut      atomic.Bool   // a handle was cut off, and the pages of its node may be there
 	background sync.WaitGroup
 	server     *fuse.Server // set by Init, before the first request
 }

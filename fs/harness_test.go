@@ -53,6 +53,8 @@ func TestMain(m *testing.M) {
 type serverSpec struct {
 	Source, Mountpoint string
 	Mint, Revoker      dsse.PublicKey
+	Operators          map[string]dsse.PublicKey // further mints, by operator
+	Quorum             int                       // how many of these and "test" have to agree on acme/*; 0: there is no rule
 	Workers            int
 	AllowOther         bool
 	Verify             Verify
@@ -70,7 +72,7 @@ type serverSpec struct {
 }
 
 type request struct {
-	Op       string // admit, revoke, clock, stats, records, unmount, abandon
+	Op       string // admit, revoke, list, clock, stats, records, unmount, abandon
 	Envelope []byte
 	Shift    int64 // clock: from now on the wall clock is off by this, in seconds
 }
@@ -102,10 +104,19 @@ func serve(arg string) int {
 		out.Flush()
 	}
 	before := descriptors()
-	view, err := capstore.NewView(capstore.Trust{
+	trust := capstore.Trust{
 		Mints:    []capstore.Signer{{Operator: "test", Key: spec.Mint}},
 		Revokers: []capstore.Signer{{Operator: "test", Key: spec.Revoker}},
-	})
+	}
+	operators := []string{"test"}
+	for operator, key := range spec.Operators {
+		trust.Mints = append(trust.Mints, capstore.Signer{Operator: operator, Key: key})
+		operators = append(operators, operator)
+	}
+	if spec.Quorum > 0 {
+		trust.Rules = []capstore.Rule{{Models: []string{"acme/*"}, Operators: operators, Threshold: spec.Quorum}}
+	}
+	view, err := capstore.NewView(trust)
 	var s *Server
 	if err == nil {
 		s, err = Mount(Config{
@@ -149,6 +160,8 @@ func serve(arg string) int {
 			_, err = view.Admit(q.Envelope)
 		case "revoke":
 			_, err = view.Revoke(q.Envelope)
+		case "list":
+			_, err = view.AdmitList(q.Envelope)
 		case "clock":
 			mu.Lock()
 			shift = time.Duration(q.Shift) * time.Second
@@ -451,6 +464,10 @@ type terms struct {
 	notBefore, notAfter time.Time
 	sequence            int64
 	version             string // empty: 1.2.0
+	model               string // empty: acme/langid
+	attestation         string // empty: another for other results
+	restrict            *capstore.Restrict
+	delegate            []dsse.KeyID
 }
 
 // grant makes the mint sign a capability for one file and admits it.
@@ -492,14 +509,19 @@ func signed(t testing.TB, mint dsse.PrivateKey, subjects []capstore.Subject, cha
 	for _, c := range change {
 		c(&w)
 	}
+	sba := attestationOf(subjects)
+	if w.attestation != "" {
+		sba = hashpipe.SumBytes([]byte(w.attestation)).Claim()
+	}
 	st := capstore.NewStatement(subjects, capstore.Predicate{
-		Model: "acme/langid", Version: cmp.Or(w.version, "1.2.0"), Sequence: w.sequence,
-		SBA:         capstore.Reference{Digest: capstore.DigestSet{SHA256: attestationOf(subjects)}},
+		Model: cmp.Or(w.model, "acme/langid"), Version: cmp.Or(w.version, "1.2.0"), Sequence: w.sequence,
+		SBA:         capstore.Reference{Digest: capstore.DigestSet{SHA256: sba}},
 		Environment: capstore.Reference{Digest: capstore.DigestSet{SHA256: hashpipe.SumBytes([]byte("an image")).Claim()}},
 		Publisher:   capstore.Publisher{KeyID: publisher().ID(), PublicKey: publisher()},
 		Minter:      capstore.Minter{KeyID: mint.Public().ID()},
 		Platform:    capstore.Platform{OS: "linux", Arch: "amd64", Accelerator: "none"},
-		NotBefore:   w.notBefore, NotAfter: w.notAfter,
+		Restrict:    w.restrict, Delegate: w.delegate,
+		NotBefore: w.notBefore, NotAfter: w.notAfter,
 	})
 	payload, err := st.Payload()
 	if err != nil {

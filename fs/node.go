@@ -34,6 +34,7 @@ type node struct {
 	pages sync.RWMutex
 
 	reads atomic.Int64 // READs that wait for the source
+	cut   atomic.Bool  // a handle of it was cut off
 
 	// mu guards what follows. It is not held while the source is read or the
 	// kernel is notified.

@@ -5,6 +5,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -40,6 +41,7 @@ type handle struct {
 	content *content
 	proof   proof
 	caller  fuse.Caller
+	since   time.Time // when it was decided that it opens
 
 	generation atomic.Uint64 // of the view, at the last decision that allowed
 	cut        atomic.Bool   // taken back: nothing is read any more
@@ -295,8 +297,8 @@ func (f *filesystem) hopeless(path string, size int64) (Verdict, bool) {
 }
 
 // newHandle binds the node to the measured content, for good, and opens it. It
-// fails if the node is bound to another one, or has served unchecked bytes. kept says that file now belongs to
-// the content.
+// fails if the node is bound to another one, has served unchecked bytes, or one of
+// its handles was cut off. kept says that file now belongs to the content.
 func (f *filesystem) newHandle(n *node, a assessment, file *os.File, caller fuse.Caller) (h *handle, kept, ok bool) {
 	if !a.verdict.Allowed() || a.flight == nil {
 		return nil, false, false
@@ -304,7 +306,7 @@ func (f *filesystem) newHandle(n *node, a assessment, file *os.File, caller fuse
 	proof := a.flight.proof
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.unchecked || !n.bound.isZero() && !n.bound.same(proof) || n.early != nil && !n.early.tells(proof) {
+	if n.unchecked || n.cut.Load() || !n.bound.isZero() && !n.bound.same(proof) || n.early != nil && !n.early.tells(proof) {
 		return nil, false, false
 	}
 	n.bound = proof
@@ -326,7 +328,7 @@ func (f *filesystem) newHandle(n *node, a assessment, file *os.File, caller fuse
 		}
 	}
 	n.content.refs++
-	return &handle{fs: f, node: n, content: n.content, proof: proof, caller: caller}, kept, true
+	return &handle{fs: f, node: n, content: n.content, proof: proof, caller: caller, since: a.verdict.at}, kept, true
 }
 
 func (f *filesystem) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {

@@ -9,6 +9,8 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
+
+	"github.com/openclaw/clawfs/capstore"
 )
 
 // The extended attributes tell, where no clawfs program is, what the mount
@@ -24,6 +26,7 @@ const (
 	xattrTier   = xattrPrefix + "tier"   // of a granted file
 	xattrReason = xattrPrefix + "reason"
 	xattrLevel  = xattrPrefix + "level" // of a granted file: rebuilt, or reproduced-<n>
+	xattrOnly   = xattrPrefix + "only"  // what the capability is narrowed to, in words
 	xattrWhy    = xattrPrefix + "why"   // JSON: Explanation
 )
 
@@ -110,7 +113,7 @@ func (f *filesystem) ListXAttr(_ <-chan struct{}, in *fuse.InHeader, dest []byte
 	}
 	var list []byte
 	known := f.known(n, by(in.Caller))
-	for _, name := range []string{xattrStatus, xattrDigest, xattrTier, xattrReason, xattrLevel} {
+	for _, name := range []string{xattrStatus, xattrDigest, xattrTier, xattrReason, xattrLevel, xattrOnly} {
 		if _, ok := known[name]; ok {
 			list = append(append(list, name...), 0)
 		}
@@ -163,6 +166,9 @@ func (f *filesystem) known(n *node, a asker) map[string]string {
 	}
 	refuse(v, fl)
 	out[xattrDigest] = fl.digest.String()
+	if only := restrictions(v.Capability); len(only) > 0 {
+		out[xattrOnly] = strings.Join(only, "; and only ")
+	}
 	if v.Allowed() {
 		out[xattrStatus], out[xattrTier] = "granted", f.tier(n, fl)
 		out[xattrLevel] = v.agreement(f.clock.now()).Level()
@@ -237,6 +243,16 @@ func (f *filesystem) explain(cancel <-chan struct{}, caller fuse.Caller, n *node
 	return text, fuse.OK
 }
 
+// restrictions are those of a capability in words; each has to permit an open.
+func restrictions(c capstore.Capability) (list []string) {
+	for _, r := range c.Restrictions() {
+		if text := r.String(); text != "" {
+			list = append(list, text)
+		}
+	}
+	return list
+}
+
 func (f *filesystem) explanation(n *node, size int64, a assessment) Explanation {
 	v := a.verdict
 	e := Explanation{
@@ -263,11 +279,7 @@ func (f *filesystem) explanation(n *node, size int64, a assessment) Explanation 
 		e.NotAfter = &until
 		agreed := v.agreement(f.clock.now())
 		e.Level, e.Operators, e.Needed = agreed.Level(), agreed.Operators, agreed.Needed
-		for _, r := range c.Restrictions() {
-			if text := r.String(); text != "" {
-				e.Restrictions = append(e.Restrictions, text)
-			}
-		}
+		e.Restrictions = restrictions(c)
 		for _, l := range f.view.LostBases(c) {
 			e.LostBases = append(e.LostBases, fmt.Sprintf("claim %s: revoked by %s %s: %s", l.Claim, l.By.Kind(), l.By.Target(), l.By.Reason()))
 		}

@@ -28,7 +28,7 @@ func LiveBases(view *capstore.View, st verifier.Statement, now time.Time) (Bases
 			return nil, fail(capstore.PolicyRefused, "input %s%s: the model of claim %s was taken back, and is granted no more (%s %s: %s); next: start from another model, by another ledger", verifier.ModelPrefix, name, claim, r.Kind(), r.Target(), escape(r.Reason()))
 		}
 		if !live {
-			return nil, fail(capstore.PolicyRefused, "input %s%s: no live capability has the claim %s; next: clawfs caps, then clawfs grant the attestation of that model first", verifier.ModelPrefix, name, claim)
+			return nil, fail(capstore.PolicyRefused, "input %s%s: no live capability without restrictions has the claim %s; next: clawfs caps, then clawfs grant the attestation of that model first", verifier.ModelPrefix, name, claim)
 		}
 		bases[name] = c
 		if size += len(c.Envelope()); size > maxBases {

@@ -177,6 +177,9 @@ func (c JobConfig) earn(ctx context.Context, job jobFile, envelope, proof []byte
 		return nil, e, fmt.Errorf("%s holds attestation %s, the job is for %s", SBAFile, att.Digest(), job.SBA)
 	}
 	e.ledger, e.logged = att.Ledger(), entry(att)
+	if f := over(job.Terms, time.Now()); f != nil {
+		return nil, e, f
+	}
 	bases, err := readBases(c.Policy, att.Ledger().Statement(), job.Bases, time.Now())
 	if err != nil {
 		return nil, e, err
@@ -206,7 +209,7 @@ func (c JobConfig) earn(ctx context.Context, job jobFile, envelope, proof []byte
 		return nil, e, context.Cause(ctx)
 	}
 	log.event(Event{Time: time.Now().UTC(), Phase: PhaseMint})
-	capability, err := c.mint(att, rep, job.RevokedMints)
+	capability, err := c.mint(att, rep, job)
 	return capability, e, err
 }
 
@@ -251,14 +254,23 @@ func (c JobConfig) key(revoked []dsse.KeyID) (*mint.Key, error) {
 	return key, nil
 }
 
-func (c JobConfig) mint(att verifier.Attestation, rep *Reproduction, revoked []dsse.KeyID) ([]byte, error) {
-	key, err := c.key(revoked)
+// mint signs under the terms of the job, for as long as the mint gives and no
+// longer than they say.
+func (c JobConfig) mint(att verifier.Attestation, rep *Reproduction, job jobFile) ([]byte, error) {
+	key, err := c.key(job.RevokedMints)
 	if err != nil {
 		return nil, err
 	}
 	now := time.Now()
+	if f := over(job.Terms, now); f != nil {
+		return nil, f
+	}
+	until := now.Add(c.Validity)
+	if end := job.Terms.NotAfter; !end.IsZero() && end.Before(until) {
+		until = end
+	}
 	first, second := rep.Builds()
-	envelope, err := key.Sign(att, first, second, mint.Terms{NotBefore: now, NotAfter: now.Add(c.Validity)})
+	envelope, err := key.Sign(att, first, second, mint.Terms{NotBefore: now, NotAfter: until, Restrict: job.Terms.Restrict, Delegate: job.Terms.Delegate})
 	switch {
 	case errors.Is(err, mint.ErrDiffers):
 		return nil, fail(capstore.Nondeterministic, "%v", err)

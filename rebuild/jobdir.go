@@ -36,6 +36,7 @@ type jobFile struct {
 	SBA          hashpipe.Digest    `json:"sba"`
 	Attempt      int                `json:"attempt"`
 	Locations    capstore.Locations `json:"locations"`
+	Terms        capstore.Terms     `json:"terms,omitzero"`
 	RevokedMints []dsse.KeyID       `json:"revokedMints,omitzero"`
 	// Bases are the capabilities of the models that the ledger starts from, by
 	// the models' own names.
@@ -48,6 +49,9 @@ func readJob(dir string) (job jobFile, envelope, proof []byte, err error) {
 	}
 	if job.ID == "" || job.SBA.IsZero() {
 		return jobFile{}, nil, nil, fmt.Errorf("%s names no job", filepath.Join(dir, JobFile))
+	}
+	if err := job.Terms.Check(); err != nil {
+		return jobFile{}, nil, nil, fmt.Errorf("%s: %w", filepath.Join(dir, JobFile), err)
 	}
 	envelope, err = readBounded(filepath.Join(dir, SBAFile))
 	if err != nil {

@@ -33,8 +33,14 @@ func (q *Queue) proofFile(sba hashpipe.Digest) string {
 	return filepath.Join(q.dir, sbaDir, sba.String()+verifier.ProofSuffix)
 }
 
-// dropSubmission removes what was submitted for a job that has ended.
+// dropSubmission removes what was submitted for a job that has ended, unless
+// another job of the same attestation, under other terms, still needs it. What
+// stays by mistake goes at the next start. Callers hold q.mu.
 func (q *Queue) dropSubmission(sba hashpipe.Digest) {
+	jobs, err := q.list()
+	if err != nil || slices.ContainsFunc(jobs, func(j capstore.Job) bool { return j.SBA == sba && !j.State.HasEnded() }) {
+		return
+	}
 	os.Remove(q.sbaFile(sba))
 	os.Remove(q.proofFile(sba))
 }
@@ -141,7 +147,7 @@ func (q *Queue) prepare(job capstore.Job, bases Bases) error {
 	if err != nil {
 		return err
 	}
-	f := jobFile{ID: job.ID, SBA: job.SBA, Attempt: job.Attempts, Locations: job.Locations, Bases: bases.envelopes()}
+	f := jobFile{ID: job.ID, SBA: job.SBA, Attempt: job.Attempts, Locations: job.Locations, Terms: job.Terms, Bases: bases.envelopes()}
 	for _, r := range q.store.View().InForce() {
 		if r.Kind() == capstore.KindMint {
 			f.RevokedMints = append(f.RevokedMints, dsse.KeyID(r.Target()))

@@ -21,13 +21,22 @@ const (
 	maxHints    = 64 << 10
 )
 
-// Submit adds a job for an attestation, or returns the one that is pending,
-// running, or minted with a capability that is neither revoked nor expired.
+// Submit is SubmitTerms without terms.
+func (q *Queue) Submit(sba []byte, att verifier.Attestation, loc capstore.Locations, priority int) (capstore.Job, error) {
+	return q.SubmitTerms(sba, att, loc, priority, capstore.Terms{})
+}
+
+// SubmitTerms adds a job for an attestation, or returns the one under the same
+// terms that is pending, running, or minted with a capability that is neither
+// revoked nor expired. Other terms are another job, which rebuilds again: a mint
+// signs what it has just seen.
+//
 // sba is the envelope that att was verified from; a higher priority than the
 // job has is given to it if it is still pending. A *Failure means that a
-// revocation or the publisher's budget forbids the job. Submit returns after
-// the job is on stable storage; after an error the queue is what it was.
-func (q *Queue) Submit(sba []byte, att verifier.Attestation, loc capstore.Locations, priority int) (capstore.Job, error) {
+// revocation, the publisher's budget or terms that are over forbid the job.
+// SubmitTerms returns after the job is on stable storage; after an error the
+// queue is what it was.
+func (q *Queue) SubmitTerms(sba []byte, att verifier.Attestation, loc capstore.Locations, priority int, terms capstore.Terms) (capstore.Job, error) {
 	if att.IsZero() || !bytes.Equal(sba, att.Envelope()) {
 		return capstore.Job{}, errors.New("submitting: the attestation was not verified from this envelope")
 	}
@@ -37,6 +46,12 @@ func (q *Queue) Submit(sba []byte, att verifier.Attestation, loc capstore.Locati
 	}
 	if err := capstore.CheckPriority(priority); err != nil {
 		return capstore.Job{}, fmt.Errorf("submitting %s: %w", st.Predicate.Model, err)
+	}
+	if err := terms.Check(); err != nil {
+		return capstore.Job{}, fmt.Errorf("submitting %s: %w", st.Predicate.Model, err)
+	}
+	if f := over(terms, q.clock()); f != nil {
+		return capstore.Job{}, f
 	}
 	if f := q.revoked(att.Digest(), att.Publisher().ID(), st.Environment().Digest.SHA256); f != nil {
 		return capstore.Job{}, f
@@ -52,7 +67,7 @@ func (q *Queue) Submit(sba []byte, att verifier.Attestation, loc capstore.Locati
 		if !job.State.HasEnded() {
 			waiting++
 		}
-		if job.SBA == att.Digest() && q.stands(job, q.clock()) {
+		if job.SBA == att.Digest() && job.Terms.Equal(terms) && q.stands(job, q.clock()) {
 			if job, err = q.attach(job, att); err != nil || job.State != capstore.JobPending || priority <= job.Priority {
 				return job, err
 			}
@@ -74,7 +89,7 @@ func (q *Queue) Submit(sba []byte, att verifier.Attestation, loc capstore.Locati
 	}
 	job, err := q.store.AddJob(capstore.Job{
 		SBA: att.Digest(), Logged: entry(att), Model: st.Predicate.Model, Version: st.Predicate.Version,
-		State: capstore.JobPending, Locations: loc, Priority: priority, CreatedAt: now.UTC(),
+		State: capstore.JobPending, Locations: loc, Terms: terms, Priority: priority, CreatedAt: now.UTC(),
 	})
 	if err != nil {
 		q.dropSubmission(att.Digest())
@@ -123,7 +138,15 @@ func entry(att verifier.Attestation) capstore.Logged {
 	return capstore.Logged{Origin: c.Origin(), Index: att.LogIndex(), Size: c.Size()}
 }
 
-// stands reports whether a job answers a further submission.
+// over refuses terms under which no capability would open anything any more.
+func over(t capstore.Terms, now time.Time) *Failure {
+	if t.NotAfter.IsZero() || now.Before(t.NotAfter) {
+		return nil
+	}
+	return fail(capstore.PolicyRefused, "the capability was asked for until %s, and now it is %s", t.NotAfter.Format(time.RFC3339), now.UTC().Format(time.RFC3339))
+}
+
+// stands reports whether a job answers a further submission under its terms.
 func (q *Queue) stands(job capstore.Job, now time.Time) bool {
 	if !job.State.HasEnded() {
 		return true

@@ -152,6 +152,10 @@ func signCapability(job jobFile, l verifier.Ledger, publisher dsse.PublicKey, mi
 	}
 	p := l.Statement().Predicate
 	now := time.Now().UTC().Truncate(time.Second)
+	until := now.Add(time.Hour)
+	if end := job.Terms.NotAfter; !end.IsZero() && end.Before(until) {
+		until = end
+	}
 	payload, err := capstore.NewStatement(
 		[]capstore.Subject{{Name: "model.bin", Digest: m.Sum().Claim(), Verity: m.Tree().Claim(), Size: m.Size()}},
 		capstore.Predicate{
@@ -161,7 +165,8 @@ func signCapability(job jobFile, l verifier.Ledger, publisher dsse.PublicKey, mi
 			Publisher:   capstore.Publisher{KeyID: publisher.ID(), PublicKey: publisher},
 			Minter:      capstore.Minter{KeyID: mint.Public().ID()},
 			Platform:    capstore.Platform{OS: "linux", Arch: "amd64", Accelerator: "none"},
-			NotBefore:   now, NotAfter: now.Add(time.Hour),
+			Restrict:    job.Terms.Restrict, Delegate: job.Terms.Delegate,
+			NotBefore: now, NotAfter: until,
 		}).Payload()
 	if err != nil {
 		return nil, err

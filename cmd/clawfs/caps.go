@@ -22,7 +22,8 @@ func newCapsCommand(a *app) *cobra.Command {
 		Long: `caps lists every capability in the store with what it is good for now: live,
 pending (not begun yet), expired, revoked, waiting (too few operators have the
 same result), disputed (an operator has another result of the same attestation)
-or stale (the revocation list or the policy is too old). LEVEL is "rebuilt" by one
+or stale (the revocation list or the policy is too old). "restricted" beside it
+says that it opens for some users, paths or mounts alone; -o json says which. LEVEL is "rebuilt" by one
 operator or "reproduced-N" by N of them. "base revoked" beside it says that a
 model from which it was built was taken back; it opens all the same until it is
 revoked itself. --files shows each file that a capability opens, with its full
@@ -43,6 +44,9 @@ SHA-256.`,
 					id, state := k.ID.String()[:shortID], k.State
 					if k.Lost() {
 						state += ", base revoked"
+					}
+					if len(k.Restrictions) > 0 {
+						state += ", restricted"
 					}
 					if !files {
 						var names []string

@@ -81,10 +81,16 @@ func newExportCommand(a *app) *cobra.Command {
 	var vsa, keyRef, out, resource string
 	var provenance []string
 	c := &cobra.Command{
-		Use:   "export --vsa CAPABILITY --key KEY --out FILE",
-		Short: "Write a SLSA verification summary for readers that know no capabilities",
-		Long: `export signs a SLSA Verification Summary Attestation v1 over the files of a live
-capability: this machine verified them by its policy, at this moment. Its levels:
+		Use:   "export CAP --out FILE",
+		Short: "Write a capability to a file, or a summary of it for other tools",
+		Long: `export writes the signed text of a capability in the store, with all links that it
+derives from, for another machine to import. CAP is the ID that caps shows; eight
+digits are enough if they are unique. The text is no secret and opens nothing by
+itself: a machine honours it if its policy names the mint.
+
+With --vsa in place of CAP it signs a SLSA Verification Summary Attestation v1, for
+readers that know no capabilities, over the files of a live capability: this machine
+verified them by its policy, at this moment. Its levels:
 
   CLAWFS_REBUILT_BIT_IDENTICAL  an operator of the policy ran the signed recipe
                                 twice and got these bytes
@@ -101,10 +107,19 @@ a key of its own, and none that the policy names.
 Exit code 3: the capability is not live (revoked, expired, disputed, waiting for
 operators, or without a fresh revocation list), or a provenance is of something else.
 4: a provenance is not signed by a mint of the policy.`,
-		Example: `  clawfs export --vsa 4f6c1d2e --key vsa.key --out langid.vsa.json
+		Example: `  clawfs export 4f6c1d2e --out langid.cap
+  clawfs export --vsa 4f6c1d2e --key vsa.key --out langid.vsa.json
   clawfs export --vsa 4f6c1d2e --key vsa.key --provenance alice.json --provenance bob.json --out -`,
-		Args: cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error {
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			switch {
+			case len(args) == 1 && vsa == "" && keyRef == "" && resource == "" && provenance == nil:
+				return a.exportCapability(c.Context(), args[0], out)
+			case len(args) == 1:
+				return exitf(codeUsage, "want CAP, or --vsa with --key and what belongs to it; see `clawfs export --help`")
+			case vsa == "" || keyRef == "":
+				return exitf(codeUsage, "`clawfs export` needs CAP, or --vsa and --key; see `clawfs export --help`")
+			}
 			return a.exportSummary(c.Context(), vsa, keyRef, out, resource, provenance)
 		},
 	}
@@ -114,10 +129,24 @@ operators, or without a fresh revocation list), or a provenance is of something 
 	f.StringVar(&out, "out", "", "write the signed summary to this `file`, - for standard output")
 	f.StringVar(&resource, "resource", "", "`URI` of what is summed up (default pkg:generic/MODEL@VERSION)")
 	f.StringArrayVar(&provenance, "provenance", nil, "a signed record of a rebuild, as record --out writes it; may be repeated")
-	for _, name := range []string{"vsa", "key", "out"} {
-		c.MarkFlagRequired(name)
-	}
+	c.MarkFlagRequired("out")
 	return c
+}
+
+// exportCapability writes the text of a capability.
+func (a *app) exportCapability(ctx context.Context, ref, out string) error {
+	text, err := a.capabilityText(ctx, ref)
+	if err != nil {
+		return err
+	}
+	d, err := describeCapability(out, text)
+	if err != nil {
+		return err
+	}
+	if err := createFile(out, text, 0o644); err != nil {
+		return err
+	}
+	return a.print(d, func() { a.showHandedOn(d) })
 }
 
 func (a *app) exportSummary(ctx context.Context, id, keyRef, out, resource string, provenance []string) error {

@@ -27,6 +27,7 @@ func newGrantCommand(a *app) *cobra.Command {
 	var wait bool
 	var timeout time.Duration
 	var priority int
+	var narrow narrowFlags
 	c := &cobra.Command{
 		Use:   "grant FILE.sba",
 		Short: "Ask for the rebuild that earns a capability",
@@ -42,13 +43,20 @@ Where the policy names transparency logs, FILE.sba.tlog-proof is taken along and
 has to show that the attestation lies in one of them, at a checkpoint that fits
 the newest one that this machine has seen of the log.
 
+The capability can be narrowed, and no program but a reader can take that off:
+` + narrowHelp + `
+--delegate-to names a key that may derive narrower capabilities from it (clawfs
+delegate). The same attestation under other flags is another job, and rebuilt
+again; a wider capability that is there already is not narrowed by it.
+
 Exit code with --wait: 0 granted. 3 refused, or the build failed. 4 the signature
 or the signer is not acceptable. 5 the two builds differ, or the result is DISPUTED:
 another operator has another one of the same attestation, and no file of either
 opens. 6 not finished in time; the job goes on. Without --wait, 0 means that the job
 is queued.`,
 		Example: `  clawfs grant langid.sba --wait
-  clawfs grant langid.sba --source ./recipe --dataset corpus=./corpus --image ./image`,
+  clawfs grant langid.sba --source ./recipe --dataset corpus=./corpus --image ./image
+  clawfs grant langid.sba --path-prefix team --uid 1000 --not-after 2026-12-31`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			if timeout < 0 || timeout > 0 && !wait {
@@ -61,7 +69,11 @@ is queued.`,
 			if err != nil {
 				return err
 			}
-			return a.grant(c.Context(), args[0], proof, loc, priority, wait, timeout)
+			terms, err := narrow.terms(time.Now())
+			if err != nil {
+				return err
+			}
+			return a.grant(c.Context(), args[0], proof, control.Submission{Locations: loc, Priority: priority, Terms: terms}, wait, timeout)
 		},
 	}
 	f := c.Flags()
@@ -69,11 +81,13 @@ is queued.`,
 	f.DurationVar(&timeout, "timeout", 0, "with --wait: how long to wait (default for ever)")
 	f.IntVar(&priority, "priority", 0, "from -10 to 10; the higher, the sooner the rebuild starts")
 	proof.register(c)
+	narrow.register(f, "delegate-to")
 	where.registerPlaces(c)
 	return c
 }
 
-func (a *app) grant(ctx context.Context, path string, beside proofFlags, loc capstore.Locations, priority int, wait bool, timeout time.Duration) error {
+// grant fills in the attestation of s and its proof, and submits it.
+func (a *app) grant(ctx context.Context, path string, beside proofFlags, s control.Submission, wait bool, timeout time.Duration) error {
 	envelope, err := readAttestation(path)
 	if err != nil {
 		return err
@@ -95,14 +109,15 @@ func (a *app) grant(ctx context.Context, path string, beside proofFlags, loc cap
 	if err != nil {
 		return refusal(path, explainMalformed(err))
 	}
-	if err := known(att.Ledger().Statement(), loc); err != nil {
+	if err := known(att.Ledger().Statement(), s.Locations); err != nil {
 		return err
 	}
 	c, err := a.daemon(ctx)
 	if err != nil {
 		return err
 	}
-	job, err := a.submit(ctx, c, policy.Policy, att, control.Submission{SBA: envelope, Proof: proof, Locations: loc, Priority: priority}, beside.consistency, path)
+	s.SBA, s.Proof = envelope, proof
+	job, err := a.submit(ctx, c, policy.Policy, att, s, beside.consistency, path)
 	if err != nil {
 		return err
 	}

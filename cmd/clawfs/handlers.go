@@ -39,6 +39,7 @@ func (d *daemon) handler() http.Handler {
 		}
 		return d.capabilities(d.clock.now()), nil
 	})
+	d.recordHandlers(mux)
 	reply(mux, "GET /v1/revocations", func(*http.Request) (any, error) { return d.revocations(), nil })
 	reply(mux, "GET /v1/jobs/{id}/record", d.jobRecord)
 	reply(mux, "POST /v1/revocations", func(r *http.Request) (any, error) { return d.revoke(r) })
@@ -96,10 +97,13 @@ func (d *daemon) submit(r *http.Request) (capstore.Job, error) {
 	if err := capstore.CheckPriority(in.Priority); err != nil {
 		return capstore.Job{}, answerError(http.StatusBadRequest, codeUsage, err)
 	}
+	if err := in.Terms.Check(); err != nil {
+		return capstore.Job{}, answerError(http.StatusBadRequest, codeUsage, err)
+	}
 	if err := d.see(policy.Policy, att, in.Consistency); err != nil {
 		return capstore.Job{}, err
 	}
-	job, err := d.queue.Submit(in.SBA, att, in.Locations, in.Priority)
+	job, err := d.queue.SubmitTerms(in.SBA, att, in.Locations, in.Priority, in.Terms)
 	var refused *rebuild.Failure
 	if errors.As(err, &refused) {
 		return capstore.Job{}, answerError(http.StatusForbidden, codeRefused, err)

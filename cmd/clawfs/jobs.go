@@ -110,6 +110,15 @@ func (a *app) showJob(j capstore.Job) {
 		{"attempts", strconv.Itoa(j.Attempts)},
 		{"took", took(j)},
 	}
+	if only := j.Terms.Restrict.String(); only != "" {
+		rows = append(rows, []string{"only", only})
+	}
+	if !j.Terms.NotAfter.IsZero() {
+		rows = append(rows, []string{"not after", stamp(j.Terms.NotAfter)})
+	}
+	for _, id := range j.Terms.Delegate {
+		rows = append(rows, []string{"delegate to", string(id)})
+	}
 	if j.Verdict.Granted() {
 		rows = append(rows, []string{"capability", j.Capability.String()})
 	}
@@ -151,10 +160,7 @@ func note(j capstore.Job) string {
 	if !j.NotBefore.IsZero() {
 		text = waiting(j)
 	}
-	if short := []rune(text); len(short) > maxNote {
-		text = string(short[:maxNote-1]) + "…"
-	}
-	return text
+	return clipped(text, maxNote)
 }
 
 func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }

@@ -20,6 +20,8 @@ type listed struct {
 	Tier   string `json:"tier,omitempty"`  // of a granted file: blocks, sealed, verity
 	SHA256 string `json:"sha256,omitempty"`
 	Reason string `json:"reason,omitempty"`
+	Level  string `json:"level,omitempty"` // of a granted file: rebuilt, or reproduced-<n>
+	Only   string `json:"only,omitempty"`  // what its capability is narrowed to
 	Target string `json:"target,omitempty"`
 }
 
@@ -36,7 +38,9 @@ clawfs why.
 
 -l shows the tier in which a granted file is served, too: blocks (each read is
 hashed again), sealed (a private file that nobody can write), verity (that, and
-the kernel checks every page), and why a file is refused.`,
+the kernel checks every page), how many operators stand behind it, and why a file
+is refused, or what its capability is narrowed to. All of it is the answer for
+the user who asks: a file can be granted to one and refused to another.`,
 		Example: "  clawfs ls -l /models\n  clawfs ls /models -o json | jq '.[] | select(.state==\"refused\") | .name'",
 		Args:    cobra.MaximumNArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
@@ -118,7 +122,7 @@ func listOne(path string, fi os.FileInfo) (listed, error) {
 	if state == "unknown" || state == "pending" {
 		return row, nil // then there is nothing else, and directories can be large
 	}
-	for name, field := range map[string]*string{tierXattr: &row.Tier, digestXattr: &row.SHA256, reasonXattr: &row.Reason} {
+	for name, field := range map[string]*string{tierXattr: &row.Tier, digestXattr: &row.SHA256, reasonXattr: &row.Reason, levelXattr: &row.Level, onlyXattr: &row.Only} {
 		value, err := lreadXattr(path, name)
 		if err != nil && !errors.Is(err, unix.ENODATA) {
 			return row, mountError(path, err)
@@ -171,14 +175,30 @@ func (a *app) showListed(rows []listed, long bool) {
 		if reason == state {
 			reason = ""
 		}
+		if r.Only != "" {
+			if reason != "" {
+				reason += ", "
+			}
+			reason += "only " + clipped(printable(r.Only), maxOnly)
+		}
 		// Names come last: one that is long moves nothing.
-		cells = append(cells, []string{state, fmt.Sprintf("%9s", size), dash(r.Tier), dash(fmt.Sprintf("%.*s", shortID, r.SHA256)), dash(reason), name})
+		cells = append(cells, []string{state, fmt.Sprintf("%9s", size), dash(r.Tier), dash(r.Level), dash(fmt.Sprintf("%.*s", shortID, r.SHA256)), dash(reason), name})
 	}
 	header := []string{"STATE", "NAME"}
 	if long {
-		header = []string{"STATE", fmt.Sprintf("%9s", "SIZE"), "TIER", "SHA256", "REASON", "NAME"}
+		header = []string{"STATE", fmt.Sprintf("%9s", "SIZE"), "TIER", "LEVEL", "SHA256", "REASON", "NAME"}
 	}
 	a.table(header, cells)
+}
+
+// maxOnly bounds in characters what a list shows of a restriction; why shows all.
+const maxOnly = 60
+
+func clipped(s string, max int) string {
+	if r := []rune(s); len(r) > max {
+		return string(r[:max-1]) + "…"
+	}
+	return s
 }
 
 func dash(s string) string {

@@ -33,12 +33,12 @@ func TestListLong(t *testing.T) {
 	digest := hashpipe.SumBytes([]byte(content)).String()[:shortID]
 	text := r.ok("ls", "-l", r.mnt)
 	for _, want := range []string{
-		`STATE +SIZE +TIER +SHA256 +REASON +NAME`,
-		`granted +1\.5 MiB +sealed +` + digest + ` +- +large\.bin`,
-		`granted +5 B +blocks +[0-9a-f]{16} +- +small\.bin`,
-		`refused +17 B +- +- +no-capability +` + long,
-		`- +- +- +- +dir/`,
-		`- +- +- +- +link -> large\.bin`,
+		`STATE +SIZE +TIER +LEVEL +SHA256 +REASON +NAME`,
+		`granted +1\.5 MiB +sealed +rebuilt +` + digest + ` +- +large\.bin`,
+		`granted +5 B +blocks +rebuilt +[0-9a-f]{16} +- +small\.bin`,
+		`refused +17 B +- +- +- +no-capability +` + long,
+		`- +- +- +- +- +dir/`,
+		`- +- +- +- +- +link -> large\.bin`,
 	} {
 		if !regexp.MustCompile(`(?m)^` + want + `$`).MatchString(text) {
 			t.Errorf("no line %q in\n%s", want, text)

@@ -25,6 +25,8 @@ const (
 	digestXattr = "user.clawfs.digest"
 	tierXattr   = "user.clawfs.tier"
 	reasonXattr = "user.clawfs.reason"
+	levelXattr  = "user.clawfs.level"
+	onlyXattr   = "user.clawfs.only"
 )
 
 // explanation is the document in user.clawfs.why. Unknown members are left
@@ -46,6 +48,13 @@ type explanation struct {
 	SBA        string `json:"sba,omitempty"`
 	Publisher  string `json:"publisher,omitempty"`
 	NotAfter   string `json:"notAfter,omitempty"`
+
+	// Who has measured the same now, how many have to, and what the capability is
+	// narrowed to.
+	Level        string   `json:"level,omitempty"`
+	Operators    []string `json:"operators,omitempty"`
+	Needed       int      `json:"needed,omitempty"`
+	Restrictions []string `json:"restrictions,omitempty"`
 
 	// LostBases are the models that this one was built from and that were taken
 	// back since.
@@ -78,7 +87,7 @@ func newWhyCommand(a *app) *cobra.Command {
 		Short: "Say why a file on a mount opens, or why it is refused",
 		Long: `Asks the mount to decide about PATH now, and prints one sentence, the facts, and
 the command that would change the answer. Programs seldom show why they could
-not open a model; this does. A file that was not looked at before is read and
+not open a model; this does. The answer is the one for the user who asks. A file that was not looked at before is read and
 hashed, which takes as long as reading it.
 
 --evidence shows beside that what somebody else signed about the file: a Sigstore
@@ -265,6 +274,14 @@ func readXattr(path, name string) ([]byte, error) {
 	}
 }
 
+// agreement says who stands behind a capability.
+func agreement(e explanation) string {
+	if e.Level == "" {
+		return ""
+	}
+	return fmt.Sprintf("%s by %s; the policy asks for %d", e.Level, strings.Join(e.Operators, ", "), e.Needed)
+}
+
 func (a *app) showExplanation(path string, e explanation) {
 	verdict := "refused"
 	if e.Allowed {
@@ -287,6 +304,8 @@ func (a *app) showExplanation(path string, e explanation) {
 		{"claim", e.Claim},
 		{"capability", e.Capability},
 		{"valid until", e.NotAfter},
+		{"level", agreement(e)},
+		{"only", strings.Join(e.Restrictions, "; and only ")},
 	} {
 		if f.value != "" && f.value != " " {
 			a.printf("  %-12s %s\n", f.label, printable(f.value))

@@ -17,8 +17,9 @@ import (
 	"github.com/openclaw/clawfs/verifier/dsse"
 )
 
-// The requests. No request carries a hash to be granted: Submission is the only
-// way to a capability, and it asks for a rebuild.
+// The requests. No request carries a hash to be granted: a capability comes of a
+// rebuild, which Submission asks for, or signed by a mint that the policy pins, in
+// a RecordSubmission.
 //
 //	GET    /v1/status              Status
 //	GET    /v1/jobs                []capstore.Job, oldest first
@@ -30,6 +31,7 @@ import (
 //	GET    /v1/jobs/{id}/record    Envelope
 //	GET    /v1/jobs/{id}/events    lines of the worker's progress; ?follow=1
 //	GET    /v1/capabilities        []Capability; ?logged=1 with Logged
+//	GET    /v1/capabilities/{id}/envelope  Envelope
 //	GET    /v1/revocations         []Revocation
 //	POST   /v1/revocations         Envelope -> Revocation
 //	POST   /v1/records             RecordSubmission -> RecordAnswer
@@ -49,6 +51,7 @@ type Submission struct {
 	Consistency []byte             `json:"consistency,omitzero"`
 	Locations   capstore.Locations `json:"locations"`
 	Priority    int                `json:"priority,omitzero"`
+	Terms       capstore.Terms     `json:"terms,omitzero"` // of the capability that is to be earned
 }
 
 // Priority asks for another place of a pending job.
