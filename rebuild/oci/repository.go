@@ -80,7 +80,7 @@ func openRepository(location string, o Options) (*Repository, error) {
 			o.Stall = time.Minute
 		}
 		if o.Transport != nil {
-			o.Transport = &retry.Transport{Base: o.Transport, Policy: func() retry.Policy { return again }}
+			o.Transport = patient{once: o.Transport, again: &retry.Transport{Base: o.Transport, Policy: func() retry.Policy { return again }}}
 		}
 		reg, err := newRegistryPlace(repository, o)
 		if err != nil {
@@ -95,6 +95,19 @@ func openRepository(location string, o Options) (*Repository, error) {
 		return nil, errors.New("expected oci://HOST/REPOSITORY or the absolute path of an OCI layout directory")
 	}
 	return &Repository{layout: filepath.Clean(location)}, nil
+}
+
+// patient sends a request again if it may be: not the end of an upload, which a
+// registry may have taken before it failed, so that the same bytes would be
+// there twice. pushBlob begins those anew.
+type patient struct{ once, again http.RoundTripper }
+
+// RoundTrip is http.RoundTripper's.
+func (p patient) RoundTrip(req *http.Request) (*http.Response, error) {
+	if req.Method == http.MethodPut && !strings.Contains(req.URL.Path, "/manifests/") {
+		return p.once.RoundTrip(req)
+	}
+	return p.again.RoundTrip(req)
 }
 
 // again is how often, and after which pauses, a request is sent again.
@@ -157,6 +170,8 @@ func (r *Repository) ask(ctx context.Context, f func(context.Context) error) err
 	return answered(ctx, err)
 }
 
+var errCredentials = errors.New("it wants other credentials")
+
 // said is a registry's refusal of an upload or a listing in words of our own.
 func (r *Repository) said(e *errcode.ErrorResponse) error {
 	text := fmt.Sprintf("the registry answers %d", e.StatusCode)
@@ -165,7 +180,7 @@ func (r *Repository) said(e *errcode.ErrorResponse) error {
 	}
 	switch {
 	case e.StatusCode == http.StatusUnauthorized || e.StatusCode == http.StatusForbidden:
-		return fmt.Errorf("%s: it wants other credentials; next: docker login %s", text, r.reg.ref.Host())
+		return fmt.Errorf("%s: %w; next: docker login %s", text, errCredentials, r.reg.ref.Host())
 	case e.StatusCode == http.StatusNotFound:
 		return fmt.Errorf("%s: %w", text, ErrAbsent)
 	case e.StatusCode == http.StatusTooManyRequests || e.StatusCode >= 500:
@@ -426,14 +441,7 @@ func (r *Repository) pushRegistry(ctx context.Context, tag, subject string, m v1
 	}
 	to := r.remote()
 	for _, b := range blobs {
-		desc := describeBlob(b)
-		err := r.ask(ctx, func(ctx context.Context) error {
-			if have, err := to.Blobs().Exists(ctx, desc); have || err != nil {
-				return err
-			}
-			return to.Blobs().Push(ctx, desc, bytes.NewReader(b.Text))
-		})
-		if err != nil {
+		if err := r.pushBlob(ctx, to, b); err != nil {
 			return hashpipe.Digest{}, err
 		}
 	}
@@ -450,14 +458,55 @@ func (r *Repository) pushRegistry(ctx context.Context, tag, subject string, m v1
 	if err != nil {
 		return hashpipe.Digest{}, err
 	}
-	desc := describeBlob(Blob{m.MediaType, text})
-	err = r.ask(ctx, func(ctx context.Context) error {
-		return to.PushReference(ctx, desc, bytes.NewReader(text), tag)
-	})
+	desc, err := r.pushManifest(ctx, to, tag, text)
 	if err != nil {
 		return hashpipe.Digest{}, err
 	}
 	return parseDigest(desc.Digest)
+}
+
+// pushBlob uploads a blob that is not there, and begins an upload that failed
+// anew.
+func (r *Repository) pushBlob(ctx context.Context, to *remote.Repository, b Blob) error {
+	desc := describeBlob(b)
+	return insist(ctx, func() (final bool, err error) {
+		final = true // what came before the upload was tried often enough
+		err = r.ask(ctx, func(ctx context.Context) error {
+			if have, err := to.Blobs().Exists(ctx, desc); have || err != nil {
+				return err
+			}
+			final = false
+			return to.Blobs().Push(ctx, desc, bytes.NewReader(b.Text))
+		})
+		return final, err
+	})
+}
+
+// pushManifest puts a manifest under a tag. Distribution 2.8 answers 400
+// DIGEST_INVALID when it reads the link of a blob while somebody else pushes the
+// same blob, as all do with the empty config: it truncates the file first.
+func (r *Repository) pushManifest(ctx context.Context, to *remote.Repository, tag string, text []byte) (v1.Descriptor, error) {
+	desc := describeBlob(Blob{v1.MediaTypeImageManifest, text})
+	return desc, insist(ctx, func() (final bool, err error) {
+		err = r.ask(ctx, func(ctx context.Context) error { return to.PushReference(ctx, desc, bytes.NewReader(text), tag) })
+		return errors.Is(err, ErrUnreachable), err // which was sent several times
+	})
+}
+
+// insist does something again that failed, three times at most and after a
+// pause, unless the error is final.
+func insist(ctx context.Context, f func() (final bool, err error)) error {
+	for attempt := 0; ; attempt++ {
+		final, err := f()
+		if err == nil || final || attempt == again.MaxRetry || errors.Is(err, errCredentials) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(again.Backoff(attempt, nil)):
+		}
+	}
 }
 
 // subject returns the descriptor of a tag for a manifest's subject; nil if the
@@ -528,16 +577,16 @@ func newLayout(layout string) error {
 	if err := os.MkdirAll(layout, 0o755); err != nil {
 		return err
 	}
-	for _, name := range []string{v1.ImageLayoutFile, v1.ImageIndexFile, "blobs"} {
-		if _, err := os.Lstat(filepath.Join(layout, name)); err == nil {
+	entries, err := os.ReadDir(layout)
+	if err != nil || len(entries) == 0 {
+		return err
+	}
+	for _, e := range entries { // another process may be making it: blobs comes first
+		if name := e.Name(); name == v1.ImageLayoutFile || name == v1.ImageIndexFile || name == v1.ImageBlobsDir {
 			return nil
 		}
 	}
-	entries, err := os.ReadDir(layout)
-	if err == nil && len(entries) > 0 {
-		err = fmt.Errorf("a directory with other things in it (%.80q), expected an OCI image layout, an empty directory or none", entries[0].Name())
-	}
-	return err
+	return fmt.Errorf("a directory with other things in it (%.80q), expected an OCI image layout, an empty directory or none", entries[0].Name())
 }
 
 // withIndex hands the index of a layout, or a new one, to f, one writer at a

@@ -174,7 +174,7 @@ func TestHostileFetch(t *testing.T) {
 	// A registry that is overloaded for a moment is asked again.
 	var failures atomic.Int64
 	p := liar(t, host, func(w http.ResponseWriter, req *http.Request) bool {
-		if n := failures.Add(1); n%2 == 0 {
+		if n := failures.Add(1) % 5; n != 1 && n != 4 {
 			return false
 		}
 		return answer([]int{429, 500}[failures.Load()/2%2], "application/json", "{}")(w, req)
@@ -185,6 +185,39 @@ func TestHostileFetch(t *testing.T) {
 	}
 	if got, err := p.Fetch(t.Context(), third.Tag()); err != nil || got.ID != third.ID {
 		t.Errorf("fetching from a busy registry: %v", err)
+	}
+}
+
+// A registry that took an upload and answers with an error is not sent the same
+// bytes again into the same upload.
+func TestUploadIsBegunAnew(t *testing.T) {
+	addr, _ := ocitest.Distribution(t, "")
+	proxy := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: addr})
+	var uploads, manifests atomic.Int64
+	p := liar(t, addr, func(w http.ResponseWriter, r *http.Request) bool {
+		switch {
+		case r.Method != http.MethodPut:
+			return false
+		case strings.Contains(r.URL.Path, "/manifests/"):
+			if manifests.Add(1) > 1 {
+				return false
+			}
+			return answer(400, "application/json", `{"errors":[{"code":"DIGEST_INVALID","message":"x"}]}`)(w, r)
+		case uploads.Add(1)%2 == 0:
+			return false
+		}
+		proxy.ServeHTTP(httptest.NewRecorder(), r)
+		return answer(500, "application/json", "{}")(w, r)
+	})
+	r := identify(t, sign(t, revPayload("x")))
+	if _, err := p.Push(t.Context(), r, false); err != nil {
+		t.Errorf("Push: %v", err)
+	}
+	if got, err := p.Fetch(t.Context(), r.Tag()); err != nil || got.ID != r.ID {
+		t.Errorf("Fetch: %v", err)
+	}
+	if uploads.Load() == 0 || manifests.Load() < 2 {
+		t.Errorf("%d uploads, %d manifests: nothing was tried again", uploads.Load(), manifests.Load())
 	}
 }
 
