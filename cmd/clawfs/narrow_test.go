@@ -143,13 +143,13 @@ func TestNarrow(t *testing.T) {
 	if other.opensAs(1001, "team/counts.txt", want) {
 		t.Error("it opens before the capability is there")
 	}
-	var in imported
+	var in importedCapability
 	other.document(&in, "import", one)
-	if !in.Added || in.Capability == nil || len(in.Capability.DelegatedBy) != 2 || in.Capability.State != capLive {
+	if in.Outcome != control.RecordAdmitted || in.Capability == nil || len(in.Capability.DelegatedBy) != 2 || in.Capability.State != capLive {
 		t.Errorf("import = %+v", in)
 	}
 	other.document(&in, "import", one)
-	if in.Added {
+	if in.Outcome != control.RecordKnown {
 		t.Error("imported twice, and added twice")
 	}
 	for _, x := range []struct {
