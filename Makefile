@@ -62,7 +62,7 @@ UNIT    := ./...
 #   openssh-server libwrap0   sshd: the source of a ledger over ssh
 SERVER_DEBS := docker-registry openssh-server libwrap0
 
-.PHONY: deps clients client-deps servers slurm slurm-deps build install demo demo-torch demo-xgboost demo-quantize demo-all test test-arm64 test-verity race lint fuzz bench repro ci clean tools
+.PHONY: deps clients client-deps servers slurm slurm-deps build install demo demo-torch demo-xgboost demo-quantize demo-quorum demo-all test test-arm64 test-verity race lint fuzz bench repro ci clean tools
 
 # $(call install,PACKAGES) installs those that are missing.
 define install
@@ -146,7 +146,10 @@ demo-xgboost: build client-deps
 demo-quantize: build clients
 	examples/quantize/demo.sh
 
-demo-all: demo demo-quantize demo-xgboost demo-torch
+demo-quorum: build servers ## three operators, a log with two witnesses, a registry, and a node that only serves
+	examples/quorum/demo.sh
+
+demo-all: demo demo-quorum demo-quantize demo-xgboost demo-torch
 
 test: build clients servers slurm ## the whole suite
 	$(GO) test -count=1 -timeout 15m $(UNIT)
