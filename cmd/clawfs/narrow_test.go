@@ -132,7 +132,7 @@ func TestNarrow(t *testing.T) {
 	other.src = r.src
 	other.mnt = r.mnt
 	r.refused(codeSignature, []string{"import", sba}, "capability")
-	other.refused(codeSignature, []string{"import", one}, "not signed by a trusted mint")
+	other.refused(codeSignature, []string{"import", one}, "is not pinned in the policy")
 	if pid := other.daemonPID(); pid > 0 {
 		other.stopDaemon(syscall.SIGTERM)
 	}
@@ -209,10 +209,10 @@ func TestGrantTermsRefused(t *testing.T) {
 	if j, err := c.Submit(t.Context(), control.Submission{SBA: envelope, Terms: capstore.Terms{Restrict: &capstore.Restrict{UIDs: []int64{}}}}); err == nil || !strings.Contains(err.Error(), "uids is empty") {
 		t.Errorf("an empty list of users is job %s, %v", j.ID, err)
 	}
-	if res, err := c.SubmitRecord(t.Context(), control.RecordSubmission{Kind: "verdict", Envelope: envelope}); err == nil || !strings.Contains(err.Error(), "want \"capability\"") {
+	if res, err := c.SubmitRecord(t.Context(), control.RecordSubmission{Kind: "verdict", Envelope: envelope}); err == nil || !strings.Contains(err.Error(), "it is a sba") {
 		t.Errorf("a record of no kind: %+v, %v", res, err)
 	}
-	if res, err := c.SubmitRecord(t.Context(), control.RecordSubmission{Kind: capstore.RecordCapability, Envelope: envelope}); err == nil || !strings.Contains(err.Error(), "trusted mint") {
+	if res, err := c.SubmitRecord(t.Context(), control.RecordSubmission{Kind: capstore.RecordCapability, Envelope: envelope}); err == nil || !strings.Contains(err.Error(), "it is a sba") {
 		t.Errorf("an attestation as a capability: %+v, %v", res, err)
 	}
 	if n := len(r.jobs()); n != 0 {
