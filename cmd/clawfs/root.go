@@ -83,8 +83,15 @@ Where the file was downloaded from does not matter, and who is asking neither.`,
 	f.StringVar(&a.state, "state", "", "state `directory` (default $CLAWFS_STATE, else /var/lib/clawfs for root, else $XDG_STATE_HOME/clawfs)")
 	f.StringVarP(&a.output, "format", "o", "table", "output `format`: table or json")
 	f.BoolVarP(&a.quiet, "quiet", "q", false, "no progress on standard error")
-	for _, verb := range verbs {
-		root.AddCommand(verb(a))
+	for _, g := range verbGroups {
+		if g.id != "" {
+			root.AddGroup(&cobra.Group{ID: g.id, Title: g.title})
+		}
+		for _, verb := range g.verbs {
+			c := verb(a)
+			c.GroupID = g.id
+			root.AddCommand(c)
+		}
 	}
 	root.InitDefaultHelpCmd()
 	for _, c := range root.Commands() {

@@ -2,45 +2,61 @@ package main
 
 import "github.com/spf13/cobra"
 
-// verbs are the constructors of all verbs, one file each. Cobra sorts them
-// for --help.
-var verbs = []func(*app) *cobra.Command{
-	newAffectedCommand,
-	newBuildRunCommand,
-	newBundleCommand,
-	newCapsCommand,
-	newDaemonCommand,
-	newDisputesCommand,
-	newDelegateCommand,
-	newExportCommand,
-	newGrantCommand,
-	newImportCommand,
-	newInitCommand,
-	newJobCommand,
-	newJobsCommand,
-	newKeyCommand,
-	newKeygenCommand,
-	newLedgerCommand,
-	newLogCommand,
-	newLsCommand,
-	newManCommand,
-	newMemoryCommand,
-	newMountCommand,
-	newMountProcessCommand,
-	newPolicyCommand,
-	newPublisherCommand,
-	newPullCommand,
-	newPushCommand,
-	newRecordCommand,
-	newResolveCommand,
-	newRevocationsCommand,
-	newRevokeCommand,
-	newSearchCommand,
-	newStatusCommand,
-	newUmountCommand,
-	newValidateCommand,
-	newVersionCommand,
-	newWhyCommand,
-	newWitnessCommand,
-	newWorkerCommand,
+// verbGroup is a part of what --help lists. Cobra sorts the verbs of each.
+type verbGroup struct {
+	id, title string // without a title: the rest, which cobra names itself
+	verbs     []func(*app) *cobra.Command
+}
+
+// verbGroups are the constructors of all verbs, one file each, in the order in
+// which a newcomer meets them.
+var verbGroups = []verbGroup{
+	{"serve", "Serve files:", []func(*app) *cobra.Command{
+		newInitCommand,
+		newMountCommand,
+		newUmountCommand,
+		newDaemonCommand,
+		newStatusCommand,
+		newLsCommand,
+		newWhyCommand,
+	}},
+	{"grant", "Earn capabilities, and take them back:", []func(*app) *cobra.Command{
+		newPublisherCommand,
+		newGrantCommand,
+		newJobCommand,
+		newJobsCommand,
+		newRecordCommand,
+		newCapsCommand,
+		newRevokeCommand,
+		newValidateCommand,
+	}},
+	{"publish", "Publish a model:", []func(*app) *cobra.Command{
+		newKeygenCommand,
+		newKeyCommand,
+		newLedgerCommand,
+	}},
+	{"share", "Share trust with others:", []func(*app) *cobra.Command{
+		newPolicyCommand,
+		newPushCommand,
+		newPullCommand,
+		newSearchCommand,
+		newBundleCommand,
+		newExportCommand,
+		newImportCommand,
+		newDelegateCommand,
+		newRevocationsCommand,
+		newAffectedCommand,
+		newDisputesCommand,
+		newResolveCommand,
+		newMemoryCommand,
+		newLogCommand,
+		newWitnessCommand,
+	}},
+	{"", "", []func(*app) *cobra.Command{
+		newVersionCommand,
+		newBuildRunCommand,
+		newManCommand,
+		newMountProcessCommand,
+		newWorkerCommand,
+	}},
 }
