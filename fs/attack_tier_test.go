@@ -66,12 +66,21 @@ func TestTierStaysWhileOpen(t *testing.T) {
 		}
 		opened := func(name, tier string) *holder {
 			t.Helper()
+			before := m.stats().Granted
 			h := m.hold(name)
 			if got := m.tierOf(name); got != tier {
 				t.Errorf("%s is in tier %s, want %s", name, got, tier)
 			}
-			if r := m.lastRecord(name, Granted); r.Tier != tier {
-				t.Errorf("record of %s: tier %s, want %s", name, r.Tier, tier)
+			if now := m.stats().Granted; now != before+1 {
+				t.Fatalf("%d opens of %s were granted, want 1", now-before, name)
+			}
+			// Records come behind the opens that they are of.
+			var last Record
+			for until := time.Now().Add(10 * time.Second); last.Tier != tier && time.Now().Before(until); time.Sleep(10 * time.Millisecond) {
+				last = m.lastRecord(name, Granted)
+			}
+			if last.Tier != tier {
+				t.Errorf("record of %s: tier %s, want %s", name, last.Tier, tier)
 			}
 			return h
 		}
