@@ -113,14 +113,6 @@ func TestRepinMount(t *testing.T) {
 		p.Mints = slices.DeleteFunc(p.Mints, func(o verifier.Operator) bool { return o.Operator != "bob" })
 	})
 	become("without a daemon, a mint that was struck off opens nothing", false, true)
-	text2, err := os.ReadFile(r.state.Policy())
-	if err != nil {
-		t.Fatal(err)
-	}
-	write(text2[:len(text2)/2])
-	time.Sleep(2 * repinEvery) // nothing may happen in it
-	become("half a policy changes nothing", false, true)
-	write(text2)
 	r.startDaemon()
 	become("and with a daemon again", false, true)
 	if s := r.status(); len(s.Rejected) != 2 || slices.ContainsFunc(s.Warnings, func(w string) bool { return strings.Contains(w, "older policy") }) {
