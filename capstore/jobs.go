@@ -94,6 +94,8 @@ func (s *Store) finish(j Job, envelope []byte) (Capability, error) {
 	if j.Verdict.Granted() != (len(envelope) > 0) {
 		return Capability{}, fmt.Errorf("verdict %q with a capability of %d bytes: %s has one and no other verdict has", j.Verdict, len(envelope), Minted)
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	j.State = JobDone
 	if j.FinishedAt.IsZero() {
 		j.FinishedAt = time.Now().UTC()
@@ -113,8 +115,6 @@ func (s *Store) finish(j Job, envelope []byte) (Capability, error) {
 		}
 	}
 	j.Capability = c.ID()
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	r, err := s.nextRow(j)
 	if errors.Is(err, ErrFinished) && !c.IsZero() {
 		have, stored := s.view.capability(c.ID())

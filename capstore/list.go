@@ -326,8 +326,8 @@ func (v *View) List() List {
 }
 
 // Lists returns the lists that somebody needs who knows nothing yet, in order of
-// their sequence: the one in force, and each earlier one that no later one repeats
-// whole. What an earlier one took back stays taken back.
+// their sequence: the one in force, and each earlier one that no later one of the
+// same key repeats whole. What an earlier one took back stays taken back.
 func (v *View) Lists() []List {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
@@ -346,15 +346,20 @@ func (v *View) Lists() []List {
 
 // AdmitList checks the envelope against the pinned revokers. A list that is not
 // newer than the one in force is ErrOldList, unless it was seen before.
-func (v *View) AdmitList(envelope []byte) (List, error) {
+func (v *View) AdmitList(envelope []byte) (List, error) { return v.admitList(envelope, false) }
+
+// admitList takes an older list, too, if it may be one of several in any order.
+func (v *View) admitList(envelope []byte, older bool) (List, error) {
 	if v.stored {
 		return List{}, errStored
 	}
+	v.admitting.Lock()
+	defer v.admitting.Unlock()
 	l, err := readList(v.revokers, envelope)
 	if err != nil {
 		return List{}, fmt.Errorf("admitting revocation list: %w", err)
 	}
-	if have, err := v.newer(l); err != nil || !have.IsZero() {
+	if have, err := v.newer(l); !older && err != nil || !have.IsZero() {
 		return have, err
 	}
 	v.addList(l)
@@ -396,7 +401,7 @@ func (v *View) addList(l List) {
 	v.generation.Add(1)
 }
 
-// outgrow lets go of the lists that a later one repeats whole, of which there is
+// outgrow lets go of the lists that a later one of the same key repeats whole, of which there is
 // one for each day or hour; fresh is the list that was added last. What they took
 // back stays in force. Callers hold v.mu.
 func (v *View) outgrow(fresh List) {
@@ -412,8 +417,12 @@ func (v *View) outgrow(fresh List) {
 	}
 }
 
-// repeats reports whether l takes back everything that old does.
+// repeats reports whether l takes back everything that old does, and ends only
+// with it: both are of one key, so that no Trust believes old and not l.
 func (l List) repeats(old List) bool {
+	if l.predicate().Revoker != old.predicate().Revoker {
+		return false
+	}
 	named := make(map[target]bool)
 	for _, r := range l.rec.entries {
 		named[target{r.Kind(), r.target()}] = true
@@ -432,12 +441,12 @@ func (v *View) knowsList(id hashpipe.Digest) bool {
 // and on stable storage. If the write fails its entries are in force all the same,
 // until this process ends, and the error says so; call it again.
 func (s *Store) AdmitList(envelope []byte) (List, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	l, err := readList(s.view.revokers, envelope)
 	if err != nil {
 		return List{}, fmt.Errorf("admitting revocation list: %w", err)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	have, err := s.view.newer(l)
 	if err != nil {
 		return List{}, err

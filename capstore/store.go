@@ -44,18 +44,19 @@ type RejectedRow struct {
 // which no caller can recover; most such files are refused before it sees them
 // (checkTables).
 type Store struct {
-	dir      string
-	view     *View
-	rejected []RejectedRow // set by Open alone
+	dir  string
+	view *View
 
-	// mu guards what follows. It is held across the Badger write, so that
-	// records reach the disk, the view and the subscribers in one order.
-	mu     sync.Mutex
-	db     *badger.DB
-	lock   *os.File
-	head   head
-	subs   map[chan Record]struct{}
-	failed error // why nothing can be written any more
+	// mu guards what follows, and the Trust of the view: a record is checked, written
+	// and granted under one. It is held across the Badger write, so that records reach
+	// the disk, the view and the subscribers in one order.
+	mu       sync.Mutex
+	rejected []RejectedRow
+	db       *badger.DB
+	lock     *os.File
+	head     head
+	subs     map[chan Record]struct{}
+	failed   error // why nothing can be written any more
 	// readers are those who read db without s.mu. Added to under s.mu only, and
 	// shut waits for them.
 	readers sync.WaitGroup
@@ -193,20 +194,25 @@ func (s *Store) Lookup(d hashpipe.Digest) []Grant { return s.view.Lookup(d) }
 // All is View().All.
 func (s *Store) All() []Grant { return s.view.All() }
 
-// Rejected lists the rows that did not verify when the store was opened.
-func (s *Store) Rejected() []RejectedRow { return slices.Clone(s.rejected) }
+// Rejected lists the rows that did not verify when the store was opened, or at the
+// last Retrust.
+func (s *Store) Rejected() []RejectedRow {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.rejected)
+}
 
 // Admit checks the envelope, and returns after its capability is on stable
 // storage and in the view. A capability that is already there is returned and
 // nothing is written. If Admit returns an error the capability grants nothing
 // here, and may or may not be found by the next Open; call it again.
 func (s *Store) Admit(envelope []byte) (Capability, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	c, err := readCapability(s.view.mints, envelope)
 	if err != nil {
 		return Capability{}, fmt.Errorf("admitting capability: %w", err)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	if have, ok := s.view.capability(c.ID()); ok {
 		return have, nil
 	}
@@ -228,12 +234,12 @@ func (s *Store) grant(c Capability) {
 // the view and on stable storage. If the write fails it is in force all the
 // same, until this process ends, and the error says so; call it again.
 func (s *Store) Revoke(envelope []byte) (Revocation, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	r, err := readRevocation(s.view.revokers, envelope)
 	if err != nil {
 		return Revocation{}, fmt.Errorf("admitting revocation: %w", err)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	have, added := s.view.addRevocation(r)
 	if !added && !s.unsaved[r.ID()] {
 		return have, nil

@@ -22,21 +22,14 @@ type Record struct {
 // The store waits for nobody. A subscriber that lets buffer records (at least
 // one) pile up has its channel closed after the last record that fitted: it
 // must then subscribe again and apply the new snapshot, and must not trust its
-// view to be current meanwhile. The channel is also closed by cancel and by
-// Close. cancel may be called any number of times.
+// view to be current meanwhile. The channel is also closed by Retrust, after which
+// the snapshot is another one, by cancel and by Close. cancel may be called any
+// number of times.
 func (s *Store) Subscribe(buffer int) (snapshot []Record, updates <-chan Record, cancel func()) {
 	ch := make(chan Record, max(buffer, 1))
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, r := range s.view.Revocations() {
-		snapshot = append(snapshot, Record{RecordRevocation, r.Envelope()})
-	}
-	for _, l := range s.view.Lists() {
-		snapshot = append(snapshot, Record{RecordList, l.Envelope()})
-	}
-	for _, g := range s.view.All() {
-		snapshot = append(snapshot, Record{RecordCapability, g.Envelope()})
-	}
+	snapshot = s.view.records()
 	if s.db == nil {
 		close(ch)
 		return snapshot, ch, func() {}

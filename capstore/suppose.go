@@ -41,7 +41,10 @@ func inOrder(list []Revocation) []Revocation {
 // Peek checks an envelope as Admit does, and does not admit it. against is what
 // Standing.Conflict of its capability would be.
 func (v *View) Peek(envelope []byte) (c, against Capability, err error) {
-	if c, err = readCapability(v.mints, envelope); err != nil {
+	v.mu.RLock()
+	mints := v.mints
+	v.mu.RUnlock()
+	if c, err = readCapability(mints, envelope); err != nil {
 		return Capability{}, Capability{}, err
 	}
 	v.mu.RLock()
@@ -102,11 +105,11 @@ func (v *View) Suppose(k Kind, d hashpipe.Digest, now time.Time) (changed []Cons
 func (v *View) clone() *View {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
-	return &View{
+	return &View{contents: contents{
 		mints: v.mints, revokers: v.revokers, rules: v.rules,
 		byID: maps.Clone(v.byID), byDigest: maps.Clone(v.byDigest), byName: maps.Clone(v.byName),
 		byClaim: maps.Clone(v.byClaim), byBuild: maps.Clone(v.byBuild),
 		lists: maps.Clone(v.lists), outgrown: maps.Clone(v.outgrown), list: v.list,
 		revoked: maps.Clone(v.revoked), revByID: maps.Clone(v.revByID),
-	}
+	}}
 }

@@ -17,14 +17,24 @@ import (
 // process holds one and no database; it feeds it the envelopes that the daemon
 // sends and checks every signature itself. Safe for concurrent use.
 type View struct {
-	mints, revokers role
-	rules           rules
-	stored          bool // belongs to a Store: records arrive through it alone
+	stored bool // belongs to a Store: records arrive through it alone
 
 	generation atomic.Uint64
 
-	// mu guards the maps. The records that they point to are immutable.
-	mu       sync.RWMutex
+	// admitting is held from the check of a record until the record is in the maps,
+	// so that Retrust comes before or after. A Store's view has Store.mu for that.
+	admitting sync.Mutex
+
+	// mu guards contents. The records that it points to are immutable.
+	mu sync.RWMutex
+	contents
+}
+
+// contents are what Retrust replaces: a Trust, and what verifies under it.
+type contents struct {
+	mints, revokers role
+	rules           rules
+
 	byID     map[hashpipe.Digest]Capability
 	byDigest map[hashpipe.Digest][]Capability
 	byName   map[string][]Capability // last component of a subject's name
@@ -85,7 +95,7 @@ func NewView(t Trust) (*View, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &View{
+	return &View{contents: contents{
 		mints: mints, revokers: revokers, rules: rules,
 		byID:     make(map[hashpipe.Digest]Capability),
 		byDigest: make(map[hashpipe.Digest][]Capability),
@@ -96,7 +106,7 @@ func NewView(t Trust) (*View, error) {
 		outgrown: make(map[hashpipe.Digest]bool),
 		revoked:  make(map[target]Revocation),
 		revByID:  make(map[hashpipe.Digest]Revocation),
-	}, nil
+	}}, nil
 }
 
 var errStored = errors.New("view belongs to a store: admit and revoke through the store, so that the record is kept")
@@ -107,6 +117,8 @@ func (v *View) Admit(envelope []byte) (Capability, error) {
 	if v.stored {
 		return Capability{}, errStored
 	}
+	v.admitting.Lock()
+	defer v.admitting.Unlock()
 	c, err := readCapability(v.mints, envelope)
 	if err != nil {
 		return Capability{}, fmt.Errorf("admitting capability: %w", err)
@@ -122,6 +134,8 @@ func (v *View) Revoke(envelope []byte) (Revocation, error) {
 	if v.stored {
 		return Revocation{}, errStored
 	}
+	v.admitting.Lock()
+	defer v.admitting.Unlock()
 	r, err := readRevocation(v.revokers, envelope)
 	if err != nil {
 		return Revocation{}, fmt.Errorf("admitting revocation: %w", err)
@@ -130,7 +144,9 @@ func (v *View) Revoke(envelope []byte) (Revocation, error) {
 	return r, nil
 }
 
-// Apply takes one record of a Store's snapshot or updates.
+// Apply takes one record of a Store's snapshot or updates. It takes a list that is
+// older than the one in force, too: the store has it because no later one of the
+// same key repeats it.
 func (v *View) Apply(r Record) error {
 	switch r.Kind {
 	case RecordCapability:
@@ -140,7 +156,7 @@ func (v *View) Apply(r Record) error {
 		_, err := v.Revoke(r.Envelope)
 		return err
 	case RecordList:
-		_, err := v.AdmitList(r.Envelope)
+		_, err := v.admitList(r.Envelope, true)
 		return err
 	}
 	return fmt.Errorf("record of kind %q: want %q, %q or %q", r.Kind, RecordCapability, RecordRevocation, RecordList)
@@ -312,8 +328,18 @@ func (v *View) Revocations() []Revocation {
 }
 
 // Generation rises with every record that is added, before the call that added
-// it returns. An unchanged number means an unchanged answer of Lookup.
+// it returns, and with Retrust. An unchanged number means an unchanged answer of
+// Lookup.
 func (v *View) Generation() uint64 { return v.generation.Load() }
+
+// Extent is the same number for two views of the same records: that of the
+// capabilities and of the revocations that came alone, and the sequence of the list
+// in force. It rises with each that is added, and falls when Retrust drops some.
+func (v *View) Extent() uint64 {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return uint64(len(v.byID)) + uint64(len(v.revByID)) + uint64(v.list.Sequence())
+}
 
 func (v *View) capability(id hashpipe.Digest) (Capability, bool) {
 	v.mu.RLock()

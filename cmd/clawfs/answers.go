@@ -9,6 +9,7 @@ import (
 	"github.com/openclaw/clawfs/capstore"
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/config"
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/control"
+	"github.com/openclaw/clawfs/cmd/clawfs/internal/memory"
 	"github.com/openclaw/clawfs/hashpipe"
 )
 
@@ -86,7 +87,7 @@ func (d *daemon) status() (control.Status, error) {
 	s := control.Status{
 		Version: readVersion().Version, PID: os.Getpid(), State: string(d.state), StartedAt: d.started,
 		Jobs: map[string]int{}, Mounts: d.mounts.list(), Revocations: len(d.store.View().InForce()), Warnings: d.warnings(),
-		Generation: d.store.View().Generation(),
+		Generation: d.store.View().Extent(),
 	}
 	jobs, err := d.store.Jobs()
 	if err != nil {
@@ -142,24 +143,27 @@ func (d *daemon) warnings() []string {
 	}
 	policy, err := d.state.LoadPolicy()
 	list = append(list, policyWarnings(policy, err, time.Now())...)
-	if err == nil && !sameTrust(policy.Trust(), d.pinned.Trust()) {
-		list = append(list, "the policy names other mints or revokers than when the daemon started; restart the daemon, and mount again, to pin them")
+	if err := d.repin(); err != nil {
+		list = append(list, fmt.Sprintf("the daemon goes by an older policy, because the one of now cannot be taken over: %v", err))
+	}
+	if newest, _, err := memory.Dir(d.state.Memory()).Newest(memory.ListSequence); err == nil && newest > d.store.View().List().Sequence() {
+		list = append(list, fmt.Sprintf("the newest revocation list by a revoker of the policy has sequence %d, and this machine has seen %d: the daemon would not start again; next: put the revoker back, or clawfs revocations import FILE with list %d or a newer one", d.store.View().List().Sequence(), newest, newest))
 	}
 	list = append(list, memoryWarnings(d.state)...)
 	list = append(list, auditWarnings(d.mounts.list())...)
 	for _, m := range d.mounts.list() {
 		if m.Report != nil && m.Report.OldKeys {
-			list = append(list, fmt.Sprintf("the mount at %[1]s trusts the mints and revokers of an older policy; next: clawfs umount %[1]s, then clawfs mount %[2]s %[1]s", shellWord(m.Mountpoint), shellWord(m.Source)))
+			list = append(list, fmt.Sprintf("the mount at %[1]s goes by an older policy and cannot take the one of now over (its log says why); next: clawfs umount %[1]s, then clawfs mount %[2]s %[1]s", shellWord(m.Mountpoint), shellWord(m.Source)))
 		}
 	}
 	return list
 }
 
 // policyWarnings are about what LoadPolicy returned. A policy that breaks while
-// daemon and mounts run takes nothing away from them: they keep what they pinned.
+// daemon and mounts run takes nothing away from them: the one before counts.
 func policyWarnings(p config.Policy, err error, now time.Time) []string {
 	if err != nil {
-		return []string{fmt.Sprintf("nothing new is accepted, and what runs goes on with the policy that it began with: %v", err)}
+		return []string{fmt.Sprintf("nothing new is accepted, and what runs goes on with the policy before: %v", err)}
 	}
 	if w := expiryWarning(p.Policy, now); w != "" {
 		return []string{w}

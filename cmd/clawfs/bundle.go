@@ -398,7 +398,12 @@ func (im *importer) hand(ctx context.Context, line *imported, rec registry.Recor
 		line.Outcome, line.Reason = control.RecordSkipped, fmt.Sprintf("the mint %s is not pinned in the policy", rec.Claims.Signer)
 		return nil
 	}
-	err := im.view.Apply(capstore.Record{Kind: string(rec.Kind), Envelope: rec.Envelope})
+	var err error
+	if rec.Kind == registry.RevocationList {
+		_, err = im.view.AdmitList(rec.Envelope)
+	} else {
+		err = im.view.Apply(capstore.Record{Kind: string(rec.Kind), Envelope: rec.Envelope})
+	}
 	if errors.Is(err, capstore.ErrOldList) {
 		line.Outcome, line.Reason = control.RecordKnown, err.Error()
 		return nil

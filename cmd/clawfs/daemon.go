@@ -52,7 +52,7 @@ type daemon struct {
 	store   *capstore.Store
 	queue   *rebuild.Queue
 	mounts  *supervisor
-	pinned  config.Policy // as it was when the store was opened
+	pinned  pinned
 	clock   *wallclock
 	started time.Time
 }
@@ -127,9 +127,6 @@ func (a *app) newDaemon(log *slog.Logger) (*daemon, error) {
 	if err := checkNewestList(seen, store.View()); err != nil {
 		return nil, errors.Join(err, store.Close())
 	}
-	for _, r := range store.Rejected() {
-		log.Error("a row of the store does not verify; it grants nothing", "key", r.Key, "reason", r.Reason)
-	}
 	queue, err := rebuild.NewQueue(store, s.Jobs(), a.spawnWorker(log))
 	if err != nil {
 		return nil, errors.Join(err, store.Close())
@@ -152,10 +149,13 @@ func (a *app) newDaemon(log *slog.Logger) (*daemon, error) {
 		}
 		return nil
 	}
-	return &daemon{
-		state: s, log: log, store: store, queue: queue, pinned: policy, clock: clock, started: time.Now().UTC(),
+	d := &daemon{
+		state: s, log: log, store: store, queue: queue, clock: clock, started: time.Now().UTC(),
 		mounts: newSupervisor(s, log, a.selfCommand),
-	}, nil
+	}
+	d.pinned.policy.Store(&policy)
+	d.logRejected()
+	return d, nil
 }
 
 // run works until ctx ends or a part fails. Mount processes are left alone.
@@ -163,10 +163,11 @@ func (d *daemon) run(ctx context.Context, l net.Listener) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	parts := map[string]func() error{
-		"control socket": func() error { return control.Serve(ctx, l, d.handler(), d.log) },
+		"control socket": func() error { return control.Serve(ctx, l, d.repinned(d.handler()), d.log) },
 		"rebuild queue":  func() error { return d.queue.Run(ctx) },
 		"mounts":         func() error { return d.mounts.run(ctx) },
 		"clock":          func() error { d.clock.run(ctx, d.log); return nil },
+		"policy":         func() error { d.watchPolicy(ctx); return nil },
 	}
 	type end struct {
 		part string

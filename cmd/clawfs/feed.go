@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -14,7 +15,7 @@ import (
 
 // feed keeps the view of a mount process up to date from the daemon's stream.
 // The daemon is only a messenger: View checks each signature against the keys
-// that this process pinned. When the daemon is gone the view stays as it is:
+// that this process pins. When the daemon is gone the view stays as it is:
 // what was granted stays granted until it expires, and nothing new is.
 type feed struct {
 	client *control.Client
@@ -24,7 +25,13 @@ type feed struct {
 	connected atomic.Bool
 	complete  chan struct{} // closed after the first whole snapshot
 	changed   chan struct{} // holds one token when the daemon does not know yet how far this view is
+
+	mu     sync.Mutex // guards cancel
+	cancel context.CancelCauseFunc
 }
+
+// errAgain ends a stream whose beginning is wanted once more.
+var errAgain = errors.New("the policy has changed")
 
 func newFeed(c *control.Client, v *capstore.View, log *slog.Logger) *feed {
 	return &feed{client: c, view: v, log: log, complete: make(chan struct{}), changed: make(chan struct{}, 1)}
@@ -43,7 +50,7 @@ func (f *feed) run(ctx context.Context) {
 		err := f.follow(ctx)
 		if f.connected.Swap(false) {
 			pause = firstPause
-			if ctx.Err() == nil {
+			if ctx.Err() == nil && !errors.Is(err, errAgain) {
 				f.log.Warn("the daemon's stream broke; serving what is known, looking for the daemon again", "error", errText(err))
 			}
 		}
@@ -56,8 +63,13 @@ func (f *feed) run(ctx context.Context) {
 }
 
 func (f *feed) follow(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	f.mu.Lock()
+	f.cancel = cancel
+	f.mu.Unlock()
 	records := 0
-	return f.client.View(ctx, func(l control.ViewLine) error {
+	err := f.client.View(ctx, func(l control.ViewLine) error {
 		switch l.Kind {
 		case control.LineHeartbeat:
 		case control.LineSnapshot:
@@ -73,7 +85,7 @@ func (f *feed) follow(ctx context.Context) error {
 			records++
 			// One bad record must not keep the others out.
 			if err := f.view.Apply(capstore.Record{Kind: l.Kind, Envelope: l.Envelope}); err != nil {
-				f.log.Error("the daemon sent a record that this mount does not accept; is the policy newer than the mount?", "kind", l.Kind, "error", err)
+				f.log.Error("the daemon sent a record that this mount does not accept by the policy that it knows", "kind", l.Kind, "error", err)
 			}
 			if f.connected.Load() {
 				f.tell()
@@ -81,6 +93,20 @@ func (f *feed) follow(ctx context.Context) error {
 		}
 		return nil
 	})
+	if cause := context.Cause(ctx); cause != nil {
+		return cause
+	}
+	return err
+}
+
+// resubscribe lets the daemon send all of its records again, of which the view
+// would accept more by now.
+func (f *feed) resubscribe() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.cancel != nil {
+		f.cancel(errAgain)
+	}
 }
 
 func (f *feed) tell() {

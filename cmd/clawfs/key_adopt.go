@@ -37,8 +37,7 @@ more than one signature takes --retire-after 0 only, because one holder would
 have two of the keys that must be different.
 
 The old keys of mints and revokers stay in the policy: the capabilities and the
-revocations that they signed would end with them. Restart the daemon, and mount
-again, to pin the new one.`,
+revocations that they signed would end with them.`,
 		Example: `  clawfs key adopt acme.rotation
   clawfs key adopt acme.rotation --retire-after 0`,
 		Args: cobra.ExactArgs(1),

@@ -35,7 +35,7 @@ func (d *daemon) lists() []control.List {
 			Entries: len(l.Entries()), InForce: l.ID() == newest.ID(),
 		}
 		if answer.InForce {
-			answer.Serves = serves(d.pinned.Trust().Rules, l)
+			answer.Serves = serves(d.pinned.policy.Load().Trust().Rules, l)
 		}
 		list = append(list, answer)
 	}
@@ -74,7 +74,7 @@ func serves(rules []capstore.Rule, l capstore.List) (list []control.Serves) {
 // quarters of its life on.
 func (d *daemon) listWarnings(now time.Time) (warnings []string) {
 	l := d.store.View().List()
-	for _, s := range serves(d.pinned.Trust().Rules, l) {
+	for _, s := range serves(d.pinned.policy.Load().Trust().Rules, l) {
 		const next = "next: clawfs revocations import FILE, with the newest list of whoever signs them, or, with the revocation key here, clawfs revocations issue"
 		models := fmt.Sprintf("%q", s.Models)
 		switch warn := l.IssuedAt().Add(s.Until.Sub(l.IssuedAt()) / 4 * 3); {

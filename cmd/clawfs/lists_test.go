@@ -17,7 +17,7 @@ import (
 	"github.com/openclaw/clawfs/verifier/dsse"
 )
 
-// change writes the policy anew. Who runs already keeps what it pinned.
+// change writes the policy anew. Who runs already takes it over in seconds.
 func (r *rig) change(how func(*verifier.Policy)) {
 	r.t.Helper()
 	p, err := r.state.LoadPolicy()

@@ -351,7 +351,7 @@ func (a *app) showInstalled(in config.Installation, first, dryRun bool) error {
 			}
 		}
 		if repin && !dryRun {
-			a.printf("next: restart the daemon, and umount and mount: until then they go by the old policy, and stop when it ends\n")
+			a.printf("daemon and mounts that run take it over within seconds; clawfs status warns of those that do not\n")
 		}
 	})
 }

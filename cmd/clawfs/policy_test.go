@@ -319,7 +319,7 @@ func TestPolicyEnds(t *testing.T) {
 	if err := os.WriteFile(r.state.Policy(), append(text, ' '), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if !warned("edited by hand") || !warned("goes on with the policy that it began with") {
+	if !warned("edited by hand") || !warned("goes on with the policy before") {
 		t.Errorf("warnings with a policy that was edited: %q", r.status().Warnings)
 	}
 	if !r.opens("model.bin", "weights") {

@@ -35,7 +35,7 @@ func (d *daemon) submitRecord(r *http.Request) (control.RecordAnswer, error) {
 	before := d.store.View().Generation()
 	switch rec.Kind {
 	case registry.Capability:
-		if !pinsMint(d.pinned, rec) {
+		if !pinsMint(*d.pinned.policy.Load(), rec) {
 			answer.Outcome, answer.Reason = control.RecordSkipped, fmt.Sprintf("the mint %s is not pinned in the policy", rec.Claims.Signer)
 			return answer, nil
 		}
@@ -64,7 +64,7 @@ func pinsMint(p config.Policy, rec registry.Record) bool {
 // admitCapability asks an empty view first, to tell an envelope that is refused
 // from a store that fails.
 func (d *daemon) admitCapability(envelope []byte) error {
-	view, err := capstore.NewView(d.pinned.Trust())
+	view, err := capstore.NewView(d.pinned.policy.Load().Trust())
 	if err != nil {
 		return err
 	}

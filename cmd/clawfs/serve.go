@@ -39,8 +39,10 @@ type mountProcess struct {
 	audit  *logFile
 
 	lock *control.Lock
-	pins capstore.Trust // the policy's keys when the view was made
-	seal string         // one of config.Seals
+	seal string // one of config.Seals
+
+	pins    capstore.Trust // what the view goes by
+	oldKeys bool           // the policy names others, and they could not be taken over
 
 	auditUntil time.Time // zero: enforcement
 	reminded   time.Time // of audit mode, in the log
@@ -202,6 +204,7 @@ func (p *mountProcess) serve(ctx context.Context) error {
 		case <-p.feed.changed:
 			p.offer(reports)
 		case <-report.C:
+			p.repin()
 			p.offer(reports)
 		}
 	}
@@ -278,7 +281,7 @@ func (p *mountProcess) report() control.MountReport {
 	}
 	return control.MountReport{
 		PID: os.Getpid(), Mode: mode, AuditUntil: p.auditUntil, PreverifyPending: s.PreverifyPending, Tier: tier, TierReason: why, Seal: p.seal, Private: s.Private, PrivateBytes: s.PrivateBytes, Unsealed: s.Unsealed,
-		Generation: p.view.Generation(), Stale: !p.feed.connected.Load(), OldKeys: p.oldKeys(), At: time.Now().UTC(),
+		Generation: p.view.Extent(), Stale: !p.feed.connected.Load(), OldKeys: p.oldKeys, At: time.Now().UTC(),
 		Counters: map[string]int64{
 			"granted": s.Granted, "refused": s.Refused, "errors": s.Errors, "hashed": s.Hashed, "hashedBytes": s.HashedBytes,
 			"joined": s.Joined, "unitsChecked": s.UnitsChecked, "lateMismatches": s.LateMismatches, "revoked": s.Revoked, "held": s.Held,
@@ -286,15 +289,6 @@ func (p *mountProcess) report() control.MountReport {
 			"handles": s.Handles, "verifying": s.Verifying, "auditServed": s.AuditServed, "preverified": s.Preverified,
 		},
 	}
-}
-
-// oldKeys reports whether the policy has changed under the mount. The view
-// keeps the keys that it began with: a mint that was struck off still opens
-// files here, and a new revoker revokes nothing, until somebody mounts again.
-// Of a policy that cannot be read the daemon warns.
-func (p *mountProcess) oldKeys() bool {
-	now, err := p.state.LoadPolicy()
-	return err == nil && !sameTrust(now.Trust(), p.pins)
 }
 
 // sendReports passes reports to the daemon. One that gets lost is followed by

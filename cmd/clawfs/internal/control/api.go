@@ -148,7 +148,7 @@ type Status struct {
 	Capabilities Counts         `json:"capabilities"`
 	Revocations  int            `json:"revocations"`
 	Rejected     []Rejected     `json:"rejected,omitempty"`
-	Generation   uint64         `json:"generation"` // of the store's view; a mount that reports it has everything
+	Generation   uint64         `json:"generation"` // Extent of the store's view; a mount that reports it has everything
 	Mounts       []Mount        `json:"mounts"`
 }
 
@@ -305,9 +305,9 @@ type MountReport struct {
 	PrivateBytes     int64            `json:"privateBytes,omitzero"`     // of them
 	Unsealed         int64            `json:"unsealed,omitzero"`         // contents served in tier blocks because sealing failed
 	PreverifyPending int64            `json:"preverifyPending,omitzero"` // files that are to be measured ahead, now
-	Generation       uint64           `json:"generation"`                // of its view
+	Generation       uint64           `json:"generation"`                // Extent of its view
 	Stale            bool             `json:"stale"`                     // not connected to the daemon's stream
-	OldKeys          bool             `json:"oldKeys,omitzero"`          // the policy names other mints or revokers than it pinned
+	OldKeys          bool             `json:"oldKeys,omitzero"`          // the policy names other keys or rules than it goes by
 	At               time.Time        `json:"at"`
 	Counters         map[string]int64 `json:"counters,omitempty"`
 }
