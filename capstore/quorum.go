@@ -182,17 +182,24 @@ func (a Agreement) Level() string {
 // operator counts once, whatever its number of keys and capabilities. A
 // capability that was handed on counts as its mint's.
 func (s Standing) Agree(may func(Grant) bool) Agreement {
-	a := Agreement{Needed: s.rule.Threshold}
+	agreed := make(map[string]bool)
+	for _, g := range s.peers {
+		if o := g.Operator(); s.rule.counts(o) && !agreed[o] && may(g) {
+			agreed[o] = true
+		}
+	}
+	return s.Among(agreed)
+}
+
+// Among is Agree for a caller who knows which operators agree.
+func (s Standing) Among(agreed map[string]bool) Agreement {
 	if !s.ruled {
 		return Agreement{}
 	}
+	a := Agreement{Needed: s.rule.Threshold}
 	local := false
-	for _, g := range s.peers {
-		o := g.Operator()
-		switch {
-		case !s.rule.counts(o) || slices.Contains(a.Operators, o) || !may(g):
-		case o == s.local && s.rule.Local == LocalIgnored:
-		default:
+	for o, yes := range agreed {
+		if yes && s.rule.counts(o) && (o != s.local || s.rule.Local != LocalIgnored) {
 			a.Operators = append(a.Operators, o)
 			local = local || o == s.local
 		}
