@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/openclaw/clawfs/hashpipe"
 	"github.com/openclaw/clawfs/verifier/dsse"
 )
 
@@ -668,6 +669,65 @@ func TestStandingShared(t *testing.T) {
 	}
 	if revoked != 1 {
 		t.Errorf("%d grants are revoked, want 1", revoked)
+	}
+}
+
+// A mint that lies can do so as often as it likes, and a lie that was taken back
+// stays where it is. The deadline is for work that grows with the square of that.
+func TestManyConflicts(t *testing.T) {
+	const n = 4000
+	c := newCouncil(t)
+	v := view(t, c.trust(twoOf("alice", "bob")))
+	for i := range n {
+		// What the mint signed is not what is tested.
+		st := c.statement(t, "", fmt.Sprintf("%d.bin", i))
+		st.Predicate.Minter.KeyID = c.keys["alice"][0].Public().ID()
+		v.addCapability(Capability{&capability{
+			id: digestOf(fmt.Sprint(i)), chain: []Statement{st}, ids: []hashpipe.Digest{digestOf(fmt.Sprint(i))},
+			subjects: st.subjects(), result: st.result(), minter: Signer{"alice", c.keys["alice"][0].Public()},
+		}})
+	}
+	honest := c.statement(t, "", "a.bin")
+	if _, err := v.Admit(c.by(t, "bob", 0, honest)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := v.Revoke(c.revocation(t, KindMint, string(c.keys["alice"][0].Public().ID()))); err != nil {
+		t.Fatal(err)
+	}
+	for i := range n {
+		st := honest
+		st.Predicate.Restrict = restrict(t, nil, []int64{int64(i)}, nil)
+		st.Predicate.Minter.KeyID = c.keys["bob"][0].Public().ID()
+		v.addCapability(Capability{&capability{
+			id: digestOf(fmt.Sprint("bob", i)), chain: []Statement{st}, ids: []hashpipe.Digest{digestOf(fmt.Sprint("bob", i))},
+			subjects: st.subjects(), result: st.result(), minter: Signer{"bob", c.keys["bob"][0].Public()},
+		}})
+	}
+	done := make(chan [3]int, 1)
+	go func() {
+		var of [3]int
+		for _, g := range v.All() {
+			switch {
+			case g.State(during) == StateRevoked:
+				of[0]++
+			case g.Standing().Conflict().IsZero():
+				of[1]++
+			default:
+				of[2]++
+			}
+		}
+		if _, live := v.Live(honest.Predicate.Claim, during); live {
+			t.Error("one of two operators is enough")
+		}
+		done <- of
+	}()
+	select {
+	case of := <-done:
+		if want := [3]int{n, n + 1, 0}; of != want {
+			t.Errorf("revoked, waiting, disputed: %d, want %d", of, want)
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatalf("no state of %d capabilities within 20 s", 2*n)
 	}
 }
 
