@@ -292,6 +292,9 @@ func (l List) IssuedAt() time.Time { return l.predicate().IssuedAt }
 // ValidUntil is the first instant at which it says nothing any more.
 func (l List) ValidUntil() time.Time { return l.predicate().ValidUntil }
 
+// Revoker is the key id that signed it.
+func (l List) Revoker() dsse.KeyID { return l.predicate().Revoker.KeyID }
+
 // Operator is whose revoker key signed it, as pinned in the Trust of the reader.
 func (l List) Operator() string {
 	if l.rec == nil {
@@ -326,8 +329,8 @@ func (v *View) List() List {
 }
 
 // Lists returns the lists that somebody needs who knows nothing yet, in order of
-// their sequence: the one in force, and each earlier one that no later one repeats
-// whole. What an earlier one took back stays taken back.
+// their sequence: the one in force, and each earlier one that no later one of the
+// same key repeats whole. What an earlier one took back stays taken back.
 func (v *View) Lists() []List {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
@@ -396,7 +399,7 @@ func (v *View) addList(l List) {
 	v.generation.Add(1)
 }
 
-// outgrow lets go of the lists that a later one repeats whole, of which there is
+// outgrow lets go of the lists that a later one of the same key repeats whole, of which there is
 // one for each day or hour; fresh is the list that was added last. What they took
 // back stays in force. Callers hold v.mu.
 func (v *View) outgrow(fresh List) {
@@ -412,8 +415,12 @@ func (v *View) outgrow(fresh List) {
 	}
 }
 
-// repeats reports whether l takes back everything that old does.
+// repeats reports whether l takes back everything that old does, and ends only
+// with it: both are of one key, so that no Trust believes old and not l.
 func (l List) repeats(old List) bool {
+	if l.predicate().Revoker != old.predicate().Revoker {
+		return false
+	}
 	named := make(map[target]bool)
 	for _, r := range l.rec.entries {
 		named[target{r.Kind(), r.target()}] = true

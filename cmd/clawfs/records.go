@@ -110,7 +110,7 @@ func (d *daemon) admitList(envelope []byte) (known string, err error) {
 		return "", err
 	}
 	// That it was seen is remembered outside the store before it is acknowledged.
-	if _, err := memory.Dir(d.state.Memory()).Raise(memory.ListSequence, l.Sequence()); err != nil {
+	if _, err := memory.Dir(d.state.Memory()).Raise(listKind(l.Revoker()), l.Sequence()); err != nil {
 		return "", fmt.Errorf("revocation list %d is in force and stored, and is not remembered outside the store: %w", l.Sequence(), err)
 	}
 	if d.store.View().Generation() != before {
