@@ -731,6 +731,47 @@ func TestManyConflicts(t *testing.T) {
 	}
 }
 
+// Lists of which none repeats another are all kept. The deadline is for work that
+// looks at every entry of each whenever one comes.
+func TestManyLongLists(t *testing.T) {
+	const n = 400
+	c := newCouncil(t)
+	var entries []ListEntry
+	for i := range 1900 {
+		entries = append(entries, ListEntry{KindFile, digestOf(fmt.Sprint(i)), "x", during})
+	}
+	l, err := readList(view(t, c.trust()).revokers, c.list(t, 1, during, entries...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := view(t, c.trust())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for i := range n {
+			one, err := NewRevocation(KindFile, digestOf(fmt.Sprint("own", i)).String(), "x", during)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			rec := *l.rec // with an entry of its own; who signed it is not what is tested
+			rec.id = digestOf(fmt.Sprint("list", i))
+			rec.st.Predicate.Sequence = int64(i + 1)
+			rec.entries = append([]Revocation{{&revocation{id: rec.id, st: one}}}, rec.entries[1:]...)
+			rec.named = named(rec.entries)
+			v.addList(List{&rec})
+		}
+	}()
+	select {
+	case <-done:
+	case <-time.After(20 * time.Second):
+		t.Fatalf("%d lists take longer than 20 s", n)
+	}
+	if got := len(v.Lists()); got != n {
+		t.Errorf("%d lists are kept, want %d", got, n)
+	}
+}
+
 // What a build starts from is granted to everybody, under a list and a policy that
 // are in force.
 func TestLiveBase(t *testing.T) {
