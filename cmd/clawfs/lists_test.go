@@ -239,6 +239,18 @@ func TestRevokerStruckOff(t *testing.T) {
 	}
 	r.startDaemon()
 	r.ok("revocations", "issue")
+	early, err := capstore.NewList(2, time.Now().Add(time.Hour), time.Now().Add(24*time.Hour), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ahead, err := capstore.SignList(early, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file+"-ahead", ahead, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r.refused(codeRefused, []string{"revocations", "import", file + "-ahead"}, "revocation list 2: it says that it was issued at ", "one of the clocks is wrong")
 	r.ok("revocations", "import", file)
 	r.stopDaemon(syscall.SIGTERM)
 	r.change(func(p *verifier.Policy) { p.Revokers = p.Revokers[:1] })
