@@ -25,8 +25,10 @@ type LostBase struct {
 func (v *View) LostBases(c Capability) []LostBase {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
-	known := make(map[hashpipe.Digest]LostBase)
-	var lost []LostBase
+	return v.lostBases(c, make(map[hashpipe.Digest]LostBase))
+}
+
+func (v *View) lostBases(c Capability, known map[hashpipe.Digest]LostBase) (lost []LostBase) {
 	for _, claim := range c.predicate().Bases {
 		if l := v.lost(claim, known); !l.By.IsZero() {
 			lost = append(lost, l)
@@ -62,8 +64,8 @@ func (v *View) findLost(claim hashpipe.Digest, known map[hashpipe.Digest]LostBas
 	}
 	var all Revocation
 	held := v.byClaim[claim]
-	for _, c := range held {
-		for _, s := range c.rec.subjects {
+	if len(held) > 0 { // a claim names the files
+		for _, s := range held[0].rec.subjects {
 			if r, ok := v.revoked[target{KindFile, s.Digest}]; ok {
 				return LostBase{claim, r, true}
 			}
@@ -106,16 +108,20 @@ func (v *View) Live(claim hashpipe.Digest, now time.Time) (Capability, bool) {
 		return Capability{}, false
 	}
 	var best Capability
+	beside, enough := v.standings(noRevocation), make(map[*Standing]bool)
 	for _, c := range v.byClaim[claim] {
 		if !v.against(c).IsZero() || now.Before(c.NotBefore()) || !now.Before(c.NotAfter()) || c.Restricted() {
 			continue
 		}
-		s := v.standing(c, noRevocation)
+		s := beside.of(c)
+		if _, asked := enough[s]; !asked {
+			enough[s] = s.Agree(func(g Grant) bool { return g.Valid(now) && !g.Restricted() }).Enough()
+		}
 		until, needed := s.ListUntil()
 		switch {
 		case needed && !now.Before(until), !s.expires.IsZero() && !now.Before(s.expires):
 			continue
-		case !s.conflict.IsZero() || !s.Agree(func(g Grant) bool { return g.Valid(now) && !g.Restricted() }).Enough():
+		case !s.conflict.IsZero() || !enough[s]:
 			continue
 		}
 		if best.IsZero() || best.NotAfter().Before(c.NotAfter()) {

@@ -227,6 +227,7 @@ type list struct {
 	id       hashpipe.Digest
 	st       ListStatement
 	entries  []Revocation
+	named    map[target]bool // by entries
 	operator string
 	envelope []byte
 }
@@ -262,7 +263,16 @@ func readList(revokers role, envelope []byte) (List, error) {
 			id: hashpipe.SumBytes(text).Claim(), st: single, operator: l.operator, envelope: l.envelope,
 		}})
 	}
+	l.named = named(l.entries)
 	return List{l}, nil
+}
+
+func named(entries []Revocation) map[target]bool {
+	m := make(map[target]bool, len(entries))
+	for _, r := range entries {
+		m[target{r.Kind(), r.target()}] = true
+	}
+	return m
 }
 
 // IsZero reports whether l is no list at all.
@@ -291,6 +301,9 @@ func (l List) IssuedAt() time.Time { return l.predicate().IssuedAt }
 
 // ValidUntil is the first instant at which it says nothing any more.
 func (l List) ValidUntil() time.Time { return l.predicate().ValidUntil }
+
+// Revoker is the key id that signed it.
+func (l List) Revoker() dsse.KeyID { return l.predicate().Revoker.KeyID }
 
 // Operator is whose revoker key signed it, as pinned in the Trust of the reader.
 func (l List) Operator() string {
@@ -423,11 +436,7 @@ func (l List) repeats(old List) bool {
 	if l.predicate().Revoker != old.predicate().Revoker {
 		return false
 	}
-	named := make(map[target]bool)
-	for _, r := range l.rec.entries {
-		named[target{r.Kind(), r.target()}] = true
-	}
-	return !slices.ContainsFunc(old.rec.entries, func(r Revocation) bool { return !named[target{r.Kind(), r.target()}] })
+	return !slices.ContainsFunc(old.rec.entries, func(r Revocation) bool { return !l.rec.named[target{r.Kind(), r.target()}] })
 }
 
 func (v *View) knowsList(id hashpipe.Digest) bool {

@@ -3,6 +3,7 @@ package capstore
 import (
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/openclaw/clawfs/hashpipe"
@@ -113,6 +114,14 @@ type Standing struct {
 	peers    []Grant
 	conflict Capability
 	list     List
+	last     *lastAgreement // nil: none is kept
+}
+
+// lastAgreement is what AgreeAt last found. Copies of a Standing share it.
+type lastAgreement struct {
+	mu sync.Mutex // guards all below
+	at time.Time
+	is *Agreement // not changed after it was found; nil: nobody has asked
 }
 
 // Peers are the capabilities of the same result, the one that was asked about
@@ -182,17 +191,24 @@ func (a Agreement) Level() string {
 // operator counts once, whatever its number of keys and capabilities. A
 // capability that was handed on counts as its mint's.
 func (s Standing) Agree(may func(Grant) bool) Agreement {
-	a := Agreement{Needed: s.rule.Threshold}
+	agreed := make(map[string]bool)
+	for _, g := range s.peers {
+		if o := g.Operator(); s.rule.counts(o) && !agreed[o] && may(g) {
+			agreed[o] = true
+		}
+	}
+	return s.Among(agreed)
+}
+
+// Among is Agree for a caller who knows which operators agree.
+func (s Standing) Among(agreed map[string]bool) Agreement {
 	if !s.ruled {
 		return Agreement{}
 	}
+	a := Agreement{Needed: s.rule.Threshold}
 	local := false
-	for _, g := range s.peers {
-		o := g.Operator()
-		switch {
-		case !s.rule.counts(o) || slices.Contains(a.Operators, o) || !may(g):
-		case o == s.local && s.rule.Local == LocalIgnored:
-		default:
+	for o, yes := range agreed {
+		if yes && s.rule.counts(o) && (o != s.local || s.rule.Local != LocalIgnored) {
 			a.Operators = append(a.Operators, o)
 			local = local || o == s.local
 		}
@@ -215,22 +231,71 @@ func (g Grant) Valid(now time.Time) bool {
 	return !g.IsZero() && !revoked && !now.Before(g.NotBefore()) && now.Before(g.NotAfter())
 }
 
-// standing collects what is known beside c. Callers hold v.mu.
-func (v *View) standing(c Capability, also func(Capability) Revocation) Standing {
-	s := Standing{local: v.rules.local, expires: v.rules.expires, list: v.list}
+// standings collects what is known beside each of several capabilities, once for
+// all of one result, because there can be one for each user of a machine. Callers
+// hold v.mu.
+type standings struct {
+	view   *View
+	also   func(Capability) Revocation
+	known  map[place]*Standing
+	rivals map[quarrel][]Capability
+}
+
+type place struct {
+	result hashpipe.Digest
+	model  string // which finds the rule
+}
+
+type quarrel struct {
+	disputable
+	model string
+}
+
+func (v *View) standings(also func(Capability) Revocation) standings {
+	return standings{v, also, make(map[place]*Standing), make(map[quarrel][]Capability)}
+}
+
+func (x standings) of(c Capability) *Standing {
+	at := place{c.Result(), c.Model()}
+	if s := x.known[at]; s != nil {
+		return s
+	}
+	v := x.view
+	s := &Standing{local: v.rules.local, expires: v.rules.expires, list: v.list, last: new(lastAgreement)}
 	s.rule, s.ruled = v.rules.of(c.Model())
 	for _, p := range v.byClaim[c.Claim()] {
 		if p.Result() == c.Result() {
-			s.peers = append(s.peers, Grant{held: p, revocation: v.standsAgainst(p, also)})
+			s.peers = append(s.peers, Grant{held: p, revocation: v.standsAgainst(p, x.also)})
 		}
 	}
-	for _, o := range v.byBuild[c.disputable()] {
-		if o.Result() != c.Result() && s.rule.counts(o.Operator()) && v.against(o).IsZero() {
+	for _, o := range x.rivalsOf(c, s.rule) {
+		if o.Result() != c.Result() {
 			s.conflict = o
 			break
 		}
 	}
+	x.known[at] = s
 	return s
+}
+
+// rivalsOf returns the first two results of what c is a result of that count and
+// that nobody has revoked: one of them is not c's.
+func (x standings) rivalsOf(c Capability, r Rule) []Capability {
+	over := quarrel{c.disputable(), c.Model()}
+	list, known := x.rivals[over]
+	if known {
+		return list
+	}
+	for _, o := range x.view.byBuild[over.disputable] {
+		if len(list) == 1 && list[0].Result() == o.Result() || !r.counts(o.Operator()) || !x.view.against(o).IsZero() {
+			continue
+		}
+		if list = append(list, o); len(list) == 2 {
+			break
+		}
+	}
+	x.rivals[over] = list
+	return list
 }
 
 func (v *View) standsAgainst(c Capability, also func(Capability) Revocation) Revocation {

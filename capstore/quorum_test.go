@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/openclaw/clawfs/hashpipe"
 	"github.com/openclaw/clawfs/verifier/dsse"
 )
 
@@ -668,6 +669,106 @@ func TestStandingShared(t *testing.T) {
 	}
 	if revoked != 1 {
 		t.Errorf("%d grants are revoked, want 1", revoked)
+	}
+}
+
+// A mint that lies can do so as often as it likes, and a lie that was taken back
+// stays where it is. The deadline is for work that grows with the square of that.
+func TestManyConflicts(t *testing.T) {
+	const n = 4000
+	c := newCouncil(t)
+	v := view(t, c.trust(twoOf("alice", "bob")))
+	for i := range n {
+		// What the mint signed is not what is tested.
+		st := c.statement(t, "", fmt.Sprintf("%d.bin", i))
+		st.Predicate.Minter.KeyID = c.keys["alice"][0].Public().ID()
+		v.addCapability(Capability{&capability{
+			id: digestOf(fmt.Sprint(i)), chain: []Statement{st}, ids: []hashpipe.Digest{digestOf(fmt.Sprint(i))},
+			subjects: st.subjects(), result: st.result(), minter: Signer{"alice", c.keys["alice"][0].Public()},
+		}})
+	}
+	honest := c.statement(t, "", "a.bin")
+	if _, err := v.Admit(c.by(t, "bob", 0, honest)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := v.Revoke(c.revocation(t, KindMint, string(c.keys["alice"][0].Public().ID()))); err != nil {
+		t.Fatal(err)
+	}
+	for i := range n {
+		st := honest
+		st.Predicate.Restrict = restrict(t, nil, []int64{int64(i)}, nil)
+		st.Predicate.Minter.KeyID = c.keys["bob"][0].Public().ID()
+		v.addCapability(Capability{&capability{
+			id: digestOf(fmt.Sprint("bob", i)), chain: []Statement{st}, ids: []hashpipe.Digest{digestOf(fmt.Sprint("bob", i))},
+			subjects: st.subjects(), result: st.result(), minter: Signer{"bob", c.keys["bob"][0].Public()},
+		}})
+	}
+	done := make(chan [3]int, 1)
+	go func() {
+		var of [3]int
+		for _, g := range v.All() {
+			switch {
+			case g.State(during) == StateRevoked:
+				of[0]++
+			case g.Standing().Conflict().IsZero():
+				of[1]++
+			default:
+				of[2]++
+			}
+		}
+		if _, live := v.Live(honest.Predicate.Claim, during); live {
+			t.Error("one of two operators is enough")
+		}
+		done <- of
+	}()
+	select {
+	case of := <-done:
+		if want := [3]int{n, n + 1, 0}; of != want {
+			t.Errorf("revoked, waiting, disputed: %d, want %d", of, want)
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatalf("no state of %d capabilities within 20 s", 2*n)
+	}
+}
+
+// Lists of which none repeats another are all kept. The deadline is for work that
+// looks at every entry of each whenever one comes.
+func TestManyLongLists(t *testing.T) {
+	const n = 400
+	c := newCouncil(t)
+	var entries []ListEntry
+	for i := range 1900 {
+		entries = append(entries, ListEntry{KindFile, digestOf(fmt.Sprint(i)), "x", during})
+	}
+	l, err := readList(view(t, c.trust()).revokers, c.list(t, 1, during, entries...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := view(t, c.trust())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for i := range n {
+			one, err := NewRevocation(KindFile, digestOf(fmt.Sprint("own", i)).String(), "x", during)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			rec := *l.rec // with an entry of its own; who signed it is not what is tested
+			rec.id = digestOf(fmt.Sprint("list", i))
+			rec.st.Predicate.Sequence = int64(i + 1)
+			rec.entries = append([]Revocation{{&revocation{id: rec.id, st: one}}}, rec.entries[1:]...)
+			rec.named = named(rec.entries)
+			v.addList(List{&rec})
+		}
+	}()
+	select {
+	case <-done:
+	case <-time.After(20 * time.Second):
+		t.Fatalf("%d lists take longer than 20 s", n)
+	}
+	if got := len(v.Lists()); got != n {
+		t.Errorf("%d lists are kept, want %d", got, n)
 	}
 }
 

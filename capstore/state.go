@@ -1,6 +1,9 @@
 package capstore
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // State is what a capability is good for at an instant, whatever the use of a
 // file that is restricted.
@@ -46,5 +49,17 @@ func (g Grant) State(now time.Time) State {
 
 // AgreeAt is Agree with every peer that is valid at now, whatever the use of a file.
 func (s Standing) AgreeAt(now time.Time) Agreement {
-	return s.Agree(func(p Grant) bool { return p.Valid(now) })
+	valid := func(p Grant) bool { return p.Valid(now) }
+	if s.last == nil {
+		return s.Agree(valid)
+	}
+	s.last.mu.Lock()
+	defer s.last.mu.Unlock()
+	if s.last.is == nil || !s.last.at.Equal(now) {
+		a := s.Agree(valid)
+		s.last.at, s.last.is = now, &a
+	}
+	a := *s.last.is
+	a.Operators, a.Missing = slices.Clone(a.Operators), slices.Clone(a.Missing)
+	return a
 }

@@ -49,7 +49,7 @@ func (v *View) Peek(envelope []byte) (c, against Capability, err error) {
 	}
 	v.mu.RLock()
 	defer v.mu.RUnlock()
-	return c, v.standing(c, noRevocation).conflict, nil
+	return c, v.standings(noRevocation).of(c).conflict, nil
 }
 
 // Consequence is what would become of a capability if something were taken back.
@@ -93,8 +93,9 @@ func (v *View) Suppose(k Kind, d hashpipe.Digest, now time.Time) (changed []Cons
 		changed = append(changed, c)
 		hit[g.ID()] = true
 	}
-	for _, g := range before.All() {
-		if !hit[g.ID()] && len(after.LostBases(g.Capability())) > len(before.LostBases(g.Capability())) {
+	lostBefore, lostAfter := make(map[hashpipe.Digest]LostBase), make(map[hashpipe.Digest]LostBase)
+	for _, g := range before.All() { // nobody else has these two views
+		if !hit[g.ID()] && len(after.lostBases(g.Capability(), lostAfter)) > len(before.lostBases(g.Capability(), lostBefore)) {
 			built = append(built, g)
 		}
 	}

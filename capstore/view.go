@@ -290,20 +290,9 @@ func (v *View) grants(list []Capability, also func(Capability) Revocation) []Gra
 		return nil
 	}
 	out := make([]Grant, 0, len(list))
-	// Capabilities of one result stand in the same place, and there can be one for
-	// each user of a machine.
-	type place struct {
-		result hashpipe.Digest
-		model  string
-	}
-	known := make(map[place]*Standing)
+	beside := v.standings(also)
 	for _, c := range list {
-		at := place{c.Result(), c.Model()}
-		if known[at] == nil {
-			s := v.standing(c, also)
-			known[at] = &s
-		}
-		out = append(out, Grant{c, v.standsAgainst(c, also), known[at]})
+		out = append(out, Grant{c, v.standsAgainst(c, also), beside.of(c)})
 	}
 	slices.SortFunc(out, func(a, b Grant) int {
 		return cmp.Or(

@@ -178,7 +178,7 @@ func TestDecideAgreement(t *testing.T) {
 			want: ReasonQuorum, mention: "got 1 (alice); missing: carol"},
 
 		{name: "a dissent", setup: func(c *council) { c.by("alice", rebuilt); c.by("bob", rebuilt); c.by("carol", dissenting) },
-			want: ReasonDisputed, mention: "operator carol got claim; nobody knows which bytes are right", next: "--uphold CLAIM --reason TEXT"},
+			want: ReasonDisputed, mention: "operator carol got claim; nobody knows which bytes are right", next: "clawfs resolve "},
 		{name: "a dissent before there are enough", setup: func(c *council) { c.by("alice", rebuilt); c.by("carol", dissenting) }, want: ReasonDisputed},
 		{name: "a dissent that is over", setup: func(c *council) {
 			c.by("alice", rebuilt)

@@ -3,7 +3,6 @@ package fs
 import (
 	"fmt"
 	"path"
-	"slices"
 	"strings"
 	"time"
 
@@ -139,7 +138,7 @@ func Decide(q Query, grants []capstore.Grant) Verdict {
 	if q.Shown == "" {
 		q.Shown = q.Path
 	}
-	revoked := revocations(grants)
+	revoked, p := revocations(grants), make(polls)
 	best := unnamed(q)
 	for _, g := range grants {
 		if g.IsZero() {
@@ -148,7 +147,7 @@ func Decide(q Query, grants []capstore.Grant) Verdict {
 		for _, s := range g.Subjects() {
 			v := judge(q, g.Capability(), s, revoked[g.ID()])
 			if v.allowed {
-				v = agree(q, g, s, v, revoked)
+				v = agree(q, g, s, v, p.of(q, g, s, revoked))
 			}
 			v.standing = g.Standing()
 			if rank[v.Reason] > rank[best.Reason] {
@@ -173,27 +172,26 @@ func lost(q Query, since time.Time, grants []capstore.Grant) (Verdict, bool) {
 	if q.Shown == "" {
 		q.Shown = q.Path
 	}
-	revoked := revocations(grants)
+	revoked, p := revocations(grants), make(polls)
 	best := unnamed(q)
 	for _, g := range grants {
 		if g.IsZero() {
 			continue
 		}
 		for _, s := range g.Subjects() {
-			st := g.Standing()
-			for _, at := range endings(since, q.Now, st) {
-				was := q
-				was.Now = at
-				if judge(was, g.Capability(), s, revoked[g.ID()]).allowed && votes(was, st, s, revoked).Enough() {
-					return Verdict{}, false
-				}
-			}
 			v := judge(q, g.Capability(), s, revoked[g.ID()])
-			if v.allowed {
-				v = vote(q, g, s, v, revoked)
+			if !v.allowed && v.Reason != ReasonExpired {
+				if rank[v.Reason] > rank[best.Reason] {
+					best = v
+				}
+				continue
+			}
+			poll := p.of(q, g, s, revoked)
+			if poll.now.Enough() || poll.end.After(since) {
+				return Verdict{}, false
 			}
 			if v.allowed {
-				return Verdict{}, false
+				v = vote(q, g, s, v, poll)
 			}
 			if rank[v.Reason] > rank[best.Reason] {
 				best = v
@@ -201,17 +199,6 @@ func lost(q Query, since time.Time, grants []capstore.Grant) (Verdict, bool) {
 		}
 	}
 	return best, true
-}
-
-// endings are the last moments of the peers that ended after since and are over
-// now: at one of them the most votes stood together.
-func endings(since, now time.Time, st capstore.Standing) (list []time.Time) {
-	for _, p := range st.Peers() {
-		if end := p.NotAfter(); end.After(since) && !end.After(now) && p.NotBefore().Before(end) {
-			list = append(list, end.Add(-1))
-		}
-	}
-	return list
 }
 
 func revocations(grants []capstore.Grant) map[hashpipe.Digest]capstore.Revocation {
@@ -295,7 +282,7 @@ func judge(q Query, c capstore.Capability, s capstore.Subject, r capstore.Revoca
 // asks, no other result of the same attestation, and as many operators as the
 // policy asks, each with a capability of this very result that allows this very
 // use.
-func agree(q Query, g capstore.Grant, s capstore.Subject, granted Verdict, revoked map[hashpipe.Digest]capstore.Revocation) Verdict {
+func agree(q Query, g capstore.Grant, s capstore.Subject, granted Verdict, p *poll) Verdict {
 	c, st := g.Capability(), g.Standing()
 	v := Verdict{Capability: c}
 	rule, ruled := st.Rule()
@@ -327,15 +314,15 @@ func agree(q Query, g capstore.Grant, s capstore.Subject, granted Verdict, revok
 		v.Next = fmt.Sprintf("find out whose rebuild is wrong, then clawfs resolve %s --uphold CLAIM --reason TEXT, with the claim that is right", c.SBA())
 		return v
 	}
-	return vote(q, g, s, granted, revoked)
+	return vote(q, g, s, granted, p)
 }
 
 // vote counts the operators that have the result of g, each with a capability that
 // allows this very use.
-func vote(q Query, g capstore.Grant, s capstore.Subject, granted Verdict, revoked map[hashpipe.Digest]capstore.Revocation) Verdict {
-	c, st := g.Capability(), g.Standing()
+func vote(q Query, g capstore.Grant, s capstore.Subject, granted Verdict, p *poll) Verdict {
+	c := g.Capability()
 	v := Verdict{Capability: c}
-	a := votes(q, st, s, revoked)
+	a := p.now
 	if a.Enough() {
 		return granted
 	}
@@ -349,35 +336,18 @@ func vote(q Query, g capstore.Grant, s capstore.Subject, granted Verdict, revoke
 		v.Detail += "; this machine's own rebuild has to be among them"
 		v.Next = "clawfs grant MODEL.sba"
 	}
-	for _, at := range endings(time.Time{}, q.Now, st) {
-		was := q
-		was.Now = at
-		if before := votes(was, st, s, revoked); before.Enough() {
-			v.Reason = ReasonExpired
-			v.Detail += fmt.Sprintf("; until %s they were %s", instant(at.Add(1)), strings.Join(before.Operators, ", "))
-			v.Next = "clawfs pull PLACE --admit, for what the others have renewed"
-			return v
-		}
+	if !p.end.IsZero() {
+		v.Reason = ReasonExpired
+		v.Detail += fmt.Sprintf("; until %s they were %s", instant(p.end), strings.Join(p.before.Operators, ", "))
+		v.Next = "clawfs pull PLACE --admit, for what the others have renewed"
+		return v
 	}
-	if all := votes(q, st, s, revoked, ReasonRestricted); all.Enough() {
+	if p.any.Enough() {
 		v.Reason = ReasonRestricted
-		v.Detail = fmt.Sprintf("%s needs %d operators, and of %s not all grant it to user %d, mount %s, path %s", release(c, s), a.Needed, strings.Join(all.Operators, ", "), q.UID, q.Mount, q.Path)
+		v.Detail = fmt.Sprintf("%s needs %d operators, and of %s not all grant it to user %d, mount %s, path %s", release(c, s), a.Needed, strings.Join(p.any.Operators, ", "), q.UID, q.Mount, q.Path)
 		v.Next = "open it as the grants say, or ask for one of your own: clawfs grant MODEL.sba"
 	}
 	return v
-}
-
-// votes counts the operators of a result that allow the use, and those who refuse
-// it for a reason that is passed over.
-func votes(q Query, st capstore.Standing, s capstore.Subject, revoked map[hashpipe.Digest]capstore.Revocation, over ...Reason) capstore.Agreement {
-	return st.Agree(func(p capstore.Grant) bool {
-		r, gone := p.Revoked()
-		if !gone {
-			r = revoked[p.ID()]
-		}
-		v := judge(q, p.Capability(), s, r)
-		return v.allowed || slices.Contains(over, v.Reason)
-	})
 }
 
 func (q Query) use() capstore.Use {

@@ -113,3 +113,37 @@ func TestQueueForgetsOldProof(t *testing.T) {
 		t.Errorf("the queue keeps %v, want the envelope alone", left)
 	}
 }
+
+// A submission under other terms, for which nobody asks for a proof, takes none
+// away from a job that waits with one.
+func TestQueueKeepsProofOfOtherTerms(t *testing.T) {
+	b := newBench(t, mints)
+	log := tlogtest.New("log.example/models", "alice")
+	envelope, index := b.logged(log, "1.0.0")
+	log.Fill(t, 2)
+	b.policy.Logs = log.Policy("")
+	submit := func(proof []byte, terms capstore.Terms) {
+		t.Helper()
+		att, err := believe(b.policy, envelope, proof)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := b.queue.SubmitTerms(envelope, att, capstore.Locations{}, 0, terms); err != nil {
+			t.Fatal(err)
+		}
+	}
+	proof := log.Proof(t, index, log.Size())
+	submit(proof, capstore.Terms{})
+	r, err := capstore.NewRestrict(nil, []int64{1000}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	submit(nil, capstore.Terms{Restrict: r})
+	jobs, err := b.store.Jobs()
+	if err != nil || len(jobs) != 2 || jobs[0].Logged.IsZero() {
+		t.Fatalf("jobs: %+v, %v", jobs, err)
+	}
+	if kept, err := os.ReadFile(b.queue.proofFile(jobs[0].SBA)); err != nil || !bytes.Equal(kept, proof) {
+		t.Errorf("of the first job's proof are left %d bytes, %v, want %d", len(kept), err, len(proof))
+	}
+}

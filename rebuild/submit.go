@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/openclaw/clawfs/capstore"
@@ -84,7 +85,7 @@ func (q *Queue) SubmitTerms(sba []byte, att verifier.Attestation, loc capstore.L
 	if again := a.submitAgain(); !again.IsZero() {
 		return capstore.Job{}, fail(capstore.PolicyRefused, "publisher %s has used up the %d jobs of 24 hours that its budget.jobsPerDay in the policy allows; there is room again at %s", a.publisher, a.budget.JobsPerDay, again.UTC().Format(time.RFC3339))
 	}
-	if err := errors.Join(writeWhole(q.sbaFile(att.Digest()), sba), q.writeProof(att)); err != nil {
+	if err := errors.Join(writeWhole(q.sbaFile(att.Digest()), sba), q.keepProof(att, jobs)); err != nil {
 		return capstore.Job{}, fmt.Errorf("submitting %s: %w", st.Predicate.Model, err)
 	}
 	job, err := q.store.AddJob(capstore.Job{
@@ -97,6 +98,18 @@ func (q *Queue) SubmitTerms(sba []byte, att verifier.Attestation, loc capstore.L
 	}
 	q.nudge()
 	return job, nil
+}
+
+// keepProof is writeProof for a new job among others. One that still waits for the
+// same attestation under other terms, and whose row says where that is logged, does
+// not lose its proof to a submission without one.
+func (q *Queue) keepProof(att verifier.Attestation, jobs []capstore.Job) error {
+	if att.Proof() == nil && slices.ContainsFunc(jobs, func(j capstore.Job) bool {
+		return j.SBA == att.Digest() && !j.State.HasEnded() && !j.Logged.IsZero()
+	}) {
+		return nil
+	}
+	return q.writeProof(att)
 }
 
 // writeProof puts the log proof of an attestation beside its envelope, and takes

@@ -124,7 +124,7 @@ func (a *app) newDaemon(log *slog.Logger) (*daemon, error) {
 	if err != nil {
 		return nil, errors.Join(err, store.Close())
 	}
-	if err := checkNewestList(seen, store.View()); err != nil {
+	if err := checkNewestList(seen, policy.Trust().Revokers, store.View()); err != nil {
 		return nil, errors.Join(err, store.Close())
 	}
 	queue, err := rebuild.NewQueue(store, s.Jobs(), a.spawnWorker(log))

@@ -8,21 +8,51 @@ import (
 	"github.com/openclaw/clawfs/capstore"
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/control"
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/memory"
+	"github.com/openclaw/clawfs/verifier/dsse"
 )
 
-// checkNewestList refuses a store whose newest list is older than one that was
-// seen here before: what that one took back would be granted again. A list that
-// the store has and the memory does not is remembered: a daemon died in between.
-func checkNewestList(m memory.Dir, v *capstore.View) error {
-	have := v.List().Sequence()
-	newest, err := m.Raise(memory.ListSequence, have)
-	if err != nil {
-		return err
+// listKind counts the lists of one key. A key that is struck off the policy takes
+// its numbers with it, also if it had used them up.
+func listKind(key dsse.KeyID) memory.Kind { return memory.ListSequence + ":" + memory.Kind(key) }
+
+// checkNewestList refuses a store whose newest list of a revoker is older than one
+// that was seen here before: what that one took back would be granted again. A list
+// that the store has and the memory does not is remembered: a daemon died in
+// between.
+func checkNewestList(m memory.Dir, revokers []capstore.Signer, v *capstore.View) error {
+	newest := make(map[dsse.KeyID]int64)
+	for _, l := range v.Lists() { // the newest last
+		newest[l.Revoker()] = l.Sequence()
 	}
-	if newest > have {
-		return fmt.Errorf("the store's newest revocation list has sequence %d, and this machine has seen %d: it is an older copy, and what was taken back since would open again; next: put back the newer store; or, if it is lost, clawfs memory reset --yes, start the daemon, and clawfs revocations import FILE with the newest list", have, newest)
+	for _, r := range revokers {
+		have := newest[r.Key.ID()]
+		seen, known, err := m.Newest(listKind(r.Key.ID()))
+		if err == nil && have > 0 {
+			seen, err = m.Raise(listKind(r.Key.ID()), have)
+		} else if !known {
+			seen = 0
+		}
+		if err != nil {
+			return err
+		}
+		if seen > have {
+			return fmt.Errorf("the store's newest revocation list of %s (key %s) has sequence %d, and this machine has seen %d: it is an older copy, and what was taken back since would open again; next: put back the newer store; or, if it is lost, clawfs memory reset --yes, start the daemon, and clawfs revocations import FILE with the newest list", r.Operator, r.Key.ID(), have, seen)
+		}
 	}
 	return nil
+}
+
+// newestListSeen is the highest sequence of a list that this machine has seen of a
+// revoker of the policy.
+func newestListSeen(m memory.Dir, revokers []capstore.Signer) (newest int64, err error) {
+	for _, r := range revokers {
+		seen, _, err := m.Newest(listKind(r.Key.ID()))
+		if err != nil {
+			return 0, err
+		}
+		newest = max(newest, seen)
+	}
+	return newest, nil
 }
 
 // lists are the revocation lists, the one in force last.

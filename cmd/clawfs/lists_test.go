@@ -208,7 +208,61 @@ func TestListTravels(t *testing.T) {
 	if err := os.Rename(old, r.state.Store()); err != nil {
 		t.Fatal(err)
 	}
-	r.refused(codeError, []string{"daemon"}, "newest revocation list has sequence 1, and this machine has seen 2", "clawfs memory reset --yes")
+	r.refused(codeError, []string{"daemon"}, "newest revocation list of local", "has sequence 1, and this machine has seen 2", "clawfs memory reset --yes")
+}
+
+// A revoker that is no longer trusted leaves lists behind whose rows are all there:
+// the daemon starts, also if that revoker has used up the sequence, and what the
+// lists took back is the policy's to decide.
+func TestRevokerStruckOff(t *testing.T) {
+	r := newRig(t)
+	r.admit(map[string]string{"a.bin": "a"})
+	key, err := dsse.GenerateKey(dsse.Ed25519)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.change(func(p *verifier.Policy) {
+		p.Revokers = append(p.Revokers, verifier.Operator{Operator: "fleet", Keys: []dsse.PublicKey{key.Public()}})
+	})
+	const last = 1<<53 - 1
+	st, err := capstore.NewList(last, time.Now(), time.Now().Add(time.Hour), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := capstore.SignList(st, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "list")
+	if err := os.WriteFile(file, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r.startDaemon()
+	r.ok("revocations", "issue")
+	early, err := capstore.NewList(2, time.Now().Add(time.Hour), time.Now().Add(24*time.Hour), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ahead, err := capstore.SignList(early, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file+"-ahead", ahead, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r.refused(codeRefused, []string{"revocations", "import", file + "-ahead"}, "revocation list 2: it says that it was issued at ", "one of the clocks is wrong")
+	r.ok("revocations", "import", file)
+	r.stopDaemon(syscall.SIGTERM)
+	r.change(func(p *verifier.Policy) { p.Revokers = p.Revokers[:1] })
+	r.startDaemon()
+	var v inForce
+	r.document(&v, "revocations", "list")
+	if len(v.Lists) != 1 || v.Lists[0].Sequence != 1 || !v.Lists[0].InForce {
+		t.Errorf("lists: %+v, want the first one alone", v.Lists)
+	}
+	r.document(new(issued), "revocations", "issue")
+	r.stopDaemon(syscall.SIGTERM)
+	r.startDaemon()
 }
 
 // A clock that is set back revives nothing, also when daemon and mount start anew:

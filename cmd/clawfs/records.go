@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"time"
 
 	"github.com/openclaw/clawfs/capstore"
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/config"
@@ -96,9 +97,22 @@ func (d *daemon) admitRevocation(envelope []byte) error {
 	return nil
 }
 
+// maxListSkew is how far a revoker's clock may be ahead of this machine's.
+const maxListSkew = 5 * time.Minute
+
 // admitList returns why a list that is in order was not taken: one that is as new
-// is in force.
+// is in force. It refuses a list from the future, which would be fresh for longer
+// than the policy asks. As admitCapability, it asks an empty view first.
 func (d *daemon) admitList(envelope []byte) (known string, err error) {
+	view, err := capstore.NewView(d.pinned.Trust())
+	if err != nil {
+		return "", err
+	}
+	if l, err := view.AdmitList(envelope); err != nil {
+		return "", answerError(http.StatusForbidden, codeSignature, err)
+	} else if now := d.clock.now(); l.IssuedAt().After(now.Add(maxListSkew)) {
+		return "", answerError(http.StatusForbidden, codeRefused, fmt.Errorf("revocation list %d: it says that it was issued at %s, and here it is %s; one of the clocks is wrong", l.Sequence(), l.IssuedAt().Format(time.RFC3339), now.Format(time.RFC3339)))
+	}
 	before := d.store.View().Generation()
 	l, err := d.store.AdmitList(envelope)
 	switch {
@@ -110,7 +124,7 @@ func (d *daemon) admitList(envelope []byte) (known string, err error) {
 		return "", err
 	}
 	// That it was seen is remembered outside the store before it is acknowledged.
-	if _, err := memory.Dir(d.state.Memory()).Raise(memory.ListSequence, l.Sequence()); err != nil {
+	if _, err := memory.Dir(d.state.Memory()).Raise(listKind(l.Revoker()), l.Sequence()); err != nil {
 		return "", fmt.Errorf("revocation list %d is in force and stored, and is not remembered outside the store: %w", l.Sequence(), err)
 	}
 	if d.store.View().Generation() != before {

@@ -149,7 +149,11 @@ func (a *app) issueList(ctx context.Context, life time.Duration, keyRef, out str
 	if err != nil {
 		return err
 	}
-	seen, _, err := memory.Dir(a.config().Memory()).Newest(memory.ListSequence)
+	policy, err := a.config().LoadPolicy()
+	if err != nil {
+		return err
+	}
+	seen, err := newestListSeen(memory.Dir(a.config().Memory()), policy.Trust().Revokers)
 	if err != nil {
 		return err
 	}

@@ -164,7 +164,7 @@ type Kind string
 // "list-sequence:acme".
 const (
 	Time         Kind = "time"          // seconds since 1970
-	ListSequence Kind = "list-sequence" // of revocation lists
+	ListSequence Kind = "list-sequence" // of revocation lists, with the id of the key
 )
 
 var kindPattern = regexp.MustCompile(`^[a-z][a-z-]{0,31}(:[a-z0-9][a-z0-9._-]{0,63})?$`)
