@@ -49,7 +49,7 @@ again, to pin the new one.`,
 			}
 			r, err := verifier.ParseRotation(text)
 			if err != nil {
-				return refusal(args[0], err)
+				return refusal(args[0], notThat(err, text, anyFile))
 			}
 			p := r.Predicate()
 			if p.Role != verifier.RolePublisher && c.Flags().Changed("retire-after") {
