@@ -2,6 +2,7 @@ package capstore
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -112,30 +113,41 @@ type Delegation struct {
 	Delegate            []dsse.KeyID // who may hand it on further; nil: nobody
 }
 
-// Delegate derives a narrower capability from text, which is one, and returns the
-// text of the new one. key is one that the last link of text names. The mint's
-// signature is not checked here, because whoever delegates need not pin the mint:
-// a reader checks all of it.
+// ErrNotDelegable is in the error of Delegate for a capability that may not be
+// handed on with that key, or no further.
+var ErrNotDelegable = errors.New("it may not be handed on")
+
+// Delegate is DelegateContext for a key that lies in this process.
 func Delegate(text []byte, d Delegation, key dsse.PrivateKey) ([]byte, error) {
-	derived, err := derive(text, d, key)
+	return DelegateContext(context.Background(), text, d, key)
+}
+
+// DelegateContext derives a narrower capability from text, which is one, and
+// returns the text of the new one. key is one that the last link of text names:
+// it is asked for a signature only then. The mint's signature is not checked here,
+// because whoever delegates need not pin the mint: a reader checks all of it. An
+// error has ErrNotDelegable, or is about text or d, or is the signer's, with
+// dsse.ErrWrongSignature if what it answered is no signature of key.
+func DelegateContext(ctx context.Context, text []byte, d Delegation, key dsse.Signer) ([]byte, error) {
+	derived, err := derive(ctx, text, d, key)
 	if err != nil {
 		return nil, fmt.Errorf("delegating: %w", err)
 	}
 	return derived, nil
 }
 
-func derive(text []byte, d Delegation, key dsse.PrivateKey) ([]byte, error) {
+func derive(ctx context.Context, text []byte, d Delegation, key dsse.Signer) ([]byte, error) {
 	chain, links, err := unverifiedChain(text)
 	if err != nil {
 		return nil, err
 	}
 	if len(links) > MaxDelegations {
-		return nil, fmt.Errorf("it was handed on %d times already, which is the most", MaxDelegations)
+		return nil, fmt.Errorf("%w: it was handed on %d times already, which is the most", ErrNotDelegable, MaxDelegations)
 	}
 	parent, id := chain[len(chain)-1].Statement, chain[len(chain)-1].ID
 	own := key.Public()
 	if !slices.Contains(parent.Predicate.Delegate, own.ID()) {
-		return nil, fmt.Errorf("capability %s does not name the key %s as one that may hand it on; it names %q", id, own.ID(), parent.Predicate.Delegate)
+		return nil, fmt.Errorf("%w: capability %s does not name the key %s as one that may; it names %q", ErrNotDelegable, id, own.ID(), parent.Predicate.Delegate)
 	}
 	st := parent
 	st.Predicate.Parent = &Reference{DigestSet{id}}
@@ -148,7 +160,7 @@ func derive(text []byte, d Delegation, key dsse.PrivateKey) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	envelope, err := dsse.Sign(dsse.PayloadType, payload, key)
+	envelope, err := dsse.SignContext(ctx, dsse.PayloadType, payload, key)
 	if err != nil {
 		return nil, err
 	}

@@ -55,7 +55,7 @@ func (p *Policy) logged(r PublisherRule, proof, payload []byte, publisher dsse.P
 	case err != nil:
 		return logged{}, refuse(ReasonPolicy, "SBA of %s: %v", model, err)
 	case r.Log == LogRequired && proof == nil:
-		return logged{}, refuse(ReasonLog, "SBA of %s: the policy wants ledgers of publisher %s in a log (%s), and no proof came with this one: expected the file FILE.sba%s; next: clawfs log prove FILE.sba, or, if it is in no log yet, clawfs log add FILE.sba",
+		return logged{}, refuse(ReasonLog, "SBA of %s: the policy wants ledgers of publisher %s in a log (%s), and no proof came with this one: expected the file FILE.sba%s",
 			model, r.Name, strings.Join(origins(logs), ", "), ProofSuffix)
 	case proof == nil || logs.IsZero() && r.Log != LogRequired:
 		return logged{}, nil

@@ -94,7 +94,7 @@ func TestVerifyLogProof(t *testing.T) {
 		want  verifier.Reason
 		text  string
 	}{
-		{"none", nil, verifier.ReasonLog, "FILE.sba.tlog-proof; next: clawfs log prove FILE.sba"},
+		{"none", nil, verifier.ReasonLog, "expected the file FILE.sba.tlog-proof"},
 		{"empty", []byte{}, verifier.ReasonLogMalformed, "expected the line"},
 		{"garbage", []byte("garbage\n"), verifier.ReasonLogMalformed, "expected the line"},
 		{"cut short", good[:len(good)-1], verifier.ReasonLogMalformed, "newline"},

@@ -188,7 +188,7 @@ func NextPolicy(current *Policy, envelope []byte, now time.Time) (SignedPolicy, 
 // least must be newer.
 func NextPolicies(current *Policy, envelopes [][]byte, now time.Time) (SignedPolicy, error) {
 	if current == nil || current.Root == nil {
-		return SignedPolicy{}, refuse(ReasonPolicy, "signed policy: the policy here has no root, so nobody is known who could sign the next one; next: clawfs policy install --first")
+		return SignedPolicy{}, refuse(ReasonPolicy, "signed policy: the policy here has no root, so nobody is known who could sign the next one")
 	}
 	if len(envelopes) == 0 {
 		return SignedPolicy{}, refuse(ReasonMalformed, "signed policy: there is none")

@@ -170,8 +170,8 @@ func TestNextPolicy(t *testing.T) {
 			}
 		})
 	}
-	if _, err := verifier.NextPolicy(f.base, f.sign(next, f.a, f.b), now); err == nil || !strings.Contains(err.Error(), "--first") {
-		t.Errorf("after a policy without a root: %v, want --first", err)
+	if _, err := verifier.NextPolicy(f.base, f.sign(next, f.a, f.b), now); err == nil || !strings.Contains(err.Error(), "has no root") {
+		t.Errorf("after a policy without a root: %v, want it to say so", err)
 	}
 	if _, err := verifier.NextPolicy(nil, f.sign(next, f.a, f.b), now); err == nil {
 		t.Error("after no policy: accepted")

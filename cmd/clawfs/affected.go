@@ -46,9 +46,10 @@ Exit code 0, whatever would fall.`,
 			return a.affected(c.Context(), by, capstore.Kind(kind))
 		},
 	}
-	c.Flags().StringArrayVar(&by, "by", nil, "`what` would be revoked; may be repeated: each is answered by itself")
-	c.Flags().StringVar(&kind, "kind", "", "what kind of thing it is: claim, capability, sba, publisher, mint, image or file")
+	c.Flags().StringArrayVar(&by, "by", nil, "`what` would be revoked; repeat for more, each is answered by itself")
+	c.Flags().StringVar(&kind, "kind", "", "`kind` of thing that it is: claim, capability, sba, publisher, mint, image or file")
 	c.MarkFlagRequired("by")
+	completes(c, "kind", kindNames())
 	return c
 }
 
@@ -118,12 +119,15 @@ func (a *app) suspect(ctx context.Context, caps []control.Capability, what strin
 	case len(found) == 0 && err == nil:
 		return control.AffectedRequest{Kind: asked[0], Target: d}, nil
 	}
+	if len(found) == 0 {
+		return control.AffectedRequest{}, exitf(codeRefused, "--by %q: no file of that name, and it begins the identity of nothing in the store (names 0 things); next: %s", what, a.command("caps", "-o", "json"))
+	}
 	var names []string
 	for r := range found {
 		names = append(names, fmt.Sprintf("%s %s", r.Kind, r.Target))
 	}
 	slices.Sort(names)
-	return control.AffectedRequest{}, exitf(codeRefused, "--by %q names %d things, want exactly 1: %s; next: give more digits, or --kind", what, len(names), dash(strings.Join(names, ", ")))
+	return control.AffectedRequest{}, exitf(codeRefused, "--by %q names %d things, want exactly 1: %s; next: give more digits, or --kind", what, len(names), strings.Join(names, ", "))
 }
 
 // identify reads a file: a key, an attestation, or any content.

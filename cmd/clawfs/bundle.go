@@ -440,7 +440,7 @@ func (im *importer) finish(path string, err error) error {
 		for _, l := range im.lines {
 			switch l.Outcome {
 			case control.RecordAdmitted, outcomeVerified, outcomeWould:
-				im.a.printf("%s\n", printable(fmt.Sprintf("%s  %s  %s %s %s", l.Outcome, l.Kind, l.Model, l.Version, whereabouts(l))))
+				im.a.printf("%s\n", printable(fmt.Sprintf("%-17s %-15s  %s %s %s", l.Outcome, l.Kind, l.Model, l.Version, whereabouts(l))))
 			}
 		}
 		for _, o := range outcomes {

@@ -23,11 +23,14 @@ func newCapsCommand(a *app) *cobra.Command {
 pending (not begun yet), expired, revoked, waiting (too few operators have the
 same result), disputed (an operator has another result of the same attestation)
 or stale (the revocation list or the policy is too old). "restricted" beside it
-says that it opens for some users, paths or mounts alone; -o json says which. LEVEL is "rebuilt" by one
-operator or "reproduced-N" by N of them. "base revoked" beside it says that a
-model from which it was built was taken back; it opens all the same until it is
-revoked itself. --files shows each file that a capability opens, with its full
-SHA-256.`,
+says that it opens for some users, paths or mounts alone; -o json says which.
+"base revoked" beside it says that a model from which it was built was taken back;
+it opens all the same until it is revoked itself. LEVEL is "rebuilt" by one
+operator or "reproduced-N" by N of them. --files shows each file that a capability
+opens, with its full SHA-256.`,
+		Example: `  clawfs caps
+  clawfs caps --files
+  clawfs caps -o json | jq -r '.[] | select(.state=="waiting") | .missing[]'`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			caps, err := a.client().LoggedCapabilities(c.Context())

@@ -47,6 +47,12 @@ func shellWord(s string) string {
 	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }
 
+// here completes the next command in what a daemon or a mount says, neither of
+// which knows how its state directory was named: they say "next: clawfs VERB".
+func (a *app) here(text string) string {
+	return strings.ReplaceAll(text, "next: clawfs ", "next: "+a.command()+" ")
+}
+
 // answered gives an error of the control socket its exit code and, when nobody
 // answered, the next command.
 func (a *app) answered(err error) error {
@@ -58,10 +64,19 @@ func (a *app) answered(err error) error {
 	case errors.As(err, &gone):
 		return exitf(codeDaemon, "%w; next: %s (clawfs mount and clawfs grant start it by themselves)", err, a.command("daemon"))
 	case errors.As(err, &refused) && refused.Code > 0:
-		return exit(refused.Code, err)
+		return exit(refused.Code, &spoken{a.here(err.Error()), err})
 	}
 	return err
 }
+
+// spoken is an error in other words.
+type spoken struct {
+	text string
+	err  error
+}
+
+func (s *spoken) Error() string { return s.text }
+func (s *spoken) Unwrap() error { return s.err }
 
 // daemon returns a client of a running daemon, and starts one in the
 // background if none answers.

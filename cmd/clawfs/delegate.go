@@ -18,15 +18,16 @@ import (
 
 func newDelegateCommand(a *app) *cobra.Command {
 	var narrow narrowFlags
-	var keyFile, out string
+	var keyRef, out string
 	c := &cobra.Command{
-		Use:   "delegate CAP --key KEYFILE --out FILE.cap",
+		Use:   "delegate CAP --key KEY --out FILE.cap",
 		Short: "Derive a narrower capability from one that names your key",
 		Long: `delegate signs a capability that permits less than CAP does, and writes it with
 all that it derives from. CAP is the ID that caps shows (eight digits are enough
-if they are unique), or a file. CAP has to name the key of --key as one that may
-hand it on: grant --delegate-to and delegate --to say so. No mint, no rebuild and
-no daemon is needed for a file; whoever imports the result checks every signature.
+if they are unique), or a file that clawfs export wrote. CAP has to name the key
+of --key as one that may hand it on: grant --delegate-to and delegate --to say so.
+No mint, no rebuild and no daemon is needed for a file; whoever imports the result
+checks every signature.
 
 What it is narrowed to:
 ` + narrowHelp + `
@@ -36,13 +37,16 @@ every one permits, opens. ` + "`--to`" + ` names who may hand it on further, at 
 times in all.
 
 A capability that is handed on falls with each of its links: revoke --kind
-capability with the ID of one of them, or --kind mint with the key of one.`,
+capability with the ID of one of them, or --kind mint with the key of one.
+
+Exit code 3: CAP does not name that key, was handed on four times, or is over.
+4: CAP is no capability, or the key's program answered with no signature of it.`,
 		Example: `  clawfs grant langid.sba --wait --delegate-to lead.pub
   clawfs delegate 4f6c1d2e --key lead --path-prefix team --uid 1000 --out team.cap
-  clawfs delegate all.cap --key lead --to host7.pub --not-after 2026-12-31 --out host7.cap`,
+  clawfs delegate langid.cap --key ssh-agent:lead.pub --to host7.pub --not-after 2026-12-31 --out host7.cap`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			d, err := a.delegate(c.Context(), args[0], narrow, keyFile, out)
+			d, err := a.delegate(c.Context(), args[0], narrow, keyRef, out)
 			if err != nil {
 				return err
 			}
@@ -51,7 +55,7 @@ capability with the ID of one of them, or --kind mint with the key of one.`,
 	}
 	f := c.Flags()
 	narrow.register(f, "to")
-	f.StringVar(&keyFile, "key", "", "private `keyfile` that CAP names: PKCS#8 PEM or OpenSSH")
+	f.StringVar(&keyRef, "key", "", keyHelp+", which CAP names")
 	f.StringVar(&out, "out", "", "`file` to write")
 	c.MarkFlagRequired("key")
 	c.MarkFlagRequired("out")
@@ -74,7 +78,7 @@ type handedOn struct {
 	Files        []string        `json:"files"`
 }
 
-func (a *app) delegate(ctx context.Context, ref string, narrow narrowFlags, keyFile, out string) (handedOn, error) {
+func (a *app) delegate(ctx context.Context, ref string, narrow narrowFlags, keyRef, out string) (handedOn, error) {
 	now := time.Now()
 	r, err := narrow.restrict()
 	if err != nil {
@@ -102,13 +106,16 @@ func (a *app) delegate(ctx context.Context, ref string, narrow narrowFlags, keyF
 	if until.IsZero() || parent.NotAfter.Before(until) {
 		until = parent.NotAfter
 	}
-	key, err := a.readPrivateKey(keyFile)
+	key, err := a.openSigner(ctx, keyRef)
 	if err != nil {
 		return handedOn{}, err
 	}
-	text, err = capstore.Delegate(text, capstore.Delegation{NotBefore: parent.NotBefore, NotAfter: until, Restrict: r, Delegate: ids}, key)
-	if err != nil {
+	text, err = capstore.DelegateContext(ctx, text, capstore.Delegation{NotBefore: parent.NotBefore, NotAfter: until, Restrict: r, Delegate: ids}, key)
+	if errors.Is(err, capstore.ErrNotDelegable) {
 		return handedOn{}, exit(codeRefused, err)
+	}
+	if err != nil {
+		return handedOn{}, signed(err)
 	}
 	if err := createFile(out, text, 0o644); err != nil {
 		return handedOn{}, err
@@ -138,7 +145,7 @@ func (a *app) showHandedOn(d handedOn) {
 func describeCapability(file string, text []byte) (handedOn, error) {
 	chain, err := capstore.UnverifiedChain(text)
 	if err != nil {
-		return handedOn{}, exitf(codeSignature, "%s: %w", printable(file), err)
+		return handedOn{}, exitf(codeSignature, "%s: %w", printable(file), notThat(err, text, aCapability))
 	}
 	last := chain[len(chain)-1]
 	p := chain[0].Statement.Predicate

@@ -138,7 +138,7 @@ unique. Exit code 3: CLAIM is no result of SBA, or nothing stands against it.`,
 	}
 	f := c.Flags()
 	f.StringVar(&uphold, "uphold", "", "the `claim` that stays")
-	f.StringVar(&reason, "reason", "", "one line, shown to whoever is refused")
+	f.StringVar(&reason, "reason", "", "`text` of one line, shown to whoever is refused")
 	f.StringVar(&keyRef, "key", "", keyHelp+" (default revoke.key in the state directory)")
 	c.MarkFlagRequired("uphold")
 	c.MarkFlagRequired("reason")
@@ -166,7 +166,7 @@ func (a *app) resolveDispute(ctx context.Context, sba, claim, reason, keyRef str
 		return err
 	}
 	text := fmt.Sprintf("claim %s of %s upheld: %s", shortest(up.Claim), shortest(d.SBA), reason)
-	key, err := a.openSigner(ctx, keyRef)
+	key, err := a.openRevoker(ctx, keyRef)
 	if err != nil {
 		return err
 	}

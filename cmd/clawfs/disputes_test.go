@@ -150,7 +150,7 @@ func TestDispute(t *testing.T) {
 		{[]string{id, "--uphold", claim[:7], "--reason", "x"}, codeRefused, "at least 8 digits"},
 		{[]string{id, "--uphold", strings.Repeat("ab", 32), "--reason", "x"}, codeRefused, "is a side of 0 disputes"},
 		{[]string{claim, "--uphold", claim, "--reason", "x"}, codeRefused, "no dispute over attestation"},
-		{[]string{id, "--uphold", claim, "--reason", "x", "--key", stranger}, codeSignature, "trusted revoker"},
+		{[]string{id, "--uphold", claim, "--reason", "x", "--key", stranger}, codeSignature, "is no revoker of the policy"},
 	} {
 		r.refused(x.code, append([]string{"resolve"}, x.args...), x.want)
 	}

@@ -128,7 +128,7 @@ operators, or without a fresh revocation list), or a provenance is of something 
 	f.StringVar(&keyRef, "key", "", keyHelp)
 	f.StringVar(&out, "out", "", "write the signed summary to this `file`, - for standard output")
 	f.StringVar(&resource, "resource", "", "`URI` of what is summed up (default pkg:generic/MODEL@VERSION)")
-	f.StringArrayVar(&provenance, "provenance", nil, "a signed record of a rebuild, as record --out writes it; may be repeated")
+	f.StringArrayVar(&provenance, "provenance", nil, "`file` with a signed record of a rebuild, as record --out writes it (repeat)")
 	c.MarkFlagRequired("out")
 	return c
 }

@@ -107,7 +107,11 @@ func (a *app) grant(ctx context.Context, path string, beside proofFlags, s contr
 	}
 	att, err := policy.Verify(envelope, proof, time.Now())
 	if err != nil {
-		return refusal(path, explainMalformed(err))
+		var r *verifier.Refusal
+		if proof == nil && errors.As(err, &r) && r.Reason == verifier.ReasonLog {
+			err = fmt.Errorf("%w; next: %s, or, if it is in no log yet, %s", err, a.command("log", "prove", path), a.command("log", "add", path))
+		}
+		return refusal(path, explainMalformed(notThat(err, envelope, anAttestation)))
 	}
 	if err := known(att.Ledger().Statement(), s.Locations); err != nil {
 		return err

@@ -71,8 +71,12 @@ func (a *app) importCapability(ctx context.Context, path string) error {
 		a.printf("capability %s: %s\n", res.ID, what)
 		if k := answer.Capability; k != nil {
 			a.printf("  model        %s %s\n  operator     %s\n  state        %s\n", printable(k.Model), printable(k.Version), printable(k.Operator), k.State)
-			for _, r := range k.Restrictions {
-				a.printf("  only         %s\n", printable(r))
+			for i, r := range k.Restrictions {
+				label := "only"
+				if i > 0 {
+					label = "and only"
+				}
+				a.printf("  %-12s %s\n", label, printable(r))
 			}
 		}
 		for _, m := range late {

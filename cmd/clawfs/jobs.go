@@ -18,7 +18,8 @@ func newJobsCommand(a *app) *cobra.Command {
 		Short: "List the rebuilds, oldest first",
 		Long: `jobs lists the rebuilds that wait, run or ended in the last 90 days. The last column
 says what a job waits for and until when, or why it did not grant.`,
-		Args: cobra.NoArgs,
+		Example: "  clawfs jobs\n  clawfs jobs -o json | jq -r '.[] | select(.state==\"running\") | .id'",
+		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			jobs, err := a.client().Jobs(c.Context())
 			if err != nil {

@@ -48,7 +48,7 @@ revocations that they signed would end with them.`,
 			}
 			r, err := verifier.ParseRotation(text)
 			if err != nil {
-				return refusal(args[0], err)
+				return refusal(args[0], notThat(err, text, anyFile))
 			}
 			p := r.Predicate()
 			if p.Role != verifier.RolePublisher && c.Flags().Changed("retire-after") {

@@ -89,10 +89,11 @@ record too. Have it revoked, and the new one trusted by hand.`,
 	f := c.Flags()
 	f.StringVar(&oldRef, "old", "", "the `key` that is trusted, which authorises the new one")
 	f.StringVar(&newRef, "new", "", "the `key` that takes its place")
-	f.StringVar(&role, "role", "", "publisher, mint or revoker")
+	f.StringVar(&role, "role", "", "`role` of the keys: publisher, mint or revoker")
+	completes(c, "role", []string{string(verifier.RolePublisher), string(verifier.RoleMint), string(verifier.RoleRevoker)})
 	f.StringVar(&name, "name", "", "`name` of the publisher's rule or of the operator in the policies")
 	f.StringVar(&notBefore, "not-before", "", "`time` from which the new key counts, such as 2027-01-01T00:00:00Z (default: at once)")
-	f.StringVar(&reason, "reason", "scheduled rotation", "one line, for whoever adopts it")
+	f.StringVar(&reason, "reason", "scheduled rotation", "`text` of one line, for whoever adopts it")
 	f.StringVar(&out, "out", "", "`file` to write, - for standard output")
 	for _, name := range []string{"old", "new", "role", "name", "out"} {
 		c.MarkFlagRequired(name)

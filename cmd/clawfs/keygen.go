@@ -15,7 +15,7 @@ func newKeygenCommand(a *app) *cobra.Command {
 	var algorithm, out string
 	c := &cobra.Command{
 		Use:   "keygen --out PREFIX",
-		Short: "Make a publisher's key pair",
+		Short: "Make a key pair: of a publisher, a root, a delegate, a revoker",
 		Long: `Writes the private key to PREFIX (PKCS#8 PEM, readable by its owner only) and
 the public key to PREFIX.pub (PEM), and prints the key's id: the SHA-256 of the
 public key. Existing files are never overwritten.
@@ -47,7 +47,8 @@ ssh-keygen work everywhere a key file is asked for, too.`,
 			})
 		},
 	}
-	c.Flags().StringVar(&algorithm, "algorithm", dsse.Ed25519, "ed25519 or ecdsa-p256")
+	c.Flags().StringVar(&algorithm, "algorithm", dsse.Ed25519, "`algorithm`: ed25519 or ecdsa-p256")
+	completes(c, "algorithm", []string{dsse.Ed25519, dsse.ECDSAP256})
 	c.Flags().StringVar(&out, "out", "", "`prefix` of the two files")
 	c.MarkFlagRequired("out")
 	return c

@@ -149,7 +149,7 @@ func TestListTravels(t *testing.T) {
 	}{
 		{[]string{"issue", "--valid", "0d"}, codeUsage, "want 1d to 3660d"},
 		{[]string{"issue", "--valid", "soon"}, codeUsage, "want a time of at least 1s"},
-		{[]string{"issue", "--key", r.state.MintKey()}, codeSignature, "not signed by a trusted revoker"},
+		{[]string{"issue", "--key", r.state.MintKey()}, codeSignature, "is no revoker of the policy"},
 		{[]string{"import", r.state.Policy()}, codeRefused, "want a signed revocation or revocation list"},
 		{[]string{"import", filepath.Join(dir, "nosuch")}, codeError, "no such file"},
 		{[]string{"import"}, codeUsage, "FILE"},

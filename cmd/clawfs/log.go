@@ -103,11 +103,11 @@ func readEntry(path, keyFile string) (entry, error) {
 	}
 	e, err := dsse.Parse(data)
 	if err != nil {
-		return entry{}, exitf(codeRefused, "%s: %w", printable(path), err)
+		return entry{}, exitf(codeRefused, "%s: %w", printable(path), notThat(err, data, anyFile))
 	}
 	leaf, err := translog.ClaimedLeaf(e)
 	if err != nil {
-		return entry{}, exitf(codeRefused, "%s: %w", printable(path), err)
+		return entry{}, exitf(codeRefused, "%s: %w", printable(path), notThat(err, data, anyFile))
 	}
 	if keyFile == "" {
 		return entry{data, leaf}, nil

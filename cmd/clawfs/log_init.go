@@ -1,10 +1,13 @@
 package main
 
 import (
+	"fmt"
+
 	"github.com/spf13/cobra"
 
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/config"
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/translog/logserver"
+	"github.com/openclaw/clawfs/verifier"
 )
 
 func newLogInitCommand(a *app) *cobra.Command {
@@ -34,6 +37,9 @@ tree, and without it the log is at its end.`,
 			text, err := readBounded(policy, config.MaxFile)
 			if err != nil {
 				return err
+			}
+			if _, err := verifier.ParsePolicy(text); err != nil {
+				return fmt.Errorf("--policy %s: %w", shellWord(policy), notThat(err, text, anyFile))
 			}
 			key, err := logserver.Create(args[0], origin, text)
 			if err != nil {

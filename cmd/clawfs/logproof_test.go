@@ -117,6 +117,9 @@ func TestGrantRefusesLogProofs(t *testing.T) {
 		*at = 'A'
 	}
 
+	r.beside(sba, nil, nil)
+	r.refused(codeRefused, []string{"grant", sba}, "next: clawfs --state "+string(r.state)+" log prove "+sba+", or, if it is in no log yet, clawfs --state "+string(r.state)+" log add "+sba)
+
 	refuse := func(when string) {
 		t.Helper()
 		for _, tt := range []struct {
@@ -125,7 +128,7 @@ func TestGrantRefusesLogProofs(t *testing.T) {
 			code  int
 			want  string
 		}{
-			{"missing", nil, codeRefused, "expected the file FILE.sba.tlog-proof; next: clawfs log prove FILE.sba"},
+			{"missing", nil, codeRefused, "expected the file FILE.sba.tlog-proof"},
 			{"empty", []byte{}, codeRefused, "tlog-proof@v1"},
 			{"a checkpoint alone", log.Checkpoint(t, size), codeRefused, "tlog-proof@v1"},
 			{"another leaf", log.Proof(t, index-1, size), codeRefused, "lead elsewhere"},

@@ -15,8 +15,9 @@ func newMemoryCommand(a *app) *cobra.Command {
 	return group("memory", "Show what was seen and must not be forgotten, or begin anew",
 		`The state directory remembers, outside the store, the newest checkpoint of each
 transparency log, and the highest sequence and time that were seen. So an older
-log or list is noticed, and a log that shows two trees is refused from then on. A memory that is missing or damaged refuses everything that
-has to be compared with it.`,
+log or list is noticed, and a log that shows two trees is refused from then on. A
+memory that is missing or damaged refuses everything that has to be compared with
+it.`,
 		newMemoryShowCommand(a), newMemoryResetCommand(a))
 }
 

@@ -75,7 +75,7 @@ stays with the mount when the daemon starts it again.`,
 	flags.add(c.Flags())
 	c.Flags().BoolVar(&foreground, "foreground", false, "serve in this process; refusals are written to standard error")
 	for flag, values := range map[string][]string{"seal": config.Seals, "bind": config.Binds, "mode": {modeEnforce, modeAudit}} {
-		c.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
+		completes(c, flag, values)
 	}
 	return c
 }

@@ -106,7 +106,7 @@ func readRecordFile(path string) (registry.Record, error) {
 	}
 	r, err := registry.Identify(text)
 	if err != nil {
-		return registry.Record{}, exitf(codeRefused, "%s: %w; want a signed record: attestation, capability, provenance, revocation or policy", printable(path), err)
+		return registry.Record{}, exitf(codeRefused, "%s: want a signed record (attestation, capability, provenance, revocation or policy): %w", printable(path), notThat(err, text, anyFile))
 	}
 	if r.Kind != registry.SBA {
 		return r, nil

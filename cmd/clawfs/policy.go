@@ -42,18 +42,18 @@ func readPolicyFile(path string) (policyDoc, error) {
 	if !bytes.Contains(data, []byte(`"payload"`)) {
 		p, err := verifier.ParsePolicy(data)
 		if err != nil {
-			return policyDoc{}, exitf(codeRefused, "%s: %w", printable(path), err)
+			return policyDoc{}, exitf(codeRefused, "%s: %w", printable(path), notThat(err, data, aSignedPolicy))
 		}
 		return policyDoc{policy: p, text: data}, nil
 	}
 	envelopes, err := verifier.SplitPolicies(data)
 	if err != nil {
-		return policyDoc{}, refusal(printable(path), err)
+		return policyDoc{}, refusal(printable(path), notThat(err, data, aSignedPolicy))
 	}
 	last := envelopes[len(envelopes)-1]
 	p, text, err := verifier.UnverifiedPolicy(last)
 	if err != nil {
-		return policyDoc{}, refusal(printable(path), err)
+		return policyDoc{}, refusal(printable(path), notThat(err, data, aSignedPolicy))
 	}
 	return policyDoc{policy: p, text: text, envelope: last}, nil
 }

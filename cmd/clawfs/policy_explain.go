@@ -105,7 +105,7 @@ func explainPolicy(p *verifier.Policy, model string, now time.Time) explainedPol
 			MinimumSequence: r.MinimumSequence[model], Log: r.Log, Budget: r.Budget,
 		}
 	} else {
-		refuse("no publisher's rule names %s, so every ledger of it is refused; next: clawfs publisher trust", model)
+		refuse("no publisher's rule names %s, so every ledger of it is refused; next: clawfs publisher trust KEYFILE --name NAME --models %s", model, shellWord(model))
 	}
 	rule, ok := p.AcceptRule(model)
 	switch {

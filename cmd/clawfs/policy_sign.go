@@ -84,7 +84,7 @@ to sign.`,
 	}
 	f := c.Flags()
 	f.StringVar(&out, "out", "", "`file` to write, which must not exist, - for standard output")
-	f.StringVar(&expires, "expires", "2160h", "when the revision ends: a time, a date, or a duration from now")
+	f.StringVar(&expires, "expires", "2160h", "`time` when the revision ends: a time (RFC 3339), a date, or a duration from now")
 	f.StringArrayVar(&root, "root", nil, "public `keyfile` of the root (repeat)")
 	f.Int64Var(&threshold, "threshold", 0, "how many of the root's keys must sign")
 	c.MarkFlagRequired("out")
@@ -103,7 +103,7 @@ func newPolicySignCommand(a *app) *cobra.Command {
 	var keyRefs []string
 	var out string
 	c := &cobra.Command{
-		Use:   "sign FILE --key KEYFILE",
+		Use:   "sign FILE --key KEY",
 		Short: "Sign a policy, or add a signature to a signed one",
 		Long: `Signs a policy with a root. FILE is a policy.json, then the envelope is written
 beside it as FILE.dsse; or it is such an envelope from another desk, then the
@@ -251,7 +251,11 @@ func (a *app) showSigned(path string, p, before *verifier.Policy, envelope []byt
 		case before == nil && p.Revision > 1:
 			a.printf("next: clawfs policy install %s, if enough keys of the root of revision %d have signed it, too\n", shellWord(path), p.Revision-1)
 		default:
-			a.printf("next: clawfs policy install %s, on every machine\n", shellWord(path))
+			howto := shellWord(path)
+			if p.Revision == 1 {
+				howto += " --first"
+			}
+			a.printf("next: clawfs policy install %s, on every machine\n", howto)
 		}
 	})
 }
@@ -291,7 +295,7 @@ Exit code 0: installed. 3: refused. 4: not signed by the required keys.`,
 			in, err := installer(s, dryRun)(data, first, time.Now())
 			var refused *verifier.Refusal
 			if errors.As(err, &refused) {
-				err = fmt.Errorf("%w; the policy here is unchanged", err)
+				err = fmt.Errorf("%w; the policy here is unchanged%s", notThat(err, data, aSignedPolicy), a.installNext(args[0], first, refused))
 			}
 			if err != nil {
 				return refusal(printable(args[0]), err)
@@ -303,6 +307,19 @@ Exit code 0: installed. 3: refused. 4: not signed by the required keys.`,
 	f.BoolVar(&first, "first", false, "take the root in FILE as it is, on a machine whose policy has none")
 	f.BoolVar(&dryRun, "dry-run", false, "check and show what would change, and install nothing")
 	return c
+}
+
+// installNext is the command that leads on from a refused installation, if one does.
+func (a *app) installNext(path string, first bool, refused *verifier.Refusal) string {
+	p, err := a.config().LoadPolicy()
+	switch {
+	case refused.Reason == verifier.ReasonMalformed:
+	case exitCode(refusal(path, refused)) == codeSignature:
+		return "; next: " + a.command("policy", "sign", path, "--key", "KEYFILE") + ", by another signer"
+	case err == nil && p.Root == nil && !first:
+		return "; next: " + a.command("policy", "install", path, "--first")
+	}
+	return ""
 }
 
 func installer(s config.State, dryRun bool) func([]byte, bool, time.Time) (config.Installation, error) {

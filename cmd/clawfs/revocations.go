@@ -118,7 +118,7 @@ What it signs it has checked itself, by the keys of the policy.`,
 		},
 	}
 	f := c.Flags()
-	f.StringVar(&valid, "valid", "7d", "how `long` the list serves at most, such as 36h or 7d")
+	f.StringVar(&valid, "valid", "7d", "`time` that the list serves at most, such as 36h or 7d")
 	f.StringVar(&out, "out", "", "write the signed list to this `file`, - for standard output")
 	f.StringVar(&keyRef, "key", "", keyHelp+" (default revoke.key in the state directory)")
 	return c
@@ -157,7 +157,7 @@ func (a *app) issueList(ctx context.Context, life time.Duration, keyRef, out str
 	if err != nil {
 		return err
 	}
-	key, err := a.openSigner(ctx, keyRef)
+	key, err := a.openRevoker(ctx, keyRef)
 	if err != nil {
 		return err
 	}
@@ -294,7 +294,7 @@ func readRevocationFile(path string) (control.RecordSubmission, error) {
 		err = json.Unmarshal(e.UnverifiedPayload(), &head)
 	}
 	if err != nil {
-		return control.RecordSubmission{}, exitf(codeRefused, "%s: want a signed revocation or revocation list: %w", path, err)
+		return control.RecordSubmission{}, exitf(codeRefused, "%s: want a signed revocation or revocation list: %w", path, notThat(err, text, anyFile))
 	}
 	switch head.PredicateType {
 	case capstore.ListType:

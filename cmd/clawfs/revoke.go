@@ -57,15 +57,23 @@ built from what is taken back are listed, and go on opening;
 		},
 	}
 	f := c.Flags()
-	f.StringVar(&kind, "kind", string(capstore.KindClaim), "what is taken back: claim, capability, sba, publisher, mint, image or file")
-	f.StringVar(&reason, "reason", "", "one line, shown to whoever is refused")
+	f.StringVar(&kind, "kind", string(capstore.KindClaim), "`kind` of what is taken back: claim, capability, sba, publisher, mint, image or file")
+	f.StringVar(&reason, "reason", "", "`text` of one line, shown to whoever is refused")
 	f.StringVar(&keyRef, "key", "", keyHelp+" (default revoke.key in the state directory)")
 	f.BoolVar(&derived, "derived", false, "take back too what was built from it, however far down")
 	c.MarkFlagRequired("reason")
+	completes(c, "kind", kindNames())
 	return c
 }
 
 var kinds = []capstore.Kind{capstore.KindClaim, capstore.KindCapability, capstore.KindSBA, capstore.KindPublisher, capstore.KindMint, capstore.KindImage, capstore.KindFile}
+
+func kindNames() (list []string) {
+	for _, k := range kinds {
+		list = append(list, string(k))
+	}
+	return list
+}
 
 // revoke prepares every revocation before it sends the first, so that a wrong
 // ID revokes nothing.
@@ -81,7 +89,7 @@ func (a *app) revoke(ctx context.Context, kind capstore.Kind, ids []string, reas
 	if err != nil {
 		return err
 	}
-	key, err := a.openSigner(ctx, keyRef)
+	key, err := a.openRevoker(ctx, keyRef)
 	if err != nil {
 		return err
 	}
@@ -264,6 +272,31 @@ func (a *app) showReaders(list []reader) {
 	a.printf("these go on reading it until they end, because they had it open already:\n")
 	a.table([]string{"PID", "COMM", "HOW", "PATH"}, rows)
 	a.printf("next: kill %s\n", strings.Join(pids, " "))
+}
+
+// openRevoker is openSigner for a key that has to be one of a revoker of the
+// policy: what another one signs counts nowhere. Where the policy cannot be read,
+// the daemon says so by its own.
+func (a *app) openRevoker(ctx context.Context, ref string) (dsse.Signer, error) {
+	key, err := a.openSigner(ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	policy, err := a.config().LoadPolicy()
+	if err != nil {
+		return key, nil
+	}
+	var names []string
+	for _, o := range policy.Revokers {
+		if slices.Contains(o.Keys, key.Public()) {
+			return key, nil
+		}
+		for _, k := range o.Keys {
+			names = append(names, fmt.Sprintf("%s (key id %s)", o.Operator, k.ID()))
+		}
+	}
+	return nil, exitf(codeSignature, "%s (key id %s) is no revoker of the policy, so nothing is signed with it; expected one of %s; next: give --key KEY with the private key of one of them",
+		printable(strings.TrimPrefix(ref, "file:")), key.Public().ID(), dash(strings.Join(names, ", ")))
 }
 
 func signRevocations(ctx context.Context, kind capstore.Kind, targets []hashpipe.Digest, reason string, key dsse.Signer) ([][]byte, error) {

@@ -160,6 +160,11 @@ func unknownVerb(c *cobra.Command, args []string) error {
 }
 
 // group is a verb that only holds other verbs.
+// completes lets shells offer the values of a flag that takes no others.
+func completes(c *cobra.Command, flag string, values []string) {
+	c.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
+}
+
 func group(use, short, long string, verbs ...*cobra.Command) *cobra.Command {
 	c := &cobra.Command{
 		Use: use, Short: short, Long: long,

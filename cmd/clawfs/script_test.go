@@ -137,22 +137,28 @@ func cmdImage(ts *testscript.TestScript, neg bool, args []string) {
 
 // cmdAgent starts an ssh-agent that ends with the script: agent
 func cmdAgent(ts *testscript.TestScript, neg bool, args []string) {
-	// Beside the script's directory: the name of a socket has 107 bytes at most.
+	ts.Setenv("SSH_AUTH_SOCK", startAgent(ts.Fatalf, ts.Defer))
+}
+
+// startAgent starts an ssh-agent, and returns its socket.
+func startAgent(fatalf func(string, ...any), atEnd func(func())) string {
+	// Beside the test's directory: the name of a socket has 107 bytes at most.
 	dir, err := os.MkdirTemp("", "clawfs-agent-")
-	ts.Check(err)
-	ts.Defer(func() { os.RemoveAll(dir) })
+	if err != nil {
+		fatalf("%v", err)
+	}
+	atEnd(func() { os.RemoveAll(dir) })
 	socket := filepath.Join(dir, "agent")
 	cmd := exec.Command("ssh-agent", "-D", "-a", socket)
 	if err := cmd.Start(); err != nil {
-		ts.Fatalf("%v; install it: apt-get install openssh-client", err)
+		fatalf("%v; install it: apt-get install openssh-client", err)
 	}
-	ts.Defer(func() { cmd.Process.Kill(); cmd.Wait() })
+	atEnd(func() { cmd.Process.Kill(); cmd.Wait() })
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
 		if _, err := os.Lstat(socket); err == nil {
-			break
+			return socket
 		} else if time.Now().After(deadline) {
-			ts.Fatalf("ssh-agent does not listen: %v", err)
+			fatalf("ssh-agent does not listen: %v", err)
 		}
 	}
-	ts.Setenv("SSH_AUTH_SOCK", socket)
 }

@@ -24,7 +24,8 @@ func newStatusCommand(a *app) *cobra.Command {
 		Short: "Show the daemon, the mounts, the queue and the store",
 		Long: `status shows what runs for this state directory. Without a daemon it shows the
 mounts that go on without one, and ends with exit code 7.`,
-		Args: cobra.NoArgs,
+		Example: "  clawfs status\n  clawfs status -o json | jq -r '.warnings[]?'",
+		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			s, err := a.client().Status(c.Context())
 			var gone *control.UnreachableError
@@ -69,7 +70,7 @@ func (a *app) showStatus(s control.Status) {
 
 func (a *app) showWarnings(list []string) {
 	for _, w := range list {
-		a.printf("warning: %s\n", printable(w))
+		a.printf("warning: %s\n", printable(a.here(w)))
 	}
 }
 

@@ -35,10 +35,6 @@ const (
 	Capability     Kind = "capability"
 )
 
-// policyType is the payload type of a signed policy, whose payload is policy.json
-// and no statement.
-const policyType = "application/vnd.clawfs.policy+json"
-
 // shape is what this package knows of one kind. A kind has its place in this
 // table and nowhere else.
 type shape struct {
@@ -53,7 +49,7 @@ type shape struct {
 var shapes = []shape{
 	{Revocation, "rev-", digestOnly, []string{capstore.RevocationType}, readRevocation},
 	{RevocationList, "list-", numberAndID, []string{capstore.ListType}, readList},
-	{Policy, "policy-", numberAndID, []string{policyType}, readPolicy},
+	{Policy, "policy-", numberAndID, []string{verifier.PolicyPayloadType}, readPolicy},
 	{SBA, "sba-", digestOnly, []string{verifier.LedgerType}, readSBA},
 	{Provenance, "rec-", digestAndID, []string{record.ProvenanceType, record.FailureType}, readProvenance},
 	{Capability, "cap-", digestAndTwoIDs, []string{capstore.CapabilityType}, readCapability},
@@ -202,8 +198,8 @@ func parseAll(text []byte) ([]dsse.Envelope, error) {
 }
 
 func readStatement(e dsse.Envelope) (statement, error) {
-	if e.UnverifiedPayloadType() == policyType {
-		return statement{PredicateType: policyType, Predicate: e.UnverifiedPayload()}, nil
+	if e.UnverifiedPayloadType() == verifier.PolicyPayloadType {
+		return statement{PredicateType: verifier.PolicyPayloadType, Predicate: e.UnverifiedPayload()}, nil
 	}
 	if got := e.UnverifiedPayloadType(); got != dsse.PayloadType {
 		return statement{}, fmt.Errorf("%w: payloadType %.100q, expected %q", ErrKind, got, dsse.PayloadType)

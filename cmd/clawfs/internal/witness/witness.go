@@ -296,6 +296,9 @@ func readVerifierKey(dir string) (tlog.VerifierKey, error) {
 	path := filepath.Join(dir, vkeyFile)
 	text, err := config.ReadPublic(path)
 	if errors.Is(err, os.ErrNotExist) {
+		if _, there := os.Lstat(dir); there == nil {
+			return tlog.VerifierKey{}, fmt.Errorf("%s is not the directory of a witness: %w; next: name the directory that clawfs witness init made", dir, err)
+		}
 		return tlog.VerifierKey{}, fmt.Errorf("%s is not the directory of a witness: %w; next: clawfs witness init %s --name NAME", dir, err, dir)
 	}
 	if err != nil {

@@ -104,7 +104,7 @@ func Create(dir, origin string, policy []byte) (tlog.VerifierKey, error) {
 func VerifierKey(dir string) (tlog.VerifierKey, error) {
 	text, err := config.ReadPublic(filepath.Join(dir, vkeyFile))
 	if errors.Is(err, fs.ErrNotExist) {
-		return tlog.VerifierKey{}, fmt.Errorf("%s is not the directory of a log: %w", dir, err)
+		return tlog.VerifierKey{}, fmt.Errorf("%s is not the directory of a log: %w; next: name the directory that clawfs log init made", dir, err)
 	}
 	if err != nil {
 		return tlog.VerifierKey{}, fmt.Errorf("log: %w", err)
