@@ -104,7 +104,7 @@ const maxListSkew = 5 * time.Minute
 // is in force. It refuses a list from the future, which would be fresh for longer
 // than the policy asks. As admitCapability, it asks an empty view first.
 func (d *daemon) admitList(envelope []byte) (known string, err error) {
-	view, err := capstore.NewView(d.pinned.Trust())
+	view, err := capstore.NewView(d.pinned.policy.Load().Trust())
 	if err != nil {
 		return "", err
 	}

@@ -70,7 +70,7 @@ func (d *daemon) repin() error {
 	d.log.Warn("the policy has changed: other mints, revokers or rules count", "revision", policy.Revision, "policy", policy.Digest.String(), "capabilities", len(d.store.All()))
 	d.logRejected()
 	// The rows of a revoker who is trusted again may have a newer list.
-	if err := checkNewestList(memory.Dir(d.state.Memory()), d.store.View()); err != nil {
+	if err := checkNewestList(memory.Dir(d.state.Memory()), policy.Trust().Revokers, d.store.View()); err != nil {
 		d.log.Error("the daemon would not start again", "error", err)
 	}
 	return nil
