@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"regexp"
 	"strings"
 	"syscall"
 	"time"
@@ -47,10 +48,21 @@ func shellWord(s string) string {
 	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }
 
-// here completes the next command in what a daemon or a mount says, neither of
-// which knows how its state directory was named: they say "next: clawfs VERB".
+// stateless finds, behind "next:", commands of verbs that work on a state
+// directory and do not name one.
+var stateless = regexp.MustCompile(`(: |, |or |then )clawfs ((?:affected|bundle|caps|daemon|disputes|export|grant|import|jobs?|key adopt|memory|mount|umount|` +
+	`policy (?:check|diff|edit|explain|export|install|show)|publisher|pull|push|record|resolve|revocations|revoke|status)\b)`)
+
+// here completes the next commands in a sentence by --state, where a command
+// would go to another state directory without it. Packages, daemons and mounts do
+// not know how theirs was named.
 func (a *app) here(text string) string {
-	return strings.ReplaceAll(text, "next: clawfs ", "next: "+a.command()+" ")
+	said, next, ok := strings.Cut(text, "next:")
+	if !ok || a.state == "" || a.command() == "clawfs" {
+		return text
+	}
+	with := strings.ReplaceAll(a.command(), "$", "$$")
+	return said + "next" + stateless.ReplaceAllString(":"+next, "${1}"+with+" ${2}")
 }
 
 // answered gives an error of the control socket its exit code and, when nobody
@@ -64,7 +76,7 @@ func (a *app) answered(err error) error {
 	case errors.As(err, &gone):
 		return exitf(codeDaemon, "%w; next: %s (clawfs mount and clawfs grant start it by themselves)", err, a.command("daemon"))
 	case errors.As(err, &refused) && refused.Code > 0:
-		return exit(refused.Code, &spoken{a.here(err.Error()), err})
+		return exit(refused.Code, err)
 	}
 	return err
 }

@@ -47,7 +47,7 @@ Exit code 3: CAP does not name that key, was handed on four times, or is over.
 		Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			d, err := a.delegate(c.Context(), args[0], narrow, keyRef, out)
-			if err != nil {
+			if err != nil || out == "-" {
 				return err
 			}
 			return a.print(d, func() { a.showHandedOn(d) })
@@ -56,7 +56,7 @@ Exit code 3: CAP does not name that key, was handed on four times, or is over.
 	f := c.Flags()
 	narrow.register(f, "to")
 	f.StringVar(&keyRef, "key", "", keyHelp+", which CAP names")
-	f.StringVar(&out, "out", "", "`file` to write")
+	f.StringVar(&out, "out", "", "`file` to write, which must not exist, - for standard output")
 	c.MarkFlagRequired("key")
 	c.MarkFlagRequired("out")
 	return c
@@ -117,7 +117,7 @@ func (a *app) delegate(ctx context.Context, ref string, narrow narrowFlags, keyR
 	if err != nil {
 		return handedOn{}, signed(err)
 	}
-	if err := createFile(out, text, 0o644); err != nil {
+	if err := a.createResult(out, text); err != nil {
 		return handedOn{}, err
 	}
 	return describeCapability(out, text)

@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 
 	"github.com/openclaw/clawfs/verifier/dsse"
@@ -78,6 +79,12 @@ esac
 			t.Errorf("--key %s: the store has %s, want %s", ref, got.ID(), d.ID)
 		}
 	}
+
+	// To standard output goes the capability, and to a file only if there is none.
+	if got := r.ok("delegate", path("all.cap"), "--key", path("lead"), "--out", "-"); strings.Count(got, "\n") != 2 || !strings.HasPrefix(got, "{") {
+		t.Errorf("--out - printed %q, want two envelopes", got)
+	}
+	r.refused(1, []string{"delegate", path("all.cap"), "--key", path("lead"), "--out", path("narrow0")}, "exists already", "next: give another --out")
 
 	out := path("none.cap")
 	for _, tt := range []struct {

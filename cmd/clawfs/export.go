@@ -126,7 +126,7 @@ operators, or without a fresh revocation list), or a provenance is of something 
 	f := c.Flags()
 	f.StringVar(&vsa, "vsa", "", "the `capability` that is summed up")
 	f.StringVar(&keyRef, "key", "", keyHelp)
-	f.StringVar(&out, "out", "", "write the signed summary to this `file`, - for standard output")
+	f.StringVar(&out, "out", "", "write it to this `file`, - for standard output")
 	f.StringVar(&resource, "resource", "", "`URI` of what is summed up (default pkg:generic/MODEL@VERSION)")
 	f.StringArrayVar(&provenance, "provenance", nil, "`file` with a signed record of a rebuild, as record --out writes it (repeat)")
 	c.MarkFlagRequired("out")
@@ -143,7 +143,7 @@ func (a *app) exportCapability(ctx context.Context, ref, out string) error {
 	if err != nil {
 		return err
 	}
-	if err := createFile(out, text, 0o644); err != nil {
+	if err := a.createResult(out, text); err != nil || out == "-" {
 		return err
 	}
 	return a.print(d, func() { a.showHandedOn(d) })

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 
 	"github.com/spf13/cobra"
@@ -38,6 +40,20 @@ func readLedger(path string) (verifier.Ledger, error) {
 		return verifier.Ledger{}, exitf(codeRefused, "%s: %w", path, err)
 	}
 	return l, nil
+}
+
+// createResult writes what a verb made to a file that may not exist, or to standard
+// output for "-": then nothing else goes there.
+func (a *app) createResult(path string, data []byte) error {
+	if path == "-" {
+		_, err := a.stdout.Write(data)
+		return err
+	}
+	err := createFile(path, data, 0o644)
+	if errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("%s exists already, and is not overwritten; next: give another --out", shellWord(path))
+	}
+	return err
 }
 
 // writeResult writes data to path, or to standard output when path is "-".

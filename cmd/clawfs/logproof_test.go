@@ -308,7 +308,7 @@ func TestGrantRemembersLogs(t *testing.T) {
 
 	// Two trees of one size: kept, loud, and the end of this log here.
 	r.beside(sba, fork.Proof(t, index, log.Size()), nil)
-	r.refused(codeRefused, []string{"grant", sba}, "got two", "next: clawfs memory show log.example/models")
+	r.refused(codeRefused, []string{"grant", sba}, "got two", "next: clawfs --state "+string(r.state)+" memory show log.example/models")
 	for range 2 {
 		r.beside(sba, log.Proof(t, index, log.Size()), nil)
 		r.refused(codeRefused, []string{"grant", sba}, "got two")
@@ -333,7 +333,7 @@ func TestGrantRemembersLogs(t *testing.T) {
 	if err := os.Remove(filepath.Join(r.state.Memory(), "logs")); err != nil {
 		t.Fatal(err)
 	}
-	r.refused(codeError, []string{"grant", sba}, "what was seen before is lost", "clawfs memory reset --yes")
+	r.refused(codeError, []string{"grant", sba}, "what was seen before is lost", "clawfs --state "+string(r.state)+" memory reset --yes")
 	text, err := os.ReadFile(sba)
 	if err != nil {
 		t.Fatal(err)

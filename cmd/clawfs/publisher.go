@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -200,9 +201,18 @@ to take them back, revoke them.`,
 func (a *app) readPolicy() (config.Policy, error) {
 	p, err := a.config().LoadPolicy()
 	if errors.Is(err, fs.ErrNotExist) {
-		return p, fmt.Errorf("no policy in %s; next: clawfs init --state %s", a.state, a.state)
+		return p, a.noPolicy()
 	}
 	return p, err
+}
+
+// noPolicy is the error where policy.json is missing.
+func (a *app) noPolicy() error {
+	signed := a.config().SignedPolicy()
+	if _, err := os.Lstat(signed); err == nil {
+		return fmt.Errorf("no policy.json in %s, and a signed policy beside it; next: %s", a.state, a.command("policy", "install", signed))
+	}
+	return fmt.Errorf("no policy in %s; next: clawfs init --state %s", a.state, a.state)
 }
 
 // editPolicy replaces policy.json, or with a draft that file, by what edit makes
@@ -233,7 +243,7 @@ func (a *app) editPolicy(draft string, edit func(*verifier.Policy) (*verifier.Po
 	case errors.Is(err, config.ErrSigned):
 		return exitf(codeRefused, "%w; with --draft DRAFT.json this verb changes the draft", err)
 	case errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("no policy in %s; next: clawfs init --state %s", a.state, a.state)
+		return a.noPolicy()
 	case err != nil:
 		return err
 	}

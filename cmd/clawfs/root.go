@@ -50,6 +50,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		err = exit(codeUsage, usageError(c, err))
 	}
 	err = a.stateError(err)
+	err = &spoken{a.here(err.Error()), err}
 	reportError(stderr, err, a.output)
 	return exitCode(err)
 }
