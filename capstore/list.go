@@ -390,6 +390,9 @@ func (v *View) newer(l List) (have List, err error) {
 	if v.outgrown[l.ID()] {
 		return l, nil
 	}
+	if l.Sequence() == v.list.Sequence() && !l.repeatedBy(v.list) {
+		return List{}, fmt.Errorf("%w: two lists have the sequence %d, %s of key %s, which is in force, and %s of key %s, which takes back what that one does not: none of it is in force; the next list has to name it", ErrOldList, l.Sequence(), v.list.ID(), v.list.Revoker(), l.ID(), l.Revoker())
+	}
 	if l.Sequence() <= v.list.Sequence() {
 		return List{}, fmt.Errorf("%w: expected a sequence above %d, got %d", ErrOldList, v.list.Sequence(), l.Sequence())
 	}
@@ -436,7 +439,12 @@ func (l List) repeats(old List) bool {
 	if l.predicate().Revoker != old.predicate().Revoker {
 		return false
 	}
-	return !slices.ContainsFunc(old.rec.entries, func(r Revocation) bool { return !l.rec.named[target{r.Kind(), r.target()}] })
+	return old.repeatedBy(l)
+}
+
+// repeatedBy reports whether by takes back everything that l does.
+func (l List) repeatedBy(by List) bool {
+	return !slices.ContainsFunc(l.rec.entries, func(r Revocation) bool { return !by.rec.named[target{r.Kind(), r.target()}] })
 }
 
 func (v *View) knowsList(id hashpipe.Digest) bool {

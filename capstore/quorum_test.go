@@ -547,6 +547,29 @@ func TestListRefusals(t *testing.T) {
 	}
 }
 
+// A revoker that signs two lists with one number is told of, because what the second
+// one takes back is not in force.
+func TestTwoListsWithOneSequence(t *testing.T) {
+	c := newCouncil(t)
+	v := view(t, c.trust())
+	entry := func(name string) ListEntry { return ListEntry{KindFile, digestOf(name), "x", during} }
+	if _, err := v.AdmitList(c.list(t, 3, during, entry("a"), entry("b"))); err != nil {
+		t.Fatal(err)
+	}
+	for _, x := range []struct {
+		list []byte
+		want string
+	}{
+		{c.list(t, 3, during, entry("a"), entry("c")), "two lists have the sequence 3"},
+		{c.list(t, 3, during.Add(time.Second), entry("a")), "expected a sequence above 3, got 3"},
+		{c.list(t, 2, during, entry("c")), "expected a sequence above 3, got 2"},
+	} {
+		if _, err := v.AdmitList(x.list); !errors.Is(err, ErrOldList) || !strings.Contains(err.Error(), x.want) {
+			t.Errorf("AdmitList = %v, want %q", err, x.want)
+		}
+	}
+}
+
 // Lists are records of the store: what one took back stays so, whatever is opened.
 func TestStoredLists(t *testing.T) {
 	c := newCouncil(t)
