@@ -21,7 +21,7 @@ import (
 // badInput is one row of the table: what somebody hands to clawfs, and the one
 // answer to it.
 type badInput struct {
-	group, name string
+	name string
 	// make puts the input in place and returns the command line.
 	make func(*bench) []string
 	code int
@@ -61,7 +61,6 @@ func TestBadInput(t *testing.T) {
 	controls, total := 0, 0
 	for _, g := range badGroups {
 		for _, row := range g.rows(b) {
-			row.group = g.name
 			t.Run(g.name+"/"+row.name, func(t *testing.T) {
 				outer := b.t
 				b.t, b.undo = t, nil
