@@ -50,7 +50,7 @@ func readCapability(mints role, text []byte) (Capability, error) {
 	}
 	minter := st.Predicate.Minter.KeyID
 	if !signed(minter, signers) {
-		return Capability{}, fmt.Errorf("capability: minter.keyid is %s, and the signature is by %s", minter, signers[0].ID())
+		return Capability{}, fmt.Errorf("capability: %w: minter.keyid is %s, and the signature is by %s", dsse.ErrUnverified, minter, signers[0].ID())
 	}
 	rec := &capability{
 		chain:    []Statement{st},

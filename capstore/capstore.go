@@ -131,7 +131,7 @@ func checkType(payload []byte, want string) error {
 		PredicateType string `json:"predicateType"`
 	}
 	if err := json.Unmarshal(payload, &head); err != nil {
-		return err
+		return dsse.JSONError(err)
 	}
 	if head.PredicateType != want {
 		return fmt.Errorf("predicateType is %.200q, want %q", head.PredicateType, want)

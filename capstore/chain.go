@@ -64,7 +64,7 @@ func readLink(parent Statement, parentID hashpipe.Digest, envelope []byte) (Stat
 	case p.Parent.Digest.SHA256 != parentID:
 		return fail("its parent is %s, and %s stands before it", p.Parent.Digest.SHA256, parentID)
 	case !slices.Contains(parent.Predicate.Delegate, p.Minter.KeyID):
-		return fail("key %s may not derive from %s, which names %d keys that may", p.Minter.KeyID, parentID, len(parent.Predicate.Delegate))
+		return fail("%w: key %s may not derive from %s, which names %d keys that may", dsse.ErrUnverified, p.Minter.KeyID, parentID, len(parent.Predicate.Delegate))
 	}
 	payload, _, err := e.Verify(dsse.PayloadType, []dsse.PublicKey{p.Minter.PublicKey}, 1)
 	if err != nil {

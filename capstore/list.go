@@ -206,7 +206,7 @@ func parseList(payload []byte) (ListStatement, error) {
 	}
 	var st ListStatement
 	if err := json.Unmarshal(payload, &st, json.RejectUnknownMembers(true)); err != nil {
-		return ListStatement{}, fmt.Errorf("revocation list: %w", err)
+		return ListStatement{}, fmt.Errorf("revocation list: %w", dsse.JSONError(err))
 	}
 	again, err := st.Payload()
 	if err != nil {
@@ -243,7 +243,7 @@ func readList(revokers role, envelope []byte) (List, error) {
 	}
 	by := st.Predicate.Revoker.KeyID
 	if !signed(by, signers) {
-		return List{}, fmt.Errorf("revocation list: revoker.keyid is %s, and the signature is by %s", by, signers[0].ID())
+		return List{}, fmt.Errorf("revocation list: %w: revoker.keyid is %s, and the signature is by %s", dsse.ErrUnverified, by, signers[0].ID())
 	}
 	l := &list{
 		id: hashpipe.SumBytes(payload).Claim(), st: st,

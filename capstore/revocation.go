@@ -135,7 +135,7 @@ func parseRevocation(payload []byte) (RevocationStatement, error) {
 	}
 	var st RevocationStatement
 	if err := json.Unmarshal(payload, &st, json.RejectUnknownMembers(true)); err != nil {
-		return RevocationStatement{}, fmt.Errorf("revocation: %w", err)
+		return RevocationStatement{}, fmt.Errorf("revocation: %w", dsse.JSONError(err))
 	}
 	again, err := st.Payload()
 	if err != nil {
@@ -170,7 +170,7 @@ func readRevocation(revokers role, envelope []byte) (Revocation, error) {
 	}
 	revoker := st.Predicate.Revoker.KeyID
 	if !signed(revoker, signers) {
-		return Revocation{}, fmt.Errorf("revocation: revoker.keyid is %s, and the signature is by %s", revoker, signers[0].ID())
+		return Revocation{}, fmt.Errorf("revocation: %w: revoker.keyid is %s, and the signature is by %s", dsse.ErrUnverified, revoker, signers[0].ID())
 	}
 	return Revocation{&revocation{
 		id:       hashpipe.SumBytes(payload).Claim(),

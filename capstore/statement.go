@@ -151,7 +151,7 @@ func parseStatement(payload []byte) (Statement, error) {
 	}
 	var st Statement
 	if err := json.Unmarshal(payload, &st, json.RejectUnknownMembers(true)); err != nil {
-		return Statement{}, fmt.Errorf("capability: %w", err)
+		return Statement{}, fmt.Errorf("capability: %w", dsse.JSONError(err))
 	}
 	again, err := st.Payload()
 	if err != nil {

@@ -243,7 +243,7 @@ func judge(q Query, c capstore.Capability, s capstore.Subject, r capstore.Revoca
 		v.Next = "fetch the file again, then clawfs why " + quoted(q.Shown)
 	case !named:
 		v.Reason = ReasonWrongName
-		v.Detail = fmt.Sprintf("sha256:%s is %s and opens under that name only, got %s", s.Digest, release(c, s), q.Path)
+		v.Detail = fmt.Sprintf("sha256:%s is %s and opens under that name only, got %s%s", s.Digest, release(c, s), q.Path, letters(q.Path, s.Name))
 		v.Next = "give the file its own name: " + s.Name
 	case !r.IsZero():
 		v.Reason = ReasonRevoked
@@ -367,6 +367,16 @@ func got(q Query) string {
 // release names a subject as a person would.
 func release(c capstore.Capability, s capstore.Subject) string {
 	return fmt.Sprintf("%s in %s %s", s.Name, c.Model(), c.Version())
+}
+
+// letters tells two names apart that may look the same: where one of them is not
+// plain ASCII it writes both with escapes.
+func letters(got, want string) string {
+	foreign := func(r rune) bool { return r < ' ' || r > '~' }
+	if !strings.ContainsFunc(got+want, foreign) {
+		return ""
+	}
+	return fmt.Sprintf("; in ASCII %+q is not %+q", got, want)
 }
 
 func instant(t time.Time) string { return t.UTC().Format(time.RFC3339) }

@@ -95,6 +95,7 @@ func TestDecide(t *testing.T) {
 		{name: "right bytes, absurd size", q: Query{Path: "langid.bin", Size: math.MinInt64, Sum: hashpipe.SumBytes(good), Now: now}, setup: func(d *desk) { d.grant("langid.bin", good) }, want: ReasonWrongSize},
 		{name: "wrong bytes", q: query("langid.bin", evil), setup: func(d *desk) { d.grant("langid.bin", good) }, want: ReasonWrongBytes, mention: "got sha256:" + sumOf(evil)},
 		{name: "wrong name", q: query("model.bin", good), setup: func(d *desk) { d.grant("langid.bin", good) }, want: ReasonWrongName, mention: "langid.bin"},
+		{name: "name that looks the same", q: query("mode\u0300le.bin", good), setup: func(d *desk) { d.grant("mod\u00e8le.bin", good) }, want: ReasonWrongName, mention: `"mode\u0300le.bin" is not "mod\u00e8le.bin"`},
 		{name: "name as a mere ending", q: query("xlangid.bin", good), setup: func(d *desk) { d.grant("langid.bin", good) }, want: ReasonWrongName},
 		{name: "name as a directory", q: query("langid.bin/x", good), setup: func(d *desk) { d.grant("langid.bin", good) }, want: ReasonWrongName},
 		{name: "other case", q: query("LANGID.bin", good), setup: func(d *desk) { d.grant("langid.bin", good) }, want: ReasonWrongName},

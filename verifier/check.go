@@ -265,7 +265,7 @@ func checkOutputs(outputs []Output) error {
 
 func checkModel(model string) error {
 	if !modelPattern.MatchString(model) {
-		return fmt.Errorf("model: expected publisher/name in lower case (a-z 0-9 . _ -), got %q", clip(model))
+		return fmt.Errorf("model: expected publisher/name in lower case (a-z 0-9 . _ -), got %+q", clip(model))
 	}
 	return nil
 }

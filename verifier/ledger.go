@@ -7,6 +7,7 @@ import (
 	"github.com/go-json-experiment/json"
 
 	"github.com/openclaw/clawfs/hashpipe"
+	"github.com/openclaw/clawfs/verifier/dsse"
 )
 
 // Ledger is a well-formed build ledger. It says nothing about who signed it.
@@ -56,7 +57,7 @@ func (l Ledger) Statement() Statement {
 func (s Statement) Payload() ([]byte, error) {
 	data, err := json.Marshal(s, json.Deterministic(true))
 	if err != nil {
-		return nil, fmt.Errorf("ledger: %w", jsonError(err))
+		return nil, fmt.Errorf("ledger: %w", dsse.JSONError(err))
 	}
 	if _, err := ParseLedger(data); err != nil {
 		return nil, err

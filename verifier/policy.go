@@ -144,7 +144,7 @@ func (p *Policy) Encode() ([]byte, error) {
 	}
 	data, err := json.Marshal(p, json.Deterministic(true), jsontext.WithIndent("  "))
 	if err != nil {
-		return nil, fmt.Errorf("policy: %w", jsonError(err))
+		return nil, fmt.Errorf("policy: %w", dsse.JSONError(err))
 	}
 	data = append(data, '\n')
 	if _, err := ParsePolicy(data); err != nil {
@@ -321,12 +321,12 @@ func checkPattern(pattern string) error {
 	if ok && partyPattern.MatchString(prefix) || modelPattern.MatchString(prefix) {
 		return nil
 	}
-	return fmt.Errorf(`models: expected "publisher/name" or "publisher/*", got %q`, clip(pattern))
+	return fmt.Errorf(`models: expected "publisher/name" or "publisher/*", got %+q`, clip(pattern))
 }
 
 func checkParty(name string) error {
 	if !partyPattern.MatchString(name) {
-		return fmt.Errorf("expected a name of a-z, 0-9 and ._- (at most 64), got %q", clip(name))
+		return fmt.Errorf("expected a name of a-z, 0-9 and ._- (at most 64), got %+q", clip(name))
 	}
 	return nil
 }

@@ -167,7 +167,7 @@ func (st RotationStatement) Payload() ([]byte, error) {
 	}
 	data, err := json.Marshal(&st, json.Deterministic(true))
 	if err != nil {
-		return nil, fmt.Errorf("rotation: %w", jsonError(err))
+		return nil, fmt.Errorf("rotation: %w", dsse.JSONError(err))
 	}
 	return data, nil
 }

@@ -8,6 +8,8 @@ import (
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/openclaw/clawfs/verifier/dsse"
 )
 
 const (
@@ -35,7 +37,7 @@ func decodeStrict(data []byte, v any) error {
 	if err := scan(data); err != nil {
 		return err
 	}
-	return jsonError(json.Unmarshal(data, v, json.RejectUnknownMembers(true)))
+	return dsse.JSONError(json.Unmarshal(data, v, json.RejectUnknownMembers(true)))
 }
 
 // scan reads the tokens before anything is decoded. It refuses null because a
@@ -51,7 +53,7 @@ func scan(data []byte) error {
 			return nil
 		}
 		if err != nil {
-			return jsonError(err)
+			return dsse.JSONError(err)
 		}
 		if dec.StackDepth() > maxDepth {
 			return fmt.Errorf("nested more than %d levels deep", maxDepth)
@@ -60,20 +62,6 @@ func scan(data []byte) error {
 			return fmt.Errorf("at %q: null is not a value here", dec.StackPointer())
 		}
 	}
-}
-
-// jsonError drops the Go types from the library's errors: whoever reads them
-// wrote JSON.
-func jsonError(err error) error {
-	var semantic *json.SemanticError
-	if !errors.As(err, &semantic) {
-		return err
-	}
-	cause := semantic.Err
-	if cause == nil {
-		cause = fmt.Errorf("a JSON %v does not belong here", semantic.JSONKind)
-	}
-	return fmt.Errorf("at %q: %w", semantic.JSONPointer, cause)
 }
 
 func refuse(reason Reason, format string, args ...any) *Refusal {

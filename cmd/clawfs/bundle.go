@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -433,7 +434,7 @@ func (im *importer) finish(path string, err error) error {
 	slices.Sort(outcomes)
 	for _, l := range im.lines {
 		if l.Outcome == outcomeRefused || l.Outcome == outcomeUndone || l.Outcome == control.RecordSkipped && l.Kind != registry.Capability {
-			im.a.warnf("%s\n", printable(fmt.Sprintf("line %d: %s %s: %s", l.Line, l.Outcome, l.Tag, l.Reason)))
+			im.a.warnf("%s\n", printable(fmt.Sprintf("line %d: %s: %s", l.Line, strings.TrimSpace(l.Outcome+" "+l.Tag), l.Reason)))
 		}
 	}
 	printErr := im.a.print(result, func() {

@@ -145,7 +145,7 @@ func (a *app) showHandedOn(d handedOn) {
 func describeCapability(file string, text []byte) (handedOn, error) {
 	chain, err := capstore.UnverifiedChain(text)
 	if err != nil {
-		return handedOn{}, exitf(codeSignature, "%s: %w", printable(file), notThat(err, text, aCapability))
+		return handedOn{}, exitf(recordCode(err), "%s: %w", printable(file), notThat(err, text, aCapability))
 	}
 	last := chain[len(chain)-1]
 	p := chain[0].Statement.Predicate

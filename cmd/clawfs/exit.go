@@ -12,6 +12,7 @@ import (
 	"github.com/openclaw/clawfs/capstore"
 	"github.com/openclaw/clawfs/rebuild"
 	"github.com/openclaw/clawfs/verifier"
+	"github.com/openclaw/clawfs/verifier/dsse"
 )
 
 // The exit codes are part of the command line: scripts branch on them, so a
@@ -87,6 +88,15 @@ func refusal(what string, err error) error {
 		}
 	}
 	return exitf(code, "%s: %w", what, err)
+}
+
+// recordCode is the exit code for a capability, a revocation or a list that is not
+// believed: who signed it is one thing, what it is another.
+func recordCode(err error) int {
+	if errors.Is(err, dsse.ErrUnverified) {
+		return codeSignature
+	}
+	return codeRefused
 }
 
 // verdictCode is the exit code for a rebuild that ended with v.

@@ -111,7 +111,7 @@ func (a *app) grant(ctx context.Context, path string, beside proofFlags, s contr
 		if proof == nil && errors.As(err, &r) && r.Reason == verifier.ReasonLog {
 			err = fmt.Errorf("%w; next: %s, or, if it is in no log yet, %s", err, a.command("log", "prove", path), a.command("log", "add", path))
 		}
-		return refusal(path, explainMalformed(notThat(err, envelope, anAttestation)))
+		return refusal(path, explainMalformed(notThat(err, envelope, anAttestation), envelope))
 	}
 	if err := known(att.Ledger().Statement(), s.Locations); err != nil {
 		return err
@@ -323,10 +323,10 @@ func readAttestation(path string) ([]byte, error) {
 	return data, err
 }
 
-// explainMalformed adds what people most often do wrong.
-func explainMalformed(err error) error {
-	var r *verifier.Refusal
-	if errors.As(err, &r) && r.Reason == verifier.ReasonMalformed {
+// explainMalformed adds what people most often do wrong to the error of a file that
+// is no envelope at all.
+func explainMalformed(err error, file []byte) error {
+	if _, notEnvelope := dsse.Parse(file); notEnvelope != nil {
 		return fmt.Errorf("%w (grant takes a publisher's Signed Build Attestation, not a model file)", err)
 	}
 	return err

@@ -331,7 +331,7 @@ func (d *daemon) revoke(r *http.Request) (control.Revocation, error) {
 	}
 	rev, err := d.store.Revoke(in.Envelope)
 	if rev.IsZero() && err != nil {
-		return control.Revocation{}, answerError(http.StatusForbidden, codeSignature, err)
+		return control.Revocation{}, answerError(http.StatusForbidden, recordCode(err), err)
 	}
 	if err != nil {
 		return control.Revocation{}, err

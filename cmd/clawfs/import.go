@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/spf13/cobra"
 
@@ -23,7 +24,8 @@ file is what the policy, revocations and its own restrictions say; the state tha
 import prints is that of caps. A narrower capability takes nothing away from a
 wider one in the same store.
 
-Exit code 4: a signature, or who signed, is not acceptable.`,
+Exit code 3: FILE.cap is no capability, or its links do not fit together. 4: a
+signature, or who signed, is not acceptable.`,
 		Example: "  clawfs import team.cap",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -53,7 +55,7 @@ func (a *app) importCapability(ctx context.Context, path string) error {
 	}
 	res, err := c.SubmitRecord(ctx, control.RecordSubmission{Kind: capstore.RecordCapability, Envelope: text})
 	if err != nil {
-		return a.answered(err)
+		return fmt.Errorf("%s: %w", printable(path), a.answered(err))
 	}
 	if res.Outcome == control.RecordSkipped {
 		return exitf(codeSignature, "%s: %s", printable(path), res.Reason)

@@ -131,7 +131,7 @@ func TestNarrow(t *testing.T) {
 	other.reachable()
 	other.src = r.src
 	other.mnt = r.mnt
-	r.refused(codeSignature, []string{"import", sba}, "capability")
+	r.refused(codeRefused, []string{"import", sba}, "capability")
 	other.refused(codeSignature, []string{"import", one}, "is not pinned in the policy")
 	if pid := other.daemonPID(); pid > 0 {
 		other.stopDaemon(syscall.SIGTERM)

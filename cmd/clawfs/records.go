@@ -70,7 +70,7 @@ func (d *daemon) admitCapability(envelope []byte) error {
 		return err
 	}
 	if _, err := view.Admit(envelope); err != nil {
-		return answerError(http.StatusForbidden, codeSignature, err)
+		return answerError(http.StatusForbidden, recordCode(err), err)
 	}
 	before := d.store.View().Generation()
 	c, err := d.store.Admit(envelope)
@@ -88,7 +88,7 @@ func (d *daemon) admitRevocation(envelope []byte) error {
 	rev, err := d.store.Revoke(envelope)
 	switch {
 	case rev.IsZero() && err != nil:
-		return answerError(http.StatusForbidden, codeSignature, err)
+		return answerError(http.StatusForbidden, recordCode(err), err)
 	case err != nil:
 		return err
 	case d.store.View().Generation() != before:
@@ -119,7 +119,7 @@ func (d *daemon) admitList(envelope []byte) (known string, err error) {
 	case errors.Is(err, capstore.ErrOldList):
 		return err.Error(), nil
 	case l.IsZero() && err != nil:
-		return "", answerError(http.StatusForbidden, codeSignature, err)
+		return "", answerError(http.StatusForbidden, recordCode(err), err)
 	case err != nil:
 		return "", err
 	}

@@ -101,7 +101,7 @@ func Parse(data []byte) (Envelope, error) {
 	}
 	var w wireEnvelope
 	if err := json.Unmarshal(data, &w, json.RejectUnknownMembers(true)); err != nil {
-		return Envelope{}, &FormatError{fmt.Sprintf("reading JSON: %v", err)}
+		return Envelope{}, &FormatError{fmt.Sprintf("reading JSON: %v", JSONError(err))}
 	}
 	switch {
 	case w.PayloadType == "":

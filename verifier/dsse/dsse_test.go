@@ -191,7 +191,7 @@ func TestParseRefuses(t *testing.T) {
 		{"cut short", good[:len(good)-1], "reading JSON"},
 		{"trailing data", good + "{}", "reading JSON"},
 		{"two envelopes", good + "\n" + good, "reading JSON"},
-		{"unknown field", sub(`{"payloadType"`, `{"extra":1,"payloadType"`), "extra"},
+		{"unknown field", sub(`{"payloadType"`, `{"extra":1,"payloadType"`), `reading JSON: at "/extra": unknown`},
 		{"unknown field of a signature", sub(`{"sig"`, `{"alg":"none","sig"`), "alg"},
 		{"case variant", sub(`"payload":`, `"Payload":`), "Payload"},
 		{"case variant beside", sub(`"payload":`, `"PAYLOAD":"e30=","payload":`), "PAYLOAD"},

@@ -13,6 +13,7 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/openclaw/clawfs/hashpipe"
+	"github.com/openclaw/clawfs/verifier/dsse"
 )
 
 const (
@@ -100,7 +101,7 @@ func parseBundle(text []byte) (bundle, error) {
 		return b, refuse(ReasonMalformed, "reading a bundle: %v", err)
 	}
 	if err := json.Unmarshal(text, &b, json.RejectUnknownMembers(true)); err != nil {
-		return b, refuse(ReasonMalformed, "reading a bundle: %v", jsonError(err))
+		return b, refuse(ReasonMalformed, "reading a bundle: %v", dsse.JSONError(err))
 	}
 	m := b.VerificationMaterial
 	switch {
@@ -136,7 +137,7 @@ func envelopeSignature(envelope []byte) ([]byte, error) {
 		} `json:"signatures"`
 	}
 	if err := json.Unmarshal(envelope, &e, json.RejectUnknownMembers(true)); err != nil {
-		return nil, fmt.Errorf("envelope: %w", jsonError(err))
+		return nil, fmt.Errorf("envelope: %w", dsse.JSONError(err))
 	}
 	if len(e.Signatures) != 1 {
 		return nil, fmt.Errorf("expected one signature in the envelope of a bundle, got %d", len(e.Signatures))
@@ -160,7 +161,7 @@ func parseStatement(payload []byte) (subjects []Subject, predicateType string, e
 		PredicateType string `json:"predicateType"`
 	}
 	if err := json.Unmarshal(payload, &s); err != nil {
-		return nil, "", jsonError(err)
+		return nil, "", dsse.JSONError(err)
 	}
 	switch {
 	case s.Type != "https://in-toto.io/Statement/v1" && s.Type != "https://in-toto.io/Statement/v0.1":
@@ -216,17 +217,4 @@ func scan(text []byte, tokens, depth int, null bool) error {
 			return fmt.Errorf("at %q: null is not a value here", dec.StackPointer())
 		}
 	}
-}
-
-// jsonError drops the Go types from the library's errors.
-func jsonError(err error) error {
-	var semantic *json.SemanticError
-	if !errors.As(err, &semantic) {
-		return err
-	}
-	cause := semantic.Err
-	if cause == nil {
-		cause = fmt.Errorf("a JSON %v does not belong here", semantic.JSONKind)
-	}
-	return fmt.Errorf("at %q: %w", semantic.JSONPointer, cause)
 }

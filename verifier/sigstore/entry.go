@@ -131,7 +131,7 @@ func (e entry) binds(key dsse.PublicKey, s signed) error {
 	}
 	var r record
 	if err := json.Unmarshal(e.CanonicalizedBody, &r, json.RejectUnknownMembers(true)); err != nil {
-		return refuse(ReasonLog, "record of the log: %v", jsonError(err))
+		return refuse(ReasonLog, "record of the log: %v", dsse.JSONError(err))
 	}
 	if r.Kind != entryKind || r.APIVersion != entryVersion {
 		return refuse(ReasonLog, "record of the log: expected %s %s, got %q %q", entryKind, entryVersion, clip(r.Kind), clip(r.APIVersion))

@@ -73,7 +73,7 @@ func (p Policy) Checkpoint(signed []byte) (Checkpoint, error) {
 	}
 	origins := p.origins()
 	if !slices.Contains(origins, h.origin) {
-		return Checkpoint{}, refuse(ReasonOrigin, "checkpoint: expected a log of the policy (%s), got %q", clip(strings.Join(origins, ", ")), clip(h.origin))
+		return Checkpoint{}, refuse(ReasonOrigin, "checkpoint: expected a log of the policy (%s), got %+q", clip(strings.Join(origins, ", ")), clip(h.origin))
 	}
 	keys := known(p.keys())
 	n, err := note.Open(signed, keys)

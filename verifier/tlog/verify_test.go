@@ -41,7 +41,7 @@ func TestVerifyRefusesCheckpoint(t *testing.T) {
 		want   string
 	}{
 		{"log that the policy does not name", w.policy, signed(text(other.name, size, w.tree.root(t, size)), other, w.w1, w.w2), tlog.ReasonOrigin, `expected a log of the policy (log.example/models), got "other.example/log"`},
-		{"name of a log with a Cyrillic o", w.policy, signed(text("lоg.example/models", size, w.tree.root(t, size)), w.log, w.w1, w.w2), tlog.ReasonOrigin, "expected a log of the policy"},
+		{"name of a log with a Cyrillic o", w.policy, signed(text("lоg.example/models", size, w.tree.root(t, size)), w.log, w.w1, w.w2), tlog.ReasonOrigin, `got "l\u043eg.example/models"`},
 		{"name of a log and a space", w.policy, signed(text(origin+" ", size, w.tree.root(t, size)), w.log, w.w1, w.w2), tlog.ReasonOrigin, "expected a log of the policy"},
 		{"name of a log in capitals", w.policy, signed(text("LOG.example/models", size, w.tree.root(t, size)), w.log, w.w1, w.w2), tlog.ReasonOrigin, "expected a log of the policy"},
 		{"another log of the policy signs for this one", twoLogs, signed(right, other, w.w1, w.w2), tlog.ReasonSignature, "expected a signature by the log's own key, got other.example/log+"},
