@@ -43,7 +43,7 @@ that of --from.`,
 		Example: `  clawfs policy new --publisher 'acme/*=acme.pub' --mint alice=alice.pub --mint bob=bob.pub \
       --revoker fleet=fleet.pub --accept 'acme/*=2:alice,bob' --out policy.json
   clawfs policy new --from policy.json --logs log.policy --require-log --out next.json
-  clawfs policy new --from policy.json --root a.pub --root b.pub --root-threshold 2 --expires 2160h --out next.json`,
+  clawfs policy new --from policy.json --root a.pub --root b.pub --threshold 2 --expires 2160h --out next.json`,
 		Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
 			p.now = time.Now()
@@ -83,9 +83,10 @@ that of --from.`,
 	completes(c, "local", []string{verifier.LocalRequired, verifier.LocalCounts, verifier.LocalIgnored})
 	f.DurationVar(&p.listAge, "list-max-age", 0, "for the rules of --accept: files open only under a revocation list no older")
 	f.StringArrayVar(&p.root, "root", nil, "public key `file` of who signs the next version (repeat)")
-	f.Int64Var(&p.rootThreshold, "root-threshold", 1, "how many of the root keys must sign")
+	f.Int64Var(&p.rootThreshold, "threshold", 0, "how many of the root keys must sign")
 	f.StringVar(&p.expires, "expires", "2160h", "with --root: `time` (RFC 3339) or duration until which the policy is valid")
 	c.MarkFlagRequired("out")
+	c.MarkFlagsRequiredTogether("root", "threshold")
 	return c
 }
 

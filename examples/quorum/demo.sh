@@ -127,7 +127,7 @@ step 0 cat "$policy"
 
 say "Every node installs the same policy, signed by its root."
 step 0 "$clawfs" policy new --from "$dir/fleet/log-admits.json" --logs "$policy" --require-log \
-	--root "$dir/fleet/root.pub" --expires 2160h --out "$dir/fleet/policy.json"
+	--root "$dir/fleet/root.pub" --threshold 1 --expires 2160h --out "$dir/fleet/policy.json"
 step 0 "$clawfs" policy sign "$dir/fleet/policy.json" --key "$dir/fleet/root" --out "$dir/fleet/policy.dsse"
 for node in alice bob carol dave; do
 	step 0 "$clawfs" policy --state "$dir/$node/state" install "$dir/fleet/policy.dsse" --first
