@@ -39,6 +39,7 @@ type supervisor struct {
 	self  func(args ...string) (*exec.Cmd, error)
 
 	watchers sync.WaitGroup
+	begun    chan struct{} // closed when run has begun
 
 	// mu guards what follows.
 	mu     sync.Mutex
@@ -64,7 +65,7 @@ const (
 )
 
 func newSupervisor(s config.State, log *slog.Logger, self func(...string) (*exec.Cmd, error)) *supervisor {
-	return &supervisor{state: s, log: log, self: self, mounts: make(map[string]*watched)}
+	return &supervisor{state: s, log: log, self: self, mounts: make(map[string]*watched), begun: make(chan struct{})}
 }
 
 // run watches what an earlier daemon left and whatever is added, until ctx
@@ -73,6 +74,7 @@ func (s *supervisor) run(ctx context.Context) error {
 	s.mu.Lock()
 	s.ctx = ctx
 	s.mu.Unlock()
+	close(s.begun)
 	for ctx.Err() == nil {
 		// Foreground mounts write their records themselves, so look again.
 		records, bad, err := readRecords(s.state)
@@ -116,9 +118,14 @@ func (s *supervisor) add(r mountRecord) (control.Mount, error) {
 		defer s.mu.Unlock()
 		return control.Mount{}, fmt.Errorf("%s is mounted already, from %s; next: clawfs umount %s", w.record.Mountpoint, w.record.Source, shellWord(r.Mountpoint))
 	}
-	if life == nil {
-		defer s.mu.Unlock()
-		return control.Mount{}, errors.New("the daemon is still starting")
+	if life == nil { // run has not begun yet, and the socket answers already
+		s.mu.Unlock()
+		select {
+		case <-s.begun:
+			return s.add(r)
+		case <-time.After(startPatience):
+			return control.Mount{}, errors.New("the daemon is still starting")
+		}
 	}
 	// Holding the place keeps a second request, and adopt, away.
 	s.mounts[r.ID] = &watched{record: r, state: mountStarting}
