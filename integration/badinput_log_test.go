@@ -21,7 +21,7 @@ func sha256Of(text string) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// setTime and replaceTime give a ledger another issuedAt.
+// setTime and replaceTime give a ledger or a list another issuedAt.
 func setTime(ledger string, at time.Time) string {
 	return replaceTime(ledger, at.UTC().Format(time.RFC3339))
 }
@@ -106,7 +106,7 @@ func badLogProofs(b *bench) []badInput {
 	lines := bytes.Split(head, []byte("\n"))
 	swapped := bytes.Join(append([][]byte{lines[0], lines[1], lines[3], lines[2]}, lines[4:]...), []byte("\n"))
 	return []badInput{
-		grant("none", refused, "next: clawfs log prove", nil, nil),
+		grant("none", refused, "log prove", nil, nil),
 		grant("empty", refused, "tlog-proof@v1", []byte{}, nil),
 		grant("garbage", refused, "tlog-proof@v1", []byte("GGUF\x00\x1b[31m"), nil),
 		grant("checkpoint alone", refused, "tlog-proof@v1", log.Checkpoint(b.t, 9), nil),
@@ -359,9 +359,9 @@ func badDelegations(b *bench) []badInput {
 		imports("garbage between", "envelope", refused, func(l []string) []string { return []string{l[0], "GGUF\n", l[2]} }),
 		imports("empty line between", "envelope", refused, func(l []string) []string { return []string{l[0], "\n", l[1]} }),
 		imports("six links", "more than 4", refused, func(l []string) []string { return append(l, l[1], l[1], l[1], l[1]) }),
-		hands("by a key that it does not name", "may hand it on", refused, root, "--key", b.path("mallory")),
-		hands("by the mint itself", "may hand it on", refused, root, "--key", b.path("mint")),
-		hands("of a link, by the key of the link before", "may hand it on", refused, lead, "--key", b.path("lead")),
+		hands("by a key that it does not name", "does not name the key", refused, root, "--key", b.path("mallory")),
+		hands("by the mint itself", "does not name the key", refused, root, "--key", b.path("mint")),
+		hands("of a link, by the key of the link before", "does not name the key", refused, lead, "--key", b.path("lead")),
 		hands("a fifth time", "handed on 4 times", refused, deep, "--key", b.path("ann")),
 		hands("to a key id in capitals", "neither a key id", usage, root, "--key", b.path("lead"), "--to", strings.ToUpper(b.id("team"))),
 		hands("by a public key", "is a public key", failed, root, "--key", b.path("lead.pub")),
@@ -397,10 +397,13 @@ func badRevocations(b *bench) []badInput {
 		imports("list whose digest is another's", "subject", refused, func() []byte {
 			return b.signed(strings.Replace(string(payloadOf(b.t, b.list(7, "revoker"))), `"sequence":7`, `"sequence":8`, 1), "revoker")
 		}),
-		{name: "list issued by the mint", code: badSigner, says: "not signed by a trusted revoker", make: func(b *bench) []string {
+		imports("list from the future", "one of the clocks is wrong", refused, func() []byte {
+			return b.signed(setTime(string(payloadOf(b.t, b.list(9, "revoker"))), time.Now().Add(30*time.Minute)), "revoker")
+		}),
+		{name: "list issued by the mint", code: badSigner, says: "is no revoker of the policy", make: func(b *bench) []string {
 			return []string{"revocations", "issue", "--key", filepath.Join(b.state, "mint.key")}
 		}},
-		{name: "revoke by the mint", code: badSigner, says: "not signed by a trusted revoker", make: func(b *bench) []string {
+		{name: "revoke by the mint", code: badSigner, says: "is no revoker of the policy", make: func(b *bench) []string {
 			return []string{"revoke", "--kind", "file", strings.Repeat("cd", 32), "--reason", "x", "--key", filepath.Join(b.state, "mint.key")}
 		}},
 		{name: "revoke without a reason", code: usage, says: "reason", make: func(b *bench) []string { return []string{"revoke", "--kind", "file", strings.Repeat("cd", 32)} }},

@@ -134,7 +134,7 @@ func badSignedPolicies(b *bench) []badInput {
 		install("changed after it was signed", "not signed by", badSigner, func() []byte {
 			return swapPayload(b, first, strings.Replace(payload, "acme/*", "evil/*", 1))
 		}, "--first"),
-		install("without --first", "next: clawfs policy install --first", refused, file("1.dsse")),
+		install("without --first", "has no root", refused, file("1.dsse")),
 		install("of another payloadType", "payloadType", refused, func() []byte {
 			return b.signedAs(dsse.PayloadType, payload, "ann", "bob")
 		}, "--first"),

@@ -109,7 +109,7 @@ func (d *daemon) admitList(envelope []byte) (known string, err error) {
 		return "", err
 	}
 	if l, err := view.AdmitList(envelope); err != nil {
-		return "", answerError(http.StatusForbidden, codeSignature, err)
+		return "", answerError(http.StatusForbidden, recordCode(err), err)
 	} else if now := d.clock.now(); l.IssuedAt().After(now.Add(maxListSkew)) {
 		return "", answerError(http.StatusForbidden, codeRefused, fmt.Errorf("revocation list %d: it says that it was issued at %s, and here it is %s; one of the clocks is wrong", l.Sequence(), l.IssuedAt().Format(time.RFC3339), now.Format(time.RFC3339)))
 	}
