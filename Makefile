@@ -133,6 +133,7 @@ install: build ## program, runtime, man pages, completion, unit
 	bin/clawfs man $(DESTDIR)$(PREFIX)/share/man/man1
 	bin/clawfs completion bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/clawfs
 	install -D -m 0644 deploy/clawfs.service $(DESTDIR)$(PREFIX)/lib/systemd/system/clawfs.service
+	install -D -m 0644 deploy/clawfs-pull.service $(DESTDIR)$(PREFIX)/lib/systemd/system/clawfs-pull.service
 
 demo: build ## the main job on real input
 	examples/langid/demo.sh
