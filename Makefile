@@ -153,7 +153,7 @@ demo-quorum: build servers ## three operators, a log with two witnesses, a regis
 demo-all: demo demo-quorum demo-quantize demo-xgboost demo-torch
 
 test: build clients servers slurm ## the whole suite
-	$(GO) test -count=1 -timeout 15m $(UNIT)
+	$(GO) test -count=1 -timeout 25m $(UNIT)
 	@$(MAKE) test-arm64
 
 # The SHA-2 instructions of ARMv8 take over in hashpipe; the same tests run there.
@@ -168,7 +168,7 @@ test-verity: deps
 	integration/verity/run.sh
 
 race: build clients servers slurm
-	CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 30m $(UNIT)
+	CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 60m $(UNIT)
 
 lint: deps
 	@out=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$out" ] || { echo "gofmt would change:"; echo "$$out"; exit 1; }
