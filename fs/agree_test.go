@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"bytes"
 	"errors"
 	"maps"
 	"slices"
@@ -447,5 +448,47 @@ func TestRuleOfNobody(t *testing.T) {
 		if _, err := capstore.NewView(trust); err == nil || errors.Is(err, capstore.ErrNotFound) {
 			t.Errorf("rule %+v: %v", trust.Rules[0], err)
 		}
+	}
+}
+
+// In audit mode what was revoked is refused all the same, unless somebody grants it
+// again who decides on the model.
+func TestTakenBack(t *testing.T) {
+	withoutCarol := func(trust *capstore.Trust) {
+		trust.Rules = []capstore.Rule{{Models: []string{"acme/*"}, Operators: []string{"alice", "bob"}, Threshold: 1}}
+	}
+	for _, x := range []struct {
+		name string
+		do   func(c *council)
+		want bool
+	}{
+		{"nothing is known", func(*council) {}, false},
+		{"granted", func(c *council) { c.by("alice", rebuilt) }, false},
+		{"granted by one who does not decide", func(c *council) { c.by("carol", rebuilt) }, false},
+		{"revoked", func(c *council) { c.revoke(capstore.KindCapability, c.by("alice", rebuilt).ID().String()) }, true},
+		{"revoked, and granted again", func(c *council) {
+			c.revoke(capstore.KindCapability, c.by("alice", rebuilt).ID().String())
+			c.by("bob", rebuilt)
+		}, false},
+		{"revoked, and granted by one who does not decide", func(c *council) {
+			c.revoke(capstore.KindCapability, c.by("alice", rebuilt).ID().String())
+			c.by("carol", rebuilt)
+		}, true},
+		{"the file itself revoked, and unknown", func(c *council) {
+			c.revoke(capstore.KindFile, hashpipe.SumBytes(rebuilt).String())
+		}, true},
+	} {
+		t.Run(x.name, func(t *testing.T) {
+			c := newCouncil(t, withoutCarol)
+			x.do(c)
+			got, err := hashpipe.Measure(t.Context(), bytes.NewReader(rebuilt), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			f := &filesystem{view: c.view}
+			if taken := f.takenBack(proof{tree: got.Tree(), sum: got.Sum(), digest: got.Sum().Claim()}); taken != x.want {
+				t.Errorf("taken back: %v, want %v", taken, x.want)
+			}
+		})
 	}
 }

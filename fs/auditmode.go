@@ -75,21 +75,22 @@ func (f *filesystem) excuses(v Verdict, fl *flight) bool {
 }
 
 // takenBack reports whether a content was revoked, under whatever name it lies
-// there, and nobody grants it again.
+// there, and nobody grants it again of whom the policy says that they decide.
 func (f *filesystem) takenBack(p proof) bool {
 	if p.isZero() {
 		return false
 	}
-	grants := f.view.Lookup(p.digest)
-	for _, g := range grants {
-		if _, revoked := g.Revoked(); !revoked {
+	taken := false
+	for _, g := range f.view.Lookup(p.digest) {
+		if _, revoked := g.Revoked(); revoked {
+			taken = true
+			continue
+		}
+		if decides := g.Standing().Among(map[string]bool{g.Operator(): true}); len(decides.Operators) > 0 {
 			return false
 		}
 	}
-	if len(grants) > 0 {
-		return true
-	}
-	return !f.view.RevokedBy(capstore.KindFile, p.digest).IsZero()
+	return taken || !f.view.RevokedBy(capstore.KindFile, p.digest).IsZero()
 }
 
 // openUnchecked answers an OPEN that excuses has excused. kept says that file now
