@@ -278,6 +278,37 @@ func TestSmallFilesPassLargeOnes(t *testing.T) {
 	}
 }
 
+// Nor do thirty-two.
+func TestSmallFilesPassManyLargeOnes(t *testing.T) {
+	const larges, smalls = 32, 50
+	m := mountEmpty(t)
+	var subjects []capstore.Subject
+	for i := range larges {
+		subjects = append(subjects, m.sparse(fmt.Sprintf("large-%02d.bin", i), huge, false))
+	}
+	m.do(request{Op: "admit", Envelope: signed(t, m.mint, subjects)})
+	for i := range smalls {
+		data := sample(byte(i), 50_000+i)
+		m.write(fmt.Sprintf("small-%02d.bin", i), data)
+		m.grant(fmt.Sprintf("small-%02d.bin", i), data)
+	}
+	for i := range larges {
+		cmd := m.command("read", m.at(fmt.Sprintf("large-%02d.bin", i)))
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		defer cmd.Wait()
+		defer cmd.Process.Kill()
+	}
+	m.await(func(s Stats) bool { return s.Verifying == larges })
+	for i := range smalls {
+		m.reads(fmt.Sprintf("small-%02d.bin", i), sample(byte(i), 50_000+i))
+	}
+	if s := m.stats(); s.Verifying != larges || s.Granted != smalls {
+		t.Errorf("a large file was done before the small ones: %+v", s)
+	}
+}
+
 // The end of a mount does not wait for a measurement, and frees its openers.
 func TestAbandonWhileMeasuring(t *testing.T) {
 	m := mountEmpty(t)
