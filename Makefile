@@ -167,6 +167,9 @@ test-verity: deps
 	$(call install,$(VERITY_DEBS))
 	integration/verity/run.sh
 
+# By default each program under the detector sleeps for a second before it exits;
+# the tests start thousands.
+race: export GORACE := atexit_sleep_ms=10
 race: build clients servers slurm
 	CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 60m $(UNIT)
 

@@ -89,63 +89,67 @@ func TestRefusals(t *testing.T) {
 }
 
 func TestReadsInEveryWay(t *testing.T) {
-	m := mountEmpty(t)
-	for _, size := range []int{1, 4096, 4097, hashpipe.UnitSize - 1, hashpipe.UnitSize, hashpipe.UnitSize + 1, 5*hashpipe.UnitSize + 777} {
-		data := sample(byte(size), size)
-		name := fmt.Sprintf("model-%d.bin", size)
-		m.write(name, data)
-		m.grant(name, data)
-		for _, op := range []string{"read", "pread", "mmap-shared", "mmap-private", "sendfile", "direct"} {
-			r := m.run(op, m.at(name))
-			if op == "direct" && r.Errno == syscall.EINVAL && r.Call == "open" {
-				continue // a file system may do without direct I/O
-			}
-			if r.Errno != 0 || r.SHA256 != sumOf(data) || r.Size != int64(size) {
-				t.Errorf("%s of %s: %v (%s)", op, name, r, r.Text)
+	everyTier(t, func(t *testing.T, choose func(*serverSpec)) {
+		m := mountEmpty(t, choose)
+		for _, size := range []int{1, 4096, 4097, hashpipe.UnitSize - 1, hashpipe.UnitSize, hashpipe.UnitSize + 1, 5*hashpipe.UnitSize + 777} {
+			data := sample(byte(size), size)
+			name := fmt.Sprintf("model-%d.bin", size)
+			m.write(name, data)
+			m.grant(name, data)
+			for _, op := range []string{"read", "pread", "mmap-shared", "mmap-private", "sendfile", "direct"} {
+				r := m.run(op, m.at(name))
+				if op == "direct" && r.Errno == syscall.EINVAL && r.Call == "open" {
+					continue // a file system may do without direct I/O
+				}
+				if r.Errno != 0 || r.SHA256 != sumOf(data) || r.Size != int64(size) {
+					t.Errorf("%s of %s: %v (%s)", op, name, r, r.Text)
+				}
 			}
 		}
-	}
-	// What a reader must not get from a mapping.
-	for op, want := range map[string]syscall.Errno{"mmap-write": syscall.EACCES, "mmap-exec": syscall.EPERM} {
-		if r := m.run(op, m.at("model-4096.bin")); r.Errno != want || r.Call != "mmap" {
-			t.Errorf("%s: %v, want mmap: %v", op, r, want)
+		// What a reader must not get from a mapping.
+		for op, want := range map[string]syscall.Errno{"mmap-write": syscall.EACCES, "mmap-exec": syscall.EPERM} {
+			if r := m.run(op, m.at("model-4096.bin")); r.Errno != want || r.Call != "mmap" {
+				t.Errorf("%s: %v, want mmap: %v", op, r, want)
+			}
 		}
-	}
+	})
 }
 
 func TestEveryWriteIsRefused(t *testing.T) {
-	m := mountEmpty(t)
-	good := sample(3, 100_000)
-	p := m.write("model.bin", good)
-	m.grant("model.bin", good)
-	if err := os.Mkdir(filepath.Join(m.src, "empty"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	check := func(when string) {
-		t.Helper()
-		r := m.run("mutate", m.dir)
-		if len(r.Errnos) < 15 {
-			t.Fatalf("%s: only %d attempts were made", when, len(r.Errnos))
+	everyTier(t, func(t *testing.T, choose func(*serverSpec)) {
+		m := mountEmpty(t, choose)
+		good := sample(3, 100_000)
+		p := m.write("model.bin", good)
+		m.grant("model.bin", good)
+		if err := os.Mkdir(filepath.Join(m.src, "empty"), 0o755); err != nil {
+			t.Fatal(err)
 		}
-		for call, got := range r.Errnos {
-			if got != syscall.EROFS && !(call == "tmpfile" && got == syscall.EOPNOTSUPP) {
-				t.Errorf("%s: %s = %v, want EROFS", when, call, got)
+		check := func(when string) {
+			t.Helper()
+			r := m.run("mutate", m.dir)
+			if len(r.Errnos) < 15 {
+				t.Fatalf("%s: only %d attempts were made", when, len(r.Errnos))
+			}
+			for call, got := range r.Errnos {
+				if got != syscall.EROFS && !(call == "tmpfile" && got == syscall.EOPNOTSUPP) {
+					t.Errorf("%s: %s = %v, want EROFS", when, call, got)
+				}
+			}
+			if data, err := os.ReadFile(p); err != nil || !bytes.Equal(data, good) {
+				t.Fatalf("%s: the source was changed: %v", when, err)
+			}
+			if _, err := os.Stat(filepath.Join(m.src, "new")); err == nil {
+				t.Errorf("%s: a file was created in the source", when)
 			}
 		}
-		if data, err := os.ReadFile(p); err != nil || !bytes.Equal(data, good) {
-			t.Fatalf("%s: the source was changed: %v", when, err)
+		check("as mounted")
+		// Root may take the kernel's read-only flag off; the daemon refuses by itself.
+		if err := unix.Mount("", m.dir, "", unix.MS_REMOUNT, ""); err != nil {
+			t.Fatalf("remounting writable: %v", err)
 		}
-		if _, err := os.Stat(filepath.Join(m.src, "new")); err == nil {
-			t.Errorf("%s: a file was created in the source", when)
-		}
-	}
-	check("as mounted")
-	// Root may take the kernel's read-only flag off; the daemon refuses by itself.
-	if err := unix.Mount("", m.dir, "", unix.MS_REMOUNT, ""); err != nil {
-		t.Fatalf("remounting writable: %v", err)
-	}
-	check("remounted writable")
-	m.reads("model.bin", good)
+		check("remounted writable")
+		m.reads("model.bin", good)
+	})
 }
 
 func TestMountFlags(t *testing.T) {

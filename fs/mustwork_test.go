@@ -28,6 +28,7 @@ var mustWork = map[string][]syscall.Errno{
 	"O_PATH, then /proc/self/fd":  {0},
 	"preadv2":                     {0},
 	"16 threads pread":            {0},
+	"16 threads preadv2":          {0},
 	"mmap MAP_POPULATE":           {0},
 	"madvise WILLNEED":            {0},
 	"madvise SEQUENTIAL":          {0},
@@ -36,6 +37,10 @@ var mustWork = map[string][]syscall.Errno{
 	"madvise HUGEPAGE":            {0, syscall.EINVAL}, // a kernel without transparent huge pages
 	"madvise DONTNEED":            {0},
 	"madvise COLD":                {0},
+	"madvise NORMAL":              {0},
+	"madvise PAGEOUT":             {0},
+	"madvise DONTFORK":            {0},
+	"madvise DONTDUMP":            {0},
 	"mlock":                       {0},
 	"mincore":                     {0},
 	"mapping after close":         {0},
@@ -131,21 +136,26 @@ func tryEverything(p, sum, scratch string) (out result) {
 	_, err = unix.Preadv2(fd, [][]byte{buf[:1000], buf[1000:]}, 4095, 0)
 	try("preadv2", err)
 
-	var threads sync.WaitGroup
-	errs := make([]error, 16)
-	whole := make([]byte, size)
-	for i := range errs {
-		threads.Go(func() {
-			from, to := size*i/16, size*(i+1)/16
-			for from < to && errs[i] == nil {
-				var n int
-				n, errs[i] = unix.Pread(fd, whole[from:to], int64(from))
-				from += n
-			}
-		})
+	for call, read := range map[string]func(p []byte, off int64) (int, error){
+		"16 threads pread":   func(p []byte, off int64) (int, error) { return unix.Pread(fd, p, off) },
+		"16 threads preadv2": func(p []byte, off int64) (int, error) { return unix.Preadv2(fd, [][]byte{p[:1], p[1:]}, off, 0) },
+	} {
+		var threads sync.WaitGroup
+		errs := make([]error, 16)
+		whole := make([]byte, size)
+		for i := range errs {
+			threads.Go(func() {
+				from, to := size*i/16, size*(i+1)/16
+				for from < to && errs[i] == nil {
+					var n int
+					n, errs[i] = read(whole[from:to], int64(from))
+					from += n
+				}
+			})
+		}
+		threads.Wait()
+		try(call, errors.Join(append(errs, right(measured(whole)))...))
 	}
-	threads.Wait()
-	try("16 threads pread", errors.Join(append(errs, right(measured(whole)))...))
 
 	private, err := unix.Mmap(fd, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE)
 	if err != nil {
@@ -162,6 +172,8 @@ func tryEverything(p, sum, scratch string) (out result) {
 		"madvise WILLNEED": unix.MADV_WILLNEED, "madvise SEQUENTIAL": unix.MADV_SEQUENTIAL,
 		"madvise RANDOM": unix.MADV_RANDOM, "madvise POPULATE_READ": unix.MADV_POPULATE_READ,
 		"madvise HUGEPAGE": unix.MADV_HUGEPAGE, "madvise DONTNEED": unix.MADV_DONTNEED, "madvise COLD": unix.MADV_COLD,
+		"madvise NORMAL": unix.MADV_NORMAL, "madvise PAGEOUT": unix.MADV_PAGEOUT,
+		"madvise DONTFORK": unix.MADV_DONTFORK, "madvise DONTDUMP": unix.MADV_DONTDUMP,
 	} {
 		try(call, unix.Madvise(data, advice))
 	}

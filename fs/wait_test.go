@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
 	"github.com/openclaw/clawfs/capstore"
@@ -221,6 +222,44 @@ func TestTimerSignals(t *testing.T) {
 	})
 }
 
+// An open is answered before the kernel cuts the connection for a slow request,
+// and its measurement goes on for the next one.
+func TestRequestLimit(t *testing.T) {
+	dir := t.TempDir()
+	p := filepath.Join(dir, "model.bin")
+	if err := os.WriteFile(p, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(p, huge); err != nil {
+		t.Fatal(err)
+	}
+	src, err := openSource(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := newDesk(t)
+	s := subject(t, "model.bin", []byte("other bytes"))
+	s.Size = huge
+	d.admit([]capstore.Subject{s})
+	f := newFilesystem(Config{View: d.view, Log: slog.New(slog.DiscardHandler), HashWorkers: 1}, src, noVault(t))
+	defer f.shutdown()
+	f.limit = 300 * time.Millisecond
+	st, err := f.src.stat("model.bin")
+	if err != nil {
+		t.Fatal(err)
+	}
+	in := &fuse.OpenIn{InHeader: fuse.InHeader{NodeId: f.nodes.lookup("model.bin", &st).id}}
+	for range 2 {
+		began := time.Now()
+		if status := f.Open(nil, in, &fuse.OpenOut{}); status != statusTooSlow || time.Since(began) < f.limit/2 {
+			t.Errorf("answered %v after %v, want %v at the limit", status, time.Since(began), statusTooSlow)
+		}
+	}
+	if s := f.stats(); s.Verifying != 1 || s.Hashed != 0 {
+		t.Errorf("%+v, want the one measurement to go on", s)
+	}
+}
+
 // A panic in a handler answers its one request, and is counted and told.
 func TestPanic(t *testing.T) {
 	src, err := openSource(t.TempDir())
@@ -275,6 +314,37 @@ func TestSmallFilesPassLargeOnes(t *testing.T) {
 	m.reads("small.bin", small)
 	if s := m.stats(); s.Verifying != 1 {
 		t.Errorf("the large file was done first: %+v", s)
+	}
+}
+
+// Nor do thirty-two.
+func TestSmallFilesPassManyLargeOnes(t *testing.T) {
+	const larges, smalls = 32, 50
+	m := mountEmpty(t)
+	var subjects []capstore.Subject
+	for i := range larges {
+		subjects = append(subjects, m.sparse(fmt.Sprintf("large-%02d.bin", i), huge, false))
+	}
+	m.do(request{Op: "admit", Envelope: signed(t, m.mint, subjects)})
+	for i := range smalls {
+		data := sample(byte(i), 50_000+i)
+		m.write(fmt.Sprintf("small-%02d.bin", i), data)
+		m.grant(fmt.Sprintf("small-%02d.bin", i), data)
+	}
+	for i := range larges {
+		cmd := m.command("read", m.at(fmt.Sprintf("large-%02d.bin", i)))
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		defer cmd.Wait()
+		defer cmd.Process.Kill()
+	}
+	m.await(func(s Stats) bool { return s.Verifying == larges })
+	for i := range smalls {
+		m.reads(fmt.Sprintf("small-%02d.bin", i), sample(byte(i), 50_000+i))
+	}
+	if s := m.stats(); s.Verifying != larges || s.Granted != smalls {
+		t.Errorf("a large file was done before the small ones: %+v", s)
 	}
 }
 

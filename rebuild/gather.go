@@ -149,7 +149,11 @@ func hint(what, option string, err error) error {
 	if h := (*hinted)(nil); errors.As(err, &h) {
 		return fmt.Errorf("%s: %w", what, err)
 	}
-	return &hinted{fmt.Errorf("%s: %w; next: name where it is with %s", what, err, option)}
+	next := "next: "
+	if strings.Contains(err.Error(), "next: ") { // such as a login
+		next = "or "
+	}
+	return &hinted{fmt.Errorf("%s: %w; %sname where it is with %s", what, err, next, option)}
 }
 
 // each tries places in turn and returns the errors of all if none will do. What

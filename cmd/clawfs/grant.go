@@ -201,7 +201,11 @@ func (a *app) showVerdict(ctx context.Context, c *control.Client, job capstore.J
 			}
 		})
 	}
-	var err error = &rebuild.Failure{Verdict: job.Verdict, Detail: fmt.Sprintf("%s; next: %s", job.Reason, a.command("job", job.ID, "--logs")), Diagnosis: job.Diagnosis}
+	next := "; next: "
+	if strings.Contains(job.Reason, "next: ") { // it says already what to do
+		next = "; or see "
+	}
+	var err error = &rebuild.Failure{Verdict: job.Verdict, Detail: job.Reason + next + a.command("job", job.ID, "--logs"), Diagnosis: job.Diagnosis}
 	code := verdictCode(job.Verdict)
 	if job.State == capstore.JobCancelled {
 		err, code = fmt.Errorf("job %s was cancelled", job.ID), codeRefused

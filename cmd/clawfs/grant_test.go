@@ -142,7 +142,10 @@ func TestGrantVerdicts(t *testing.T) {
 		{"build fails", []string{fail}, codeRefused, capstore.BuildFailed, []string{"BUILD_FAILED", "train"}},
 	} {
 		before := len(r.jobs())
-		r.refused(tt.code, append([]string{"grant", "--wait", "--timeout", "2m"}, tt.args...), tt.want...)
+		got := r.refused(tt.code, append([]string{"grant", "--wait", "--timeout", "2m"}, tt.args...), tt.want...)
+		if n := strings.Count(got.stderr, "next:"); n != 1 {
+			t.Errorf("%s: %d times what to do next, want it once: %s", tt.name, n, got.stderr)
+		}
 		jobs := r.jobs()
 		if len(jobs) != before+1 || jobs[before].Verdict != tt.verdict || jobs[before].Reason == "" {
 			t.Errorf("%s: jobs = %+v, want one more, %s, with a reason", tt.name, jobs, tt.verdict)

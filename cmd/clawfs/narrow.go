@@ -46,21 +46,33 @@ func (n *narrowFlags) register(f *pflag.FlagSet, handOn string) {
 
 func (n *narrowFlags) restrict() (*capstore.Restrict, error) {
 	var paths, mounts []string
-	for _, list := range [][]string{n.dirs, n.files} {
-		for _, p := range list {
-			if filepath.IsAbs(p) {
-				return nil, exitf(codeUsage, "%s: want a path relative to the root of the mount; --mount says which mount", shellWord(p))
-			}
+	add := func(flag, word, p string) error {
+		if filepath.IsAbs(word) {
+			return exitf(codeUsage, "%s %s: want a path relative to the root of the mount; --mount says which mount", flag, shellWord(word))
 		}
-	}
-	for _, p := range n.dirs {
-		paths = append(paths, strings.TrimSuffix(p, "/")+"/")
-	}
-	for _, p := range n.files {
-		if strings.HasSuffix(p, "/") {
-			return nil, exitf(codeUsage, "--path %s: is a directory; next: --path-prefix %s", shellWord(p), shellWord(p))
+		if _, err := capstore.NewRestrict([]string{p}, nil, nil); err != nil {
+			return exitf(codeUsage, "%s %s: %w", flag, shellWord(word), err)
 		}
 		paths = append(paths, p)
+		return nil
+	}
+	for _, p := range n.dirs {
+		if err := add("--path-prefix", p, strings.TrimSuffix(p, "/")+"/"); err != nil {
+			return nil, err
+		}
+	}
+	for _, p := range n.files {
+		if strings.HasSuffix(p, "/") && !filepath.IsAbs(p) {
+			return nil, exitf(codeUsage, "--path %s: is a directory; next: --path-prefix %s", shellWord(p), shellWord(p))
+		}
+		if err := add("--path", p, p); err != nil {
+			return nil, err
+		}
+	}
+	if n.uids != nil {
+		if _, err := capstore.NewRestrict(nil, n.uids, nil); err != nil {
+			return nil, exitf(codeUsage, "--uid: %w", err)
+		}
 	}
 	for _, m := range n.mounts {
 		if !filepath.IsAbs(m) {
@@ -69,7 +81,10 @@ func (n *narrowFlags) restrict() (*capstore.Restrict, error) {
 		mounts = append(mounts, filepath.Clean(m))
 	}
 	r, err := capstore.NewRestrict(paths, n.uids, mounts)
-	return r, exit(codeUsage, err)
+	if err != nil { // one value twice, or too many
+		return nil, exitf(codeUsage, "--path, --path-prefix, --uid or --mount: %w", err)
+	}
+	return r, nil
 }
 
 // until is the time of --not-after, zero if there is none.

@@ -185,11 +185,13 @@ func TestGrantTermsRefused(t *testing.T) {
 		want string
 	}{
 		{[]string{"--path-prefix", "/team"}, "relative to the root of the mount"},
-		{[]string{"--path-prefix", "../team"}, "path"},
-		{[]string{"--path-prefix", "."}, "path"},
-		{[]string{"--path-prefix", ""}, "path"},
+		{[]string{"--path-prefix", "../team"}, "--path-prefix ../team: "},
+		{[]string{"--path-prefix", "."}, "--path-prefix .: "},
+		{[]string{"--path-prefix", ""}, "--path-prefix '': "},
+		{[]string{"--path", "team", "--path-prefix", "other", "--path", "a//b"}, "--path a//b: "},
+		{[]string{"--path", "team", "--path", "team"}, "--path, --path-prefix, --uid or --mount: paths: team follows team"},
 		{[]string{"--path", "team/"}, "--path-prefix team/"},
-		{[]string{"--uid", "65534"}, "no user id of its own"},
+		{[]string{"--uid", "65534"}, "--uid: uids: 65534 is no user id of its own"},
 		{[]string{"--uid", "-1"}, "no user id of its own"},
 		{[]string{"--uid", "root"}, "uid"},
 		{[]string{"--mount", "models"}, "absolute"},

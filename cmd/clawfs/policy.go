@@ -66,6 +66,10 @@ func (a *app) policyArgument(args []string) (policyDoc, error) {
 	}
 	p, err := a.readPolicy()
 	if err != nil {
+		// What is no policy in a file is none in place either.
+		if _, parsing := readPolicyFile(a.config().Policy()); exitCode(parsing) == codeRefused {
+			return policyDoc{}, exit(codeRefused, err)
+		}
 		return policyDoc{}, err
 	}
 	doc := policyDoc{policy: p.Policy, text: p.Text}

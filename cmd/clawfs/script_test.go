@@ -20,13 +20,22 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(cleaning{m}, map[string]func(){"clawfs": main, "holdfile": holdFile})
+	testscript.Main(cleaning{m}, map[string]func(){"clawfs": main, "holdfile": holdFile, "raced": raced})
 }
+
+// raceOptions are those of each child under the race detector. A race ends it
+// and must not end as a line in a log. By default each child would sleep for a
+// second before it exits, and most are over sooner than that.
+const raceOptions = "halt_on_error=1 atexit_sleep_ms=10"
+
+// dataRace begins the detector's report.
+const dataRace = "WARNING: DATA RACE"
 
 // cleaning runs the tests and removes what buildTools made.
 type cleaning struct{ m *testing.M }
 
 func (c cleaning) Run() int {
+	os.Setenv("GORACE", raceOptions)
 	code := c.m.Run()
 	if tools.dir != "" {
 		os.RemoveAll(tools.dir)
@@ -49,6 +58,7 @@ func TestScript(t *testing.T) {
 			e.Setenv("CLAWFS_STATE", filepath.Join(e.WorkDir, "state"))
 			e.Setenv("HOME", filepath.Join(e.WorkDir, "home"))
 			e.Setenv("GIT_CONFIG_NOSYSTEM", "1")
+			e.Setenv("GORACE", raceOptions)
 			e.Setenv("SSH_AUTH_SOCK", "")
 			e.Setenv("PATH", e.Getenv("PATH")+":"+filepath.Join(repository(t), "bin")+":"+filepath.Join(repository(t), "cmd/clawfs/testdata/signer"))
 			return os.Mkdir(filepath.Join(e.WorkDir, "home"), 0o755)

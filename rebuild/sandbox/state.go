@@ -179,9 +179,7 @@ func (r *Runtime) sweep() ([]string, error) {
 			errs = append(errs, err)
 			continue
 		}
-		if err := r.end(d.Name()); err != nil {
-			errs = append(errs, err)
-		} else if err := os.RemoveAll(filepath.Join(StateDir, d.Name())); err != nil {
+		if err := r.remove(d.Name()); err != nil {
 			errs = append(errs, err)
 		} else {
 			swept = append(swept, d.Name())
@@ -189,6 +187,22 @@ func (r *Runtime) sweep() ([]string, error) {
 		lock.Close()
 	}
 	return swept, errors.Join(errs...)
+}
+
+// remove ends a run of a dead worker and removes its directory. A runc that the
+// worker had started outlives it for a moment, and makes files meanwhile, and
+// perhaps a container: so this tries again, for three seconds.
+func (r *Runtime) remove(run string) error {
+	for wait := 50 * time.Millisecond; ; wait *= 2 {
+		err := r.end(run)
+		if err == nil {
+			err = os.RemoveAll(filepath.Join(StateDir, run))
+		}
+		if err == nil || wait > 2*time.Second {
+			return err
+		}
+		time.Sleep(wait)
+	}
 }
 
 // end kills the containers of a run and removes its cgroups and mounts.

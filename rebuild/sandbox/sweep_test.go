@@ -171,6 +171,36 @@ func TestSweepRemains(t *testing.T) {
 	}
 }
 
+// TestSweepBesideOrphan: a runc of a dead worker is still at it, and puts files
+// where the sweep removes them.
+func TestSweepBesideOrphan(t *testing.T) {
+	r, _ := spec(t)
+	defer noSweeps(t)()
+	run := "fedcba9876543210fedcba9876543210"
+	dir := filepath.Join(StateDir, run)
+	if err := os.Mkdir(dir, 0o711); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	made := make(chan int)
+	go func() {
+		n := 0
+		for end := time.Now().Add(300 * time.Millisecond); time.Now().Before(end); n++ {
+			if os.WriteFile(filepath.Join(dir, fmt.Sprint(n)), nil, 0o600) != nil {
+				break // it is gone
+			}
+		}
+		made <- n
+	}()
+	for !exists(filepath.Join(dir, "0")) {
+		time.Sleep(time.Millisecond)
+	}
+	swept, err := r.sweep()
+	if n := <-made; err != nil || !slices.Contains(swept, run) || exists(dir) {
+		t.Errorf("sweep = %q, %v, after %d files", swept, err, n)
+	}
+}
+
 // TestAwaitEmpty: a stage whose cgroup holds a process is not looked at.
 func TestAwaitEmpty(t *testing.T) {
 	r, _ := spec(t)
