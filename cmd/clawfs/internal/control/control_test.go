@@ -31,6 +31,18 @@ func TestMain(m *testing.M) {
 		fmt.Fprint(c, "GET /v1/who HTTP/1.1\r\nHost: clawfs\r\nConnection: close\r\n\r\n")
 		io.Copy(os.Stdout, c)
 		os.Exit(0)
+	case os.Getenv("CONTROL_TEST_PLACE") != "":
+		fmt.Println("ready")
+		bufio.NewReader(os.Stdin).ReadByte()
+		if _, err := TakePlace(os.Getenv("CONTROL_TEST_PLACE")); err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
+		fmt.Println("held")
+		io.Copy(io.Discard, os.Stdin)
+		os.Exit(0)
+	case os.Getenv("CONTROL_TEST_WATCH") != "":
+		watchSocket(os.Getenv("CONTROL_TEST_WATCH"))
 	case os.Getenv("CONTROL_TEST_LOCK") != "":
 		if _, err := TakeLock(os.Getenv("CONTROL_TEST_LOCK")); err != nil {
 			fmt.Println(err)
