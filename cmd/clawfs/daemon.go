@@ -63,7 +63,7 @@ func (a *app) runDaemon(ctx context.Context, background bool) error {
 	if err := s.MakeRun(); err != nil {
 		return err
 	}
-	lock, err := control.TakeLock(s.Lock())
+	lock, err := control.TakePlace(s.Lock())
 	var held *control.LockedError
 	if errors.As(err, &held) {
 		return fmt.Errorf("a daemon runs already for %s (pid %d); next: %s", s, held.PID, a.command("status"))
@@ -93,7 +93,10 @@ func (a *app) runDaemon(ctx context.Context, background bool) error {
 		return errors.Join(err, d.store.Close())
 	}
 	log.Info("daemon started", "version", readVersion().Version, "state", string(s), "socket", s.Socket())
-	err = errors.Join(d.run(ctx, l), removeIfThere(s.Socket()))
+	err = d.run(ctx, lock, l)
+	if lock.Lost() == nil { // or the socket there is somebody else's
+		err = errors.Join(err, removeIfThere(s.Socket()))
+	}
 	if err != nil {
 		log.Error("daemon ended", "error", err)
 		return err
@@ -159,7 +162,7 @@ func (a *app) newDaemon(log *slog.Logger) (*daemon, error) {
 }
 
 // run works until ctx ends or a part fails. Mount processes are left alone.
-func (d *daemon) run(ctx context.Context, l net.Listener) error {
+func (d *daemon) run(ctx context.Context, lock *control.Lock, l net.Listener) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	parts := map[string]func() error{
@@ -168,6 +171,7 @@ func (d *daemon) run(ctx context.Context, l net.Listener) error {
 		"mounts":         func() error { return d.mounts.run(ctx) },
 		"clock":          func() error { d.clock.run(ctx, d.log); return nil },
 		"policy":         func() error { d.watchPolicy(ctx); return nil },
+		"place":          func() error { return control.KeepPlace(ctx.Done(), lock, l) },
 	}
 	type end struct {
 		part string

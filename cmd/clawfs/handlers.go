@@ -367,7 +367,7 @@ func (d *daemon) mount(r *http.Request) (control.Mount, error) {
 
 func (d *daemon) report(r *http.Request) (any, error) {
 	var in control.MountReport
-	if err := control.ReadBody(r, &in); err != nil {
+	if err := control.ReadReport(r, &in); err != nil {
 		return nil, err
 	}
 	d.mounts.report(r.PathValue("id"), in)

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -57,6 +58,7 @@ func (s State) Check() error {
 		{s.MintKey(), 0, openToOthers},
 		{s.RevokeKey(), 0, openToOthers},
 		{s.Store(), fs.ModeDir, openToOthers},
+		{s.Kept(), fs.ModeDir, openToOthers},
 		{s.Run(), fs.ModeDir, openToOthers},
 		{s.Jobs(), fs.ModeDir, writableByOthers},
 		{s.Work(), fs.ModeDir, writableByOthers},
@@ -64,6 +66,8 @@ func (s State) Check() error {
 		{s.Memory(), fs.ModeDir, openToOthers},
 		{s.Private(), fs.ModeDir, openToOthers},
 		{s.Log(), fs.ModeDir, writableByOthers},
+		{s.Mounts(), fs.ModeDir, openToOthers},
+		{s.MintPublic(), 0, writableByOthers},
 	} {
 		fi, err := os.Lstat(c.path)
 		if errors.Is(err, fs.ErrNotExist) {
@@ -76,30 +80,95 @@ func (s State) Check() error {
 			return err
 		}
 	}
+	for _, dir := range []string{s.Memory(), s.Kept(), s.Mounts()} {
+		if err := checkFiles(dir); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
-// checkParents walks the real path upwards: whoever can write a parent can
-// put another state directory in this one's place.
-func (s State) checkParents() error {
-	real, err := filepath.EvalSymlinks(filepath.Dir(string(s)))
-	if err != nil {
-		return fmt.Errorf("state directory %s: %w", s, err)
+// checkFiles refuses files in dir that others own, can read or can write. Nobody
+// else reaches them while dir is as it should be; if it was not for a while, they
+// may have been opened then.
+func checkFiles(dir string) error {
+	list, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
 	}
-	for dir := real; ; dir = filepath.Dir(dir) {
+	if err != nil {
+		return err
+	}
+	for _, e := range list {
+		fi, err := e.Info()
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // mount processes and verbs come and go
+		}
+		if err != nil {
+			return err
+		}
+		if err := checkInfo(filepath.Join(dir, e.Name()), fi, fi.Mode().Type()&fs.ModeDir, openToOthers); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// maxLinks bounds the symbolic links on the way to a state directory (path_resolution(7)).
+const maxLinks = 40
+
+// checkParents walks down to the state directory, through every symbolic link:
+// whoever can change a directory or a link on the way can put another state
+// directory in this one's place.
+func (s State) checkParents() error {
+	links := 0
+	rest := strings.Split(strings.Trim(filepath.Dir(string(s)), "/"), "/")
+	dir := "/"
+	for {
 		fi, err := os.Lstat(dir)
 		if err != nil {
 			return fmt.Errorf("state directory %s: %w", s, err)
 		}
-		if fi.Mode()&fs.ModeSticky == 0 {
-			if err := checkInfo(dir, fi, fs.ModeDir, writableByOthers); err != nil {
-				return fmt.Errorf("state directory %s lies below a directory that others can change: %w", s, err)
-			}
+		if err := checkParent(dir, fi); err != nil {
+			return fmt.Errorf("state directory %s lies below a directory that others can change: %w", s, err)
 		}
-		if dir == filepath.Dir(dir) {
+		if fi.Mode().Type() == fs.ModeSymlink {
+			target, err := os.Readlink(dir)
+			if err != nil {
+				return fmt.Errorf("state directory %s: %w", s, err)
+			}
+			if links++; links > maxLinks {
+				return fmt.Errorf("state directory %s: more than %d symbolic links on the way", s, maxLinks)
+			}
+			dir = filepath.Dir(dir)
+			if filepath.IsAbs(target) {
+				dir = "/"
+			}
+			rest = append(strings.Split(strings.Trim(target, "/"), "/"), rest...)
+		}
+		for len(rest) > 0 && (rest[0] == "" || rest[0] == ".") {
+			rest = rest[1:]
+		}
+		if len(rest) == 0 {
 			return nil
 		}
+		dir = filepath.Join(dir, rest[0]) // "..": what dir is of was walked through, and no link is in dir
+		rest = rest[1:]
 	}
+}
+
+// checkParent refuses a directory or link that others can change. In a sticky
+// directory others cannot touch what is not theirs; its owner can.
+func checkParent(path string, fi fs.FileInfo) error {
+	switch fi.Mode().Type() {
+	case fs.ModeSymlink:
+		return checkInfo(path, fi, fs.ModeSymlink, 0)
+	case fs.ModeDir:
+		if fi.Mode()&fs.ModeSticky != 0 {
+			return checkInfo(path, fi, fs.ModeDir, 0)
+		}
+	}
+	return checkInfo(path, fi, fs.ModeDir, writableByOthers)
 }
 
 // MakeRun makes what the daemon needs and `clawfs init` may not have made,
@@ -135,7 +204,11 @@ func checkInfo(path string, fi fs.FileInfo, kind, refuse fs.FileMode) error {
 		return fmt.Errorf("%s: the owner is unknown", path)
 	}
 	if uid != 0 && uid != uint32(os.Geteuid()) {
-		return fmt.Errorf("%s: belongs to uid %d, want root or uid %d; next: chown %d %s", path, uid, os.Geteuid(), os.Geteuid(), path)
+		chown := "chown"
+		if kind == fs.ModeSymlink {
+			chown = "chown -h"
+		}
+		return fmt.Errorf("%s: belongs to uid %d, want root or uid %d; next: %s %d %s", path, uid, os.Geteuid(), chown, os.Geteuid(), path)
 	}
 	if bad := fi.Mode().Perm() & refuse; bad != 0 {
 		return fmt.Errorf("%s: mode %04o lets others in, want at most %04o; next: chmod %04o %s",

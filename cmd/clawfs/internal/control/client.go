@@ -93,6 +93,7 @@ func (c *Client) open(ctx context.Context, method, path string, in any) (io.Read
 	if err != nil {
 		return nil, err
 	}
+	req.Header.Set(protocolHeader, protocol)
 	resp, err := c.http.Do(req)
 	if err != nil {
 		if ctx.Err() != nil {
@@ -105,6 +106,10 @@ func (c *Client) open(ctx context.Context, method, path string, in any) (io.Read
 		return nil, &UnreachableError{Socket: c.socket, Err: err}
 	}
 	if resp.StatusCode >= 200 && resp.StatusCode < 300 {
+		if err := checkAnswer(resp.Header, path); err != nil {
+			resp.Body.Close()
+			return nil, err
+		}
 		return resp.Body, nil
 	}
 	defer resp.Body.Close()

@@ -31,6 +31,18 @@ func TestMain(m *testing.M) {
 		fmt.Fprint(c, "GET /v1/who HTTP/1.1\r\nHost: clawfs\r\nConnection: close\r\n\r\n")
 		io.Copy(os.Stdout, c)
 		os.Exit(0)
+	case os.Getenv("CONTROL_TEST_PLACE") != "":
+		fmt.Println("ready")
+		bufio.NewReader(os.Stdin).ReadByte()
+		if _, err := TakePlace(os.Getenv("CONTROL_TEST_PLACE")); err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
+		fmt.Println("held")
+		io.Copy(io.Discard, os.Stdin)
+		os.Exit(0)
+	case os.Getenv("CONTROL_TEST_WATCH") != "":
+		watchSocket(os.Getenv("CONTROL_TEST_WATCH"))
 	case os.Getenv("CONTROL_TEST_LOCK") != "":
 		if _, err := TakeLock(os.Getenv("CONTROL_TEST_LOCK")); err != nil {
 			fmt.Println(err)
@@ -268,11 +280,13 @@ func TestSlowClient(t *testing.T) {
 	}
 }
 
+// One process cannot have all connections: others are still answered.
 func TestConnectionCap(t *testing.T) {
+	most := limitsOf(1 << 20)
 	refused := make(chan error, MaxConnections)
 	sock := serve(t, runDir(t), who(), func(_ Peer, err error) { refused <- err })
 	var held []net.Conn
-	for range MaxConnections {
+	for range most.process {
 		c, err := net.Dial("unix", sock)
 		if err != nil {
 			t.Fatal(err)
@@ -282,11 +296,14 @@ func TestConnectionCap(t *testing.T) {
 	}
 	err := NewClient(sock).do(t.Context(), "GET", "/v1/who", nil, nil)
 	var e *Error
-	if !errors.As(err, &e) || e.Status != http.StatusServiceUnavailable {
-		t.Fatalf("connection %d: %v, want status 503", MaxConnections+1, err)
+	if !errors.As(err, &e) || e.Status != http.StatusServiceUnavailable || !strings.Contains(e.Message, "too many connections: process") {
+		t.Fatalf("connection %d: %v, want status 503", most.process+1, err)
 	}
 	if err := <-refused; !errors.Is(err, errFull) {
 		t.Errorf("reported %v, want %v", err, errFull)
+	}
+	if out := child(t, "CONTROL_TEST_DIAL="+sock); !strings.HasPrefix(out, "HTTP/1.1 200 ") {
+		t.Errorf("another process got %q, want 200", out)
 	}
 	held[0].Close()
 	for deadline := time.Now().Add(5 * time.Second); ; {
@@ -298,6 +315,15 @@ func TestConnectionCap(t *testing.T) {
 	if err != nil {
 		t.Errorf("after one connection ended: %v, want served", err)
 	}
+}
+
+// child runs this test binary as something else and returns what it said.
+func child(t *testing.T, env ...string) string {
+	t.Helper()
+	c := exec.Command("/proc/self/exe")
+	c.Env = append(os.Environ(), env...)
+	out, _ := c.CombinedOutput()
+	return string(out)
 }
 
 func TestStream(t *testing.T) {

@@ -4,21 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
-	"sync"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
-
-// MaxConnections is how many connections are open at once; one more is told
-// so and closed. Each mount keeps one, each `--wait` one or two.
-const MaxConnections = 256
 
 // maxSunPath is sizeof(sockaddr_un.sun_path) less the final NUL (unix(7)).
 const maxSunPath = 107
@@ -40,16 +34,8 @@ func Listen(lock *Lock, path string, refused func(Peer, error)) (net.Listener, e
 	if !ok || !fi.IsDir() || fi.Mode().Perm()&0o077 != 0 || int(st.Uid) != os.Geteuid() {
 		return nil, fmt.Errorf("control socket: %s must be a directory of uid %d with mode 0700, not %s", dir, os.Geteuid(), fi.Mode())
 	}
-	switch fi, err := os.Lstat(path); {
-	case errors.Is(err, fs.ErrNotExist):
-	case err != nil:
-		return nil, fmt.Errorf("control socket: %w", err)
-	case fi.Mode().Type() != fs.ModeSocket:
-		return nil, fmt.Errorf("control socket %s: somebody put a %s there; look at it, then remove it", path, fi.Mode().Type())
-	default:
-		if err := os.Remove(path); err != nil {
-			return nil, fmt.Errorf("stale control socket: %w", err)
-		}
+	if err := clearDead(path); err != nil {
+		return nil, err
 	}
 	addr, done, err := address(path)
 	if err != nil {
@@ -67,7 +53,44 @@ func Listen(lock *Lock, path string, refused func(Peer, error)) (net.Listener, e
 	// The path may be /proc/self/fd/N/…, which means nothing at exit; a socket
 	// left behind is stale and the next daemon removes it.
 	l.SetUnlinkOnClose(false)
-	return &guarded{UnixListener: l, uid: uint32(os.Geteuid()), slots: make(chan struct{}, MaxConnections), strangers: make(chan struct{}, 16), refused: refused}, nil
+	fi, err = os.Lstat(path)
+	if err != nil {
+		l.Close()
+		return nil, fmt.Errorf("control socket %s: %w", path, err)
+	}
+	return newGuarded(l, path, fi, refused), nil
+}
+
+// clearDead removes the socket that a dead daemon of this user left at path.
+// What is anything else, somebody else's, or answers, stays.
+func clearDead(path string) error {
+	fi, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("control socket: %w", err)
+	}
+	if kind := fi.Mode().Type(); kind != fs.ModeSocket {
+		return fmt.Errorf("control socket %s: somebody put a %s there; look at it, then remove it", path, kind)
+	}
+	if st, ok := fi.Sys().(*syscall.Stat_t); !ok || int(st.Uid) != os.Geteuid() {
+		return fmt.Errorf("control socket %s: somebody put a socket there that is not uid %d's; look at it, then remove it", path, os.Geteuid())
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	c, err := dial(ctx, path)
+	switch {
+	case err == nil:
+		c.Close()
+		return fmt.Errorf("control socket %s: another process listens there without the daemon's lock; next: find it with ss -xlp, and end it", path)
+	case !errors.Is(err, unix.ECONNREFUSED):
+		return fmt.Errorf("control socket %s: expected nobody to listen there, got: %w; look at it, then remove it", path, err)
+	}
+	if err := os.Remove(path); err != nil {
+		return fmt.Errorf("stale control socket: %w", err)
+	}
+	return nil
 }
 
 // address is path, or, when path does not fit into a socket address, a name
@@ -80,71 +103,16 @@ func address(path string) (addr string, done func(), err error) {
 	if err != nil {
 		return "", nil, err
 	}
-	return fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), filepath.Base(path)), func() { dir.Close() }, nil
+	addr = fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), filepath.Base(path))
+	if _, err := os.Lstat(filepath.Dir(addr)); err != nil || len(addr) > maxSunPath {
+		dir.Close()
+		return "", nil, fmt.Errorf("its path has %d bytes, a socket address holds %d, and there is no /proc to name it shorter; next: clawfs --state with a shorter path", len(path), maxSunPath)
+	}
+	return addr, func() { dir.Close() }, nil
 }
 
 // Peer is who connected, as the kernel recorded it at connect(2).
 type Peer struct{ UID, GID, PID uint32 }
-
-// guarded accepts connections of root and of one user only, and not too many.
-type guarded struct {
-	*net.UnixListener
-	uid       uint32
-	slots     chan struct{}     // one token for each open connection
-	strangers chan struct{}     // one for each refused one that may still send
-	refused   func(Peer, error) // may be nil
-}
-
-var (
-	errForeign = errors.New("only root and the daemon's own user may connect")
-	errFull    = fmt.Errorf("%d connections are open already", MaxConnections)
-)
-
-func (g *guarded) Accept() (net.Conn, error) {
-	for {
-		c, err := g.AcceptUnix()
-		if err != nil {
-			return nil, err
-		}
-		peer, err := peerOf(c)
-		if err == nil && peer.UID != 0 && peer.UID != g.uid {
-			err = errForeign
-		}
-		if err != nil {
-			g.refuse(c, peer, "403 Forbidden", err)
-			continue
-		}
-		select {
-		case g.slots <- struct{}{}:
-			return &slotConn{Conn: c, free: sync.OnceFunc(func() { <-g.slots })}, nil
-		default:
-			g.refuse(c, peer, "503 Service Unavailable", errFull)
-		}
-	}
-}
-
-// refuse answers without looking at what was sent, and lets the client send
-// its request, or it would see a broken pipe instead of the answer. Only so
-// many strangers are waited for at a time; the others are cut off.
-func (g *guarded) refuse(c *net.UnixConn, p Peer, status string, why error) {
-	if g.refused != nil {
-		g.refused(p, why)
-	}
-	c.SetDeadline(time.Now().Add(time.Second))
-	body := fmt.Sprintf("{\"error\":%q}\n", why.Error())
-	fmt.Fprintf(c, "HTTP/1.1 %s\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s", status, len(body), body)
-	select {
-	case g.strangers <- struct{}{}:
-		go func() {
-			defer func() { <-g.strangers }()
-			defer c.Close()
-			c.CloseWrite()
-			io.Copy(io.Discard, io.LimitReader(c, maxHeader))
-		}()
-	default:
-		c.Close()
-	}
-}
 
 func peerOf(c *net.UnixConn) (Peer, error) {
 	raw, err := c.SyscallConn()
@@ -163,20 +131,6 @@ func peerOf(c *net.UnixConn) (Peer, error) {
 	}
 	return Peer{UID: cred.Uid, GID: cred.Gid, PID: uint32(cred.Pid)}, nil
 }
-
-// slotConn gives its slot back when it is closed.
-type slotConn struct {
-	net.Conn
-	free func()
-}
-
-func (c *slotConn) Close() error {
-	c.free()
-	return c.Conn.Close()
-}
-
-// CloseWrite lets net/http end a response before it closes the connection.
-func (c *slotConn) CloseWrite() error { return c.Conn.(*net.UnixConn).CloseWrite() }
 
 // dial connects to the socket at path.
 func dial(ctx context.Context, path string) (net.Conn, error) {

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/go-json-experiment/json"
@@ -27,6 +29,12 @@ const (
 	replyTimeout  = 60 * time.Second
 	sendTimeout   = 10 * time.Second // for one line of a stream
 	drainTimeout  = 3 * time.Second  // for open requests when the daemon ends
+
+	// smallBody is what a body may have, in bytes, to be read at once; of longer
+	// ones, which a client may be slow to send, only so many are in memory.
+	smallBody      = 64 << 10
+	maxLong        = 8
+	maxLongProcess = 2 // of one process
 )
 
 // Serve answers requests on l with h until ctx ends, then lets open requests
@@ -41,8 +49,11 @@ func Serve(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger
 		IdleTimeout:       replyTimeout,
 		MaxHeaderBytes:    maxHeader,
 		BaseContext:       func(net.Listener) context.Context { return ctx },
+		ConnContext:       func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, connKey{}, c) },
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 	}
+	// One request for each connection: what follows it is nobody's.
+	srv.SetKeepAlivesEnabled(false)
 	ended := make(chan error, 1)
 	go func() { ended <- srv.Serve(l) }()
 	select {
@@ -59,11 +70,73 @@ func Serve(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger
 	return nil
 }
 
+// connKey is where a request's context has its connection.
+type connKey struct{}
+
+// bounded keeps what a client can take within its bounds, and clients of another
+// protocol away.
 func bounded(h http.Handler) http.Handler {
+	long := newTurns(maxLong, maxLongProcess)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set(protocolHeader, protocol)
+		var from uint32
+		if c, ok := r.Context().Value(connKey{}).(*conn); ok {
+			c.asks(true)
+			defer c.asks(false)
+			from = c.peer.PID
+		}
 		r.Body = http.MaxBytesReader(w, r.Body, MaxBody)
+		// Who is refused in the middle of a body sees a broken pipe in place of the words.
+		refuse := func(err error) {
+			io.Copy(io.Discard, r.Body)
+			ReplyError(w, err)
+		}
+		if err := checkProtocol(r); err != nil {
+			refuse(err)
+			return
+		}
+		if r.ContentLength < 0 || r.ContentLength > smallBody {
+			if !long.take(from) {
+				refuse(&Error{Status: http.StatusServiceUnavailable, Message: "other long requests are being received; next: the same again in a minute"})
+				return
+			}
+			defer long.giveBack(from)
+		}
 		h.ServeHTTP(w, r)
 	})
+}
+
+// turns counts what may be done so many times at once.
+type turns struct {
+	total, each int
+
+	mu    sync.Mutex // guards what follows
+	taken int
+	by    map[uint32]int
+}
+
+func newTurns(total, each int) *turns {
+	return &turns{total: total, each: each, by: make(map[uint32]int)}
+}
+
+func (t *turns) take(who uint32) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.taken >= t.total || t.by[who] >= t.each {
+		return false
+	}
+	t.taken++
+	t.by[who]++
+	return true
+}
+
+func (t *turns) giveBack(who uint32) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.taken--
+	if t.by[who]--; t.by[who] == 0 {
+		delete(t.by, who)
+	}
 }
 
 // Error is a refusal that crosses the socket.
@@ -102,8 +175,14 @@ func ReplyError(w http.ResponseWriter, err error) {
 
 // ReadBody decodes the body of r into v: one JSON document without unknown or
 // repeated members.
-func ReadBody(r *http.Request, v any) error {
-	err := json.UnmarshalRead(r.Body, v, json.RejectUnknownMembers(true))
+func ReadBody(r *http.Request, v any) error { return readBody(r, v, true) }
+
+// ReadReport is ReadBody for what a mount process says, which may be newer than
+// the daemon: members that this version does not know are left alone.
+func ReadReport(r *http.Request, v *MountReport) error { return readBody(r, v, false) }
+
+func readBody(r *http.Request, v any, strict bool) error {
+	err := json.UnmarshalRead(r.Body, v, json.RejectUnknownMembers(strict))
 	var big *http.MaxBytesError
 	if errors.As(err, &big) {
 		return &Error{Status: http.StatusRequestEntityTooLarge, Message: fmt.Sprintf("request longer than %d bytes", big.Limit)}
