@@ -57,6 +57,7 @@ func (s State) Check() error {
 		{s.MintKey(), 0, openToOthers},
 		{s.RevokeKey(), 0, openToOthers},
 		{s.Store(), fs.ModeDir, openToOthers},
+		{s.Kept(), fs.ModeDir, openToOthers},
 		{s.Run(), fs.ModeDir, openToOthers},
 		{s.Jobs(), fs.ModeDir, writableByOthers},
 		{s.Work(), fs.ModeDir, writableByOthers},

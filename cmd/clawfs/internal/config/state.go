@@ -15,6 +15,7 @@ import "path/filepath"
 //	revoke.key      0600, read by `clawfs revoke` only
 //	clawfs.toml     optional settings; writable by its owner only
 //	store/          Badger, 0700
+//	kept/           0700: every acknowledged record once more, as text (capstore/kept)
 //	jobs/<id>/      one directory for each rebuild
 //	work/           scratch of rebuilds
 //	cache/          0700: fetched inputs, shared by rebuilds
@@ -29,6 +30,7 @@ func (s State) MintPublic() string { return s.join("mint.pub") }
 func (s State) RevokeKey() string  { return s.join("revoke.key") }
 func (s State) Settings() string   { return s.join("clawfs.toml") }
 func (s State) Store() string      { return s.join("store") }
+func (s State) Kept() string       { return s.join("kept") }
 func (s State) Jobs() string       { return s.join("jobs") }
 func (s State) Work() string       { return s.join("work") }
 func (s State) Cache() string      { return s.join("cache") }
