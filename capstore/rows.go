@@ -51,7 +51,7 @@ func (s *Store) record(reserve int64, kind string, id hashpipe.Digest, envelope 
 		s.failed = err
 		return err
 	}
-	return nil
+	return s.keepFact(kind)
 }
 
 // commit writes the rows in one transaction and returns after they are on

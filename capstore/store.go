@@ -10,6 +10,7 @@ import (
 
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/options"
+	"github.com/openclaw/clawfs/capstore/kept"
 	"github.com/openclaw/clawfs/hashpipe"
 )
 
@@ -62,6 +63,8 @@ type Store struct {
 	readers sync.WaitGroup
 	// unsaved are revocations in force here that are not yet on disk.
 	unsaved map[hashpipe.Digest]bool
+	kept    *kept.Journal // what was acknowledged, outside of Badger; see kept.go
+	behind  error         // why the journal lacks something; nil: it does not
 }
 
 // Open opens the store in dir, which is made with mode 0700 if it is missing,
@@ -104,6 +107,9 @@ func open(dir string, t Trust) (_ *Store, err error) {
 		return nil, err
 	}
 	if err := s.load(); err != nil {
+		return nil, err
+	}
+	if err := s.openKept(); err != nil {
 		return nil, err
 	}
 	return s, nil
@@ -172,6 +178,9 @@ func (s *Store) shut() (err error) {
 		s.readers.Wait()
 		err = closeBadger(s.db)
 		s.db = nil
+	}
+	if s.kept != nil {
+		err = errors.Join(err, s.kept.Close())
 	}
 	if s.lock != nil {
 		err = errors.Join(err, s.lock.Close())

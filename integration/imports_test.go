@@ -30,7 +30,8 @@ var allowed = map[string][]string{
 	"verifier/tlog/tiles":    {"verifier/tlog"},
 	"verifier/tlog/tlogtest": {"verifier/tlog", "verifier/tlog/tiles"},
 
-	"capstore": {"hashpipe", "verifier/dsse", "verifier/pattern"},
+	"capstore/kept": {"hashpipe"},
+	"capstore":      {"hashpipe", "verifier/dsse", "verifier/pattern", "capstore/kept"},
 
 	"rebuild/sandbox":                {"hashpipe"},
 	"rebuild/oci":                    {"hashpipe", "hashpipe/cas", "verifier/tree"},

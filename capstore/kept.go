@@ -1,0 +1,177 @@
+package capstore
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+
+	"github.com/go-json-experiment/json"
+	"github.com/openclaw/clawfs/capstore/kept"
+)
+
+// KeptName is the name of the journal of kept records, which stands beside the
+// store's directory: what destroys the store shall not destroy that.
+const KeptName = "kept"
+
+func keptDir(dir string) string { return filepath.Join(filepath.Dir(dir), KeptName) }
+
+// name is the store's id in the journal.
+func (s *Store) name() string { return "store" }
+
+// openKept opens the journal, appends what a crash kept from it, and takes the
+// records that were acknowledged while there was no store. The caller owns s, whose
+// rows are checked.
+func (s *Store) openKept() (err error) {
+	if s.kept, err = kept.Open(keptDir(s.dir)); err != nil {
+		return err
+	}
+	for _, d := range s.kept.Damage() {
+		s.reject(KeptName+"/"+d.File, fmt.Errorf("byte %d: %s", d.Offset, d.Reason))
+	}
+	if err := s.keep(s.head.n); err != nil {
+		s.behind = err
+	}
+	return s.takeWaiting()
+}
+
+// keep appends what the journal lacks of the facts up to n. Callers hold s.mu, or
+// own s.
+func (s *Store) keep(n uint64) error {
+	id := s.name()
+	have := s.kept.Facts(id)
+	if have == 0 {
+		if err := s.kept.Begin(id, 0); err != nil {
+			return err
+		}
+	}
+	for have < n {
+		// One fsync for many: after a rebuild, or with a journal that is new.
+		var batch []kept.Record
+		for size := 0; have+uint64(len(batch)) < n && size < 4<<20; {
+			r, err := s.factRecord(have + uint64(len(batch)) + 1)
+			if errors.Is(err, errLostFact) {
+				break
+			}
+			if err != nil {
+				return err
+			}
+			batch = append(batch, r)
+			size += len(r.Envelope)
+		}
+		if len(batch) == 0 { // the record of this fact is gone, as Open has told
+			have++
+			if err := s.kept.Begin(id, have); err != nil {
+				return err
+			}
+			continue
+		}
+		if err := s.kept.Append(id, have+1, batch...); err != nil {
+			return err
+		}
+		have += uint64(len(batch))
+	}
+	return nil
+}
+
+// keepFact is keep for the fact that was committed last. A revocation that is in
+// the store and in force is acknowledged also where the journal has no room: it is
+// appended with the next record, or by the next Open. Callers hold s.mu.
+func (s *Store) keepFact(kind string) error {
+	err := s.keep(s.head.n)
+	if err != nil && kind != RecordCapability {
+		s.behind = err
+		return nil
+	}
+	if err == nil {
+		s.behind = nil
+	}
+	return err
+}
+
+// Behind says why the journal of kept records lacks something that the store has;
+// nil if it lacks nothing.
+func (s *Store) Behind() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.behind
+}
+
+// errLostFact: the row of a fact's record is missing.
+var errLostFact = errors.New("the record of the fact is gone")
+
+// factRecord is the record that fact n acknowledged. A record that was written
+// twice is that of its later fact, too.
+func (s *Store) factRecord(n uint64) (kept.Record, error) {
+	value, err := s.get(string(logKey(n)))
+	if err != nil {
+		return kept.Record{}, fmt.Errorf("fact %d: %w", n, err)
+	}
+	var e entry
+	if err := json.Unmarshal(value, &e, json.RejectUnknownMembers(true)); err != nil {
+		return kept.Record{}, fmt.Errorf("fact %d: %w: %v", n, ErrDamaged, err)
+	}
+	envelope, err := s.get(string(recordKey(e.Kind, e.ID)))
+	if errors.Is(err, ErrNotFound) {
+		return kept.Record{}, fmt.Errorf("%w: fact %d, %s %s", errLostFact, n, e.Kind, e.ID)
+	}
+	return kept.Record{Kind: e.Kind, Envelope: envelope}, err
+}
+
+// takeWaiting admits what was acknowledged while there was no store. One that is
+// refused now, because its revoker was struck off or it is in a list that is known,
+// stays where it is with the others, and is reported. The caller owns s.
+func (s *Store) takeWaiting() error {
+	refused, taken := 0, 0
+	damage, err := kept.ReadWaiting(keptDir(s.dir), func(r kept.Record) error {
+		why, err := s.take(r)
+		if err != nil {
+			return err
+		}
+		if why == nil {
+			taken++
+			return nil
+		}
+		refused++
+		s.reject(fmt.Sprintf("%s/waiting/%d", KeptName, r.N), why)
+		return nil
+	})
+	for _, d := range damage {
+		refused++
+		s.reject(KeptName+"/"+d.File, fmt.Errorf("byte %d: %s", d.Offset, d.Reason))
+	}
+	if err != nil {
+		return fmt.Errorf("taking what was acknowledged without a store: %w", err)
+	}
+	if refused > 0 || taken == 0 {
+		return nil
+	}
+	return s.kept.DropWaiting()
+}
+
+// take admits one record that waited. refused says why it is none for this store;
+// err, why it could not be written.
+func (s *Store) take(r kept.Record) (refused, err error) {
+	switch r.Kind {
+	case RecordRevocation:
+		v, err := readRevocation(s.view.revokers, r.Envelope)
+		if err != nil {
+			return err, nil
+		}
+		if !s.view.revocation(v.ID()).IsZero() {
+			return nil, nil
+		}
+		s.view.addRevocation(v)
+		return nil, s.record(reserveRevoke, RecordRevocation, v.ID(), v.rec.envelope)
+	case RecordList:
+		l, err := readList(s.view.revokers, r.Envelope)
+		if err != nil {
+			return err, nil
+		}
+		if s.view.knowsList(l.ID()) {
+			return nil, nil
+		}
+		s.view.addList(l) // an older one, too: it was acknowledged
+		return nil, s.record(reserveRevoke, RecordList, l.ID(), l.rec.envelope)
+	}
+	return fmt.Errorf("a record of kind %q does not wait for a store", r.Kind), nil
+}
