@@ -21,7 +21,7 @@ var areas = []area{
 		{folder: "hashpipe/cas"},
 	}},
 	{"verifier", []part{
-		{folder: "verifier", users: []string{"rebuild/internal/mint"}},
+		{folder: "verifier"},
 		{folder: "verifier/dsse", users: []string{"verifier", "capstore"}},
 		{folder: "verifier/tree", users: []string{"verifier", "rebuild/fetch"}},
 		{folder: "verifier/tlog", users: []string{"verifier/tlog/tiles", "verifier"}},
