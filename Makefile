@@ -62,7 +62,7 @@ UNIT    := ./...
 #   openssh-server libwrap0   sshd: the source of a ledger over ssh
 SERVER_DEBS := docker-registry openssh-server libwrap0
 
-.PHONY: deps clients client-deps servers slurm slurm-deps build install demo demo-torch demo-xgboost demo-quantize demo-quorum demo-all test test-arm64 test-verity race lint fuzz bench repro ci clean tools
+.PHONY: deps clients client-deps servers slurm slurm-deps build install demo demo-torch demo-xgboost demo-quantize demo-quorum demo-all test test-arm64 test-verity race lint fuzz mutate bench repro ci clean tools
 
 # $(call install,PACKAGES) installs those that are missing.
 define install
@@ -175,7 +175,7 @@ race: build clients servers slurm
 
 lint: deps
 	@out=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$out" ] || { echo "gofmt would change:"; echo "$$out"; exit 1; }
-	$(GO) vet ./...
+	$(GO) vet ./... && cd tools && $(GO) vet ./mutate
 	cd tools && $(GO) build -buildvcs=false -o ../bin/staticcheck honnef.co/go/tools/cmd/staticcheck
 	bin/staticcheck ./...
 	shellcheck $$(git ls-files '*.sh' '*/clawfs-signer-*' .ci/run)
@@ -188,6 +188,14 @@ fuzz: deps ## every fuzz target for FUZZTIME
 	[ -n "$$targets" ] || { echo "no fuzz target found"; exit 1; }; \
 	while read -r pkg target; do echo "== $$pkg $$target"; \
 	  $(GO) test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1s $$pkg; done <<< "$$targets"
+
+# How many in each of five areas, or all; SEED chooses which. MUTATEFLAGS='-area fs
+# -only decide.go' plants all faults of one file.
+MUTATE ?= 100
+SEED   ?= 1
+mutate: build clients ## faults planted in the code that decides, and which of them the tests notice
+	cd tools && $(GO) test -count=1 ./mutate && $(GO) build -buildvcs=false -o ../bin/mutate ./mutate
+	nice -n 19 bin/mutate -seed $(SEED) -n $(MUTATE:all=0) $(MUTATEFLAGS)
 
 bench: DEBS += $(BENCH_DEBS)
 bench: build ## ratios against references of the same run; BENCHFLAGS=-short takes minutes

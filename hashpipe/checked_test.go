@@ -151,6 +151,8 @@ func TestReadUnitRefuses(t *testing.T) {
 		"error with data": {readerAtFunc(func(p []byte, _ int64) (int, error) { return copy(p, data[:9]), broken }), tree, 0, UnitSize, broken},
 		"lazy source":     {readerAtFunc(func([]byte, int64) (int, error) { return 0, nil }), tree, 0, UnitSize, nil},
 		"long count":      {readerAtFunc(func(p []byte, _ int64) (int, error) { return len(p) + 1, nil }), tree, 0, UnitSize, nil},
+		"long, and ended": {readerAtFunc(func(p []byte, _ int64) (int, error) { return len(p) + 1, io.EOF }), tree, 0, UnitSize, nil},
+		"negative, ended": {readerAtFunc(func([]byte, int64) (int, error) { return -1, io.EOF }), tree, 0, UnitSize, nil},
 		"says, not does":  {readerAtFunc(func(p []byte, _ int64) (int, error) { return len(p), nil }), tree, 0, UnitSize, ErrChanged},
 	} {
 		buf := make([]byte, c.room)
@@ -227,6 +229,14 @@ func TestReadAt(t *testing.T) {
 	}
 	if !bytes.Equal(p[:UnitSize], data[:UnitSize]) || !bytes.Equal(p[UnitSize:], make([]byte, size-UnitSize)) {
 		t.Error("ReadAt left unchecked bytes in p")
+	}
+	// A part of a unit is as good as the whole unit, wherever the change is.
+	for _, off := range []int64{UnitSize, UnitSize + 1, UnitSize + 8, 2*UnitSize - 1} {
+		p := make([]byte, 1)
+		n, err := NewCheckedReader(bytes.NewReader(bad), tree).ReadAt(p, off)
+		if n != 0 || !errors.As(err, &e) || e.Unit != 1 || p[0] != 0 {
+			t.Errorf("ReadAt of one byte at %d of a changed unit = %d, %v, want a *UnitError", off, n, err)
+		}
 	}
 }
 

@@ -53,9 +53,9 @@ func TestHashPairs(t *testing.T) {
 			}
 		}
 	}
-	for _, size := range []int{0, 1, BlockSize, 2*BlockSize - 1} {
-		if n := hashPairs(nil, content(size)); n != 0 {
-			t.Errorf("hashPairs of %d bytes hashed %d", size, n)
+	for size, want := range map[int]int{0: 0, 1: 0, BlockSize: 0, 2*BlockSize - 1: 0, 2 * BlockSize: 2 * BlockSize, 5 * BlockSize: 4 * BlockSize, 6 * BlockSize: 6 * BlockSize} {
+		if n := hashPairs(make([]byte, 6*hashSize), content(size)); n != want {
+			t.Errorf("hashPairs of %d bytes hashed %d, want %d", size, n, want)
 		}
 	}
 }

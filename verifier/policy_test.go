@@ -342,6 +342,17 @@ func TestEdit(t *testing.T) {
 			t.Errorf("%s changed nothing", name)
 		}
 	}
+	// The first pin of a rule that had none.
+	if got, err := p.policy.AddPublisher(verifier.PublisherRule{Name: "other", Models: []string{"other/*"}, Keys: []dsse.PublicKey{other}, Threshold: 1, Images: []string{"*"}}); err != nil {
+		t.Error(err)
+	} else if got, err = got.PinSequence("other/langid", 5); err != nil {
+		t.Error(err)
+	} else if r, _ := got.Rule("other/langid"); r.MinimumSequence["other/langid"] != 5 {
+		t.Errorf("pinned at %v, want 5", r.MinimumSequence)
+	}
+	if _, err := p.policy.PinSequence("other/langid", 2); err == nil || !strings.Contains(err.Error(), `no publisher speaks for "other/langid"`) {
+		t.Errorf("a pin of a stranger's model: %v", err)
+	}
 	refused := map[string]func() (*verifier.Policy, error){
 		"a publisher's name twice": func() (*verifier.Policy, error) { return p.policy.AddPublisher(p.policy.Publishers[0]) },
 		"an empty publisher":       func() (*verifier.Policy, error) { return p.policy.AddPublisher(verifier.PublisherRule{}) },

@@ -263,6 +263,16 @@ func TestAddSignature(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	for what, bad := range map[string][]byte{"nothing": nil, "no envelope": []byte("{}"), "a bare policy": encode(t, p), "another type": foreign} {
+		ids, err := verifier.PolicySigners(bad, []dsse.PublicKey{f.a.Public()})
+		var r *verifier.Refusal
+		if !errors.As(err, &r) || r.Reason != verifier.ReasonMalformed || ids != nil {
+			t.Errorf("PolicySigners of %s = %v, %v, want a refusal", what, ids, err)
+		}
+	}
+	if ids, err := verifier.PolicySigners(two, []dsse.PublicKey{f.c.Public()}); err != nil || len(ids) != 0 {
+		t.Errorf("PolicySigners asked for another = %v, %v, want nobody", ids, err)
+	}
 	for _, bad := range [][]byte{nil, []byte("{}"), encode(t, p), foreign, unrooted} {
 		if e, err := verifier.AddSignature(t.Context(), bad, f.b); err == nil {
 			t.Errorf("%.100q was signed: %s", bad, e)

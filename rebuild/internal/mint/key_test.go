@@ -3,6 +3,7 @@ package mint
 import (
 	"bytes"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -59,6 +60,53 @@ func TestGenerateAndOpen(t *testing.T) {
 	wantError(t, err, "no such file")
 	if !(*Key)(nil).Public().IsZero() || !(&Key{}).Public().IsZero() {
 		t.Error("a key that does not exist has a public half")
+	}
+}
+
+// Of a key that did not get onto the disk nothing is left, so that the name is
+// free for another attempt; half a key would have to be deleted by hand.
+func TestGenerateOnAFullDisk(t *testing.T) {
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=4k"); err != nil {
+		t.Fatalf("%v (this test runs as root: sudo make test)", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	full := filepath.Join(dir, "full")
+	if err := os.WriteFile(full, make([]byte, 4096), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "mint.key")
+	pub, err := Generate(path)
+	wantError(t, err, "writing mint key", "no space left")
+	if !pub.IsZero() {
+		t.Error("a public key came with the error")
+	}
+	if _, err := os.Lstat(path); !os.IsNotExist(err) {
+		t.Errorf("a key file stayed: %v", err)
+	}
+	if err := os.Remove(full); err != nil {
+		t.Fatal(err)
+	}
+	if pub, err = Generate(path); err != nil || pub.IsZero() {
+		t.Errorf("Generate with space again = %v", err)
+	}
+}
+
+// A worker has nobody to ask for a passphrase.
+func TestOpenEncrypted(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "mint.key")
+	out, err := exec.Command("ssh-keygen", "-q", "-t", "ed25519", "-N", "correct horse", "-f", path).CombinedOutput()
+	if err != nil {
+		t.Fatalf("ssh-keygen: %v\n%s\nnext: sudo make deps", err, out)
+	}
+	k, err := Open(path)
+	wantError(t, err, "opening mint key", "encrypted", "unencrypted key with mode 0600")
+	if k != nil {
+		t.Error("a key came with the error")
 	}
 }
 

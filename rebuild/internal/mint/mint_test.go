@@ -95,6 +95,12 @@ func attest(t *testing.T, argv []string, outputs ...string) verifier.Attestation
 // attestArtifacts is attest with artifacts of the one stage.
 func attestArtifacts(t *testing.T, argv, artifacts []string, outputs ...string) verifier.Attestation {
 	t.Helper()
+	return attestStatement(t, argv, artifacts, nil, outputs...)
+}
+
+// attestStatement is attestArtifacts of a ledger with further inputs.
+func attestStatement(t *testing.T, argv, artifacts []string, inputs []verifier.Dependency, outputs ...string) verifier.Attestation {
+	t.Helper()
 	publisher, err := dsse.GenerateKey(dsse.ECDSAP256)
 	if err != nil {
 		t.Fatal(err)
@@ -118,6 +124,7 @@ func attestArtifacts(t *testing.T, argv, artifacts []string, outputs ...string) 
 			},
 		},
 	}
+	st.Predicate.BuildDefinition.ResolvedDependencies = append(st.Predicate.BuildDefinition.ResolvedDependencies, inputs...)
 	for _, o := range outputs {
 		st.Predicate.BuildDefinition.ExternalParameters.Outputs = append(st.Predicate.BuildDefinition.ExternalParameters.Outputs, verifier.Output{Name: o, Path: o})
 	}

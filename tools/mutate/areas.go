@@ -1,0 +1,42 @@
+package main
+
+// area is a part of clawfs that decides, and the tests that must notice a
+// fault in it.
+type area struct {
+	name  string
+	parts []part
+}
+
+// part is one package. Its own tests are asked first; a fault that they let
+// pass is shown to the tests of the packages that use it.
+type part struct {
+	folder string
+	files  []string // patterns of names; none: all files
+	users  []string
+}
+
+var areas = []area{
+	{"hashpipe", []part{
+		{folder: "hashpipe", users: []string{"fs"}},
+		{folder: "hashpipe/cas"},
+	}},
+	{"verifier", []part{
+		{folder: "verifier"},
+		{folder: "verifier/dsse", users: []string{"verifier", "capstore"}},
+		{folder: "verifier/tree", users: []string{"verifier", "rebuild/fetch"}},
+		{folder: "verifier/tlog", users: []string{"verifier/tlog/tiles", "verifier"}},
+		{folder: "verifier/pattern", users: []string{"verifier", "capstore"}},
+	}},
+	{"capstore", []part{
+		{folder: "capstore", users: []string{"fs", "rebuild/internal/mint"}},
+	}},
+	{"fs", []part{
+		{folder: "fs", files: []string{
+			"acl.go", "auditmode.go", "decide.go", "errno.go", "link.go", "lookup.go", "measure.go", "open.go", "pieces.go",
+			"poll.go", "preverify.go", "private.go", "read.go", "release.go", "revoke.go", "seal.go", "sighting.go", "source.go", "xattr.go",
+		}},
+	}},
+	{"mint", []part{
+		{folder: "rebuild/internal/mint"},
+	}},
+}
