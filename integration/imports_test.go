@@ -68,7 +68,8 @@ var allowed = map[string][]string{
 	"cmd/clawfs/internal/translog/logserver": {"verifier", "verifier/dsse", "verifier/tlog", "capstore", "cmd/clawfs/internal/config", "cmd/clawfs/internal/control", "cmd/clawfs/internal/translog"},
 	"cmd/clawfs/internal/memory":             {"hashpipe", "verifier/tlog", "cmd/clawfs/internal/config"},
 
-	"integration": {},
+	"integration":      {},
+	"integration/soak": {},
 }
 
 // only names the packages that may import a third-party module or a package

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"reflect"
+	"runtime"
 	"time"
 
 	"github.com/openclaw/clawfs/capstore"
@@ -87,7 +88,7 @@ func (d *daemon) status() (control.Status, error) {
 	s := control.Status{
 		Version: readVersion().Version, PID: os.Getpid(), State: string(d.state), StartedAt: d.started,
 		Jobs: map[string]int{}, Mounts: d.mounts.list(), Revocations: len(d.store.View().InForce()), Warnings: d.warnings(),
-		Generation: d.store.View().Extent(),
+		Generation: d.store.View().Extent(), Goroutines: runtime.NumGoroutine(),
 	}
 	jobs, err := d.store.Jobs()
 	if err != nil {

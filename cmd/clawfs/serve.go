@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"runtime"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -287,6 +288,7 @@ func (p *mountProcess) report() control.MountReport {
 			"joined": s.Joined, "unitsChecked": s.UnitsChecked, "lateMismatches": s.LateMismatches, "revoked": s.Revoked, "held": s.Held,
 			"quarantined": s.Quarantined, "panics": s.Panics, "auditDropped": s.AuditDropped, "auditLost": p.audit.lost.Load(), "nodes": s.Nodes,
 			"handles": s.Handles, "verifying": s.Verifying, "auditServed": s.AuditServed, "preverified": s.Preverified,
+			"goroutines": int64(runtime.NumGoroutine()),
 		},
 	}
 }

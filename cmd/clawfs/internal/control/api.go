@@ -149,6 +149,7 @@ type Status struct {
 	Revocations  int            `json:"revocations"`
 	Rejected     []Rejected     `json:"rejected,omitempty"`
 	Generation   uint64         `json:"generation"` // Extent of the store's view; a mount that reports it has everything
+	Goroutines   int            `json:"goroutines"` // of the daemon
 	Mounts       []Mount        `json:"mounts"`
 }
 

@@ -1,0 +1,188 @@
+package soak
+
+import (
+	"encoding/csv"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// sample is one look at one process.
+type sample struct {
+	at         time.Duration // since the beginning
+	world      string
+	role       string // daemon, or the tier of a mount
+	pid        int
+	rss        int64 // KiB
+	fds        int64
+	threads    int64
+	goroutines int64
+	records    int64 // in the store
+}
+
+// sampler looks at every process of the worlds until the soak ends.
+type sampler struct {
+	run     *soak
+	samples []sample
+}
+
+func (p *sampler) watch() {
+	every := min(max(p.run.length/600, 500*time.Millisecond), 5*time.Second)
+	for p.run.goesOn() {
+		for _, w := range p.run.worlds {
+			s, err := w.status()
+			if err != nil {
+				continue // the daemon is away
+			}
+			records := int64(s.Capabilities.Live + s.Capabilities.Expired + s.Capabilities.Revoked + s.Revocations)
+			p.look(sample{world: w.name, role: "daemon", pid: s.PID, goroutines: int64(s.Goroutines), records: records})
+			for _, m := range s.Mounts {
+				if m.Report != nil && m.PID != 0 && m.Report.PID == m.PID {
+					p.look(sample{world: w.name, role: filepath.Base(m.Mountpoint), pid: m.PID, goroutines: m.Report.Counters["goroutines"], records: records})
+				}
+			}
+		}
+		for _, r := range p.run.readers {
+			if text := r.hangs(); text != "" {
+				p.run.fail("%s", text)
+			}
+		}
+		p.run.sleep(every)
+	}
+}
+
+func (p *sampler) look(s sample) {
+	proc := filepath.Join("/proc", strconv.Itoa(s.pid))
+	text, err := os.ReadFile(filepath.Join(proc, "status"))
+	if err != nil {
+		return
+	}
+	for line := range strings.Lines(string(text)) {
+		name, value, _ := strings.Cut(line, ":")
+		n, _ := strconv.ParseInt(strings.Fields(value + " 0")[0], 10, 64)
+		switch name {
+		case "VmRSS":
+			s.rss = n
+		case "Threads":
+			s.threads = n
+		}
+	}
+	list, err := os.ReadDir(filepath.Join(proc, "fd"))
+	if err != nil || s.rss == 0 {
+		return // it has just died
+	}
+	s.fds = int64(len(list))
+	s.at = time.Since(p.run.began)
+	p.samples = append(p.samples, s)
+}
+
+func (p *sampler) write(path string) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	w := csv.NewWriter(f)
+	w.Write([]string{"seconds", "world", "role", "pid", "rss_kib", "fds", "threads", "goroutines", "records"})
+	for _, s := range p.samples {
+		row := []string{fmt.Sprintf("%.1f", s.at.Seconds()), s.world, s.role}
+		for _, n := range []int64{int64(s.pid), s.rss, s.fds, s.threads, s.goroutines, s.records} {
+			row = append(row, strconv.FormatInt(n, 10))
+		}
+		w.Write(row)
+	}
+	w.Flush()
+	return w.Error()
+}
+
+// quantity is something that must not grow.
+type quantity struct {
+	name string
+	of   func(sample) int64
+	// A last tenth is flat if its median is at most this much above that of the
+	// second one.
+	percent, more int64
+	record        int64 // bytes... of the quantity for each record that came in between
+}
+
+// The rule of flatness, for a process that lived from the second tenth of the run
+// to its end: the median of the last tenth is at most percent % and a constant above
+// the median of the second tenth. The first tenth is left out because caches, pools
+// and stacks fill in it. Medians, because the collector's saw is higher than any leak
+// of an hour is; a leak of one descriptor or goroutine for each open, grant, revocation
+// or daemon restart is hundreds in the shortest run that is judged.
+//
+// Memory may grow by what the store holds: a record is kept in memory for ever. That
+// is 6 KiB for each (envelope, parsed statement, indices, and the shadow of the race
+// detector, which is as large again).
+var quantities = []quantity{
+	{"rss KiB", func(s sample) int64 { return s.rss }, 10, 16 << 10, 6},
+	{"fds", func(s sample) int64 { return s.fds }, 10, 8, 0},
+	{"threads", func(s sample) int64 { return s.threads }, 10, 8, 0},
+	{"goroutines", func(s sample) int64 { return s.goroutines }, 10, 16, 0},
+}
+
+// judgeFrom is the length from which the curves of a run are judged: in a shorter
+// one, a tenth is a few samples and the start is still to be seen.
+const judgeFrom = 5 * time.Minute
+
+// curves draws the samples of one process, and says what is not flat.
+func (p *sampler) curves(world, role string) (text string, growing []string) {
+	var tenths [10][]sample
+	for _, s := range p.samples {
+		if s.world == world && s.role == role {
+			i := min(9, int(10*s.at/p.run.length))
+			tenths[i] = append(tenths[i], s)
+		}
+	}
+	same := len(tenths[1]) > 0 && len(tenths[9]) > 0
+	for i := 1; i < 10 && same; i++ {
+		same = !slices.ContainsFunc(tenths[i], func(s sample) bool { return s.pid != tenths[1][0].pid })
+	}
+	for _, q := range quantities {
+		text += fmt.Sprintf("%-6s %-8s %-10s", world, role, q.name)
+		for _, t := range tenths {
+			text += fmt.Sprintf(" %17s", spread(t, q.of))
+		}
+		if same {
+			_, early, _ := three(tenths[1], q.of)
+			_, late, _ := three(tenths[9], q.of)
+			_, before, _ := three(tenths[1], func(s sample) int64 { return s.records })
+			_, after, _ := three(tenths[9], func(s sample) int64 { return s.records })
+			bound := early + early*q.percent/100 + q.more + q.record*max(0, after-before)
+			text += fmt.Sprintf("  %d <= %d", late, bound)
+			if late > bound {
+				growing = append(growing, fmt.Sprintf("%s of %s in world %s: median %d of the last tenth, %d of the second, want at most %d (%d records came in between)",
+					q.name, role, world, late, early, bound, after-before))
+				text += " GROWS"
+			}
+		}
+		text += "\n"
+	}
+	return text, growing
+}
+
+func spread(list []sample, of func(sample) int64) string {
+	if len(list) == 0 {
+		return "-"
+	}
+	low, mid, high := three(list, of)
+	return fmt.Sprintf("%d/%d/%d", low, mid, high)
+}
+
+// three are minimum, median and maximum.
+func three(list []sample, of func(sample) int64) (low, mid, high int64) {
+	if len(list) == 0 {
+		return 0, 0, 0
+	}
+	var n []int64
+	for _, s := range list {
+		n = append(n, of(s))
+	}
+	slices.Sort(n)
+	return n[0], n[len(n)/2], n[len(n)-1]
+}
