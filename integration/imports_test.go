@@ -53,7 +53,7 @@ var allowed = map[string][]string{
 	"fs": {"hashpipe", "hashpipe/cas", "verifier/dsse", "capstore"},
 
 	"cmd/clawfs": {
-		"hashpipe", "hashpipe/cas", "verifier", "verifier/dsse", "verifier/tree", "verifier/pattern", "verifier/tlog", "verifier/tlog/tiles", "verifier/sigstore", "capstore",
+		"hashpipe", "hashpipe/cas", "verifier", "verifier/dsse", "verifier/tree", "verifier/pattern", "verifier/tlog", "verifier/tlog/tiles", "verifier/sigstore", "capstore", "capstore/kept",
 		"rebuild", "rebuild/sandbox", "rebuild/engine/slurm", "rebuild/oci", "rebuild/fetch", "rebuild/lock", "rebuild/lint", "rebuild/compare", "rebuild/record", "fs",
 		"cmd/clawfs/internal/bundle", "cmd/clawfs/internal/config", "cmd/clawfs/internal/control", "cmd/clawfs/internal/registry", "cmd/clawfs/internal/memory",
 		"cmd/clawfs/internal/signer", "cmd/clawfs/internal/witness", "cmd/clawfs/internal/translog", "cmd/clawfs/internal/translog/logserver",

@@ -51,7 +51,7 @@ func shellWord(s string) string {
 // stateless finds, behind "next:", commands of verbs that work on a state
 // directory and do not name one.
 var stateless = regexp.MustCompile(`(: |, |or |then )clawfs ((?:affected|bundle|caps|daemon|disputes|export|grant|import|jobs?|key adopt|memory|mount|umount|` +
-	`policy (?:check|diff|edit|explain|export|install|show)|publisher|pull|push|record|resolve|revocations|revoke|status)\b)`)
+	`policy (?:check|diff|edit|explain|export|install|show)|publisher|pull|push|record|resolve|revocations|revoke|status|store (?:verify|backup|restore|rebuild|compact|head))\b)`)
 
 // here completes the next commands in a sentence by --state, where a command
 // would go to another state directory without it. Packages, daemons and mounts do

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"os"
 	"time"
 
@@ -44,8 +43,8 @@ what is granted, and the next daemon finds them. Its log is log/daemon.log.`,
 	return c
 }
 
-// daemon is the process that owns the store of a state directory. It has no
-// private key and never looks below a mount.
+// daemon is what works on the store of a state directory, while that is open. It
+// has no private key and never looks below a mount.
 type daemon struct {
 	state   config.State
 	log     *slog.Logger
@@ -81,7 +80,10 @@ func (a *app) runDaemon(ctx context.Context, background bool) error {
 		out = io.MultiWriter(file, a.stderr)
 	}
 	log := slog.New(slog.NewJSONHandler(out, nil)).With("pid", os.Getpid())
-	d, err := a.newDaemon(log)
+	h, err := a.newHost(log)
+	if err == nil {
+		err = h.begin(ctx)
+	}
 	if err != nil {
 		log.Error("the daemon cannot start", "error", err)
 		return err
@@ -90,10 +92,10 @@ func (a *app) runDaemon(ctx context.Context, background bool) error {
 		log.Warn("connection refused", "uid", p.UID, "gid", p.GID, "peer", p.PID, "error", err)
 	})
 	if err != nil {
-		return errors.Join(err, d.store.Close())
+		return errors.Join(err, h.close())
 	}
 	log.Info("daemon started", "version", readVersion().Version, "state", string(s), "socket", s.Socket())
-	err = d.run(ctx, lock, l)
+	err = h.run(ctx, lock, l)
 	if lock.Lost() == nil { // or the socket there is somebody else's
 		err = errors.Join(err, removeIfThere(s.Socket()))
 	}
@@ -105,8 +107,9 @@ func (a *app) runDaemon(ctx context.Context, background bool) error {
 	return nil
 }
 
-func (a *app) newDaemon(log *slog.Logger) (*daemon, error) {
-	s := a.config()
+// newDaemon opens the store. What is wrong with the store alone is a *trouble.
+func (h *host) newDaemon() (*daemon, error) {
+	s, log := h.state, h.log
 	policy, err := s.LoadPolicy()
 	if err != nil {
 		return nil, err
@@ -118,19 +121,14 @@ func (a *app) newDaemon(log *slog.Logger) (*daemon, error) {
 	if err != nil {
 		return nil, err
 	}
-	store, err := capstore.Open(s.Store(), policy.Trust())
+	store, err := openStore(s, policy)
 	if err != nil {
-		return nil, err
+		return nil, troubleOf(err)
 	}
-	seen := memory.Dir(s.Memory())
-	clock, err := newWallclock(seen)
-	if err != nil {
-		return nil, errors.Join(err, store.Close())
+	if err := checkNewestList(memory.Dir(s.Memory()), policy.Trust().Revokers, store.View()); err != nil {
+		return nil, errors.Join(&trouble{causeOlder, err}, store.Close())
 	}
-	if err := checkNewestList(seen, policy.Trust().Revokers, store.View()); err != nil {
-		return nil, errors.Join(err, store.Close())
-	}
-	queue, err := rebuild.NewQueue(store, s.Jobs(), a.spawnWorker(log))
+	queue, err := rebuild.NewQueue(store, s.Jobs(), h.app.spawnWorker(log))
 	if err != nil {
 		return nil, errors.Join(err, store.Close())
 	}
@@ -139,7 +137,7 @@ func (a *app) newDaemon(log *slog.Logger) (*daemon, error) {
 		return nil, errors.Join(err, store.Close())
 	}
 	bounds.share(queue, settings.Build)
-	queue.Clock = clock.now
+	queue.Clock = h.clock.now
 	queue.Sweep = func(ctx context.Context) error {
 		// Without a runtime nothing can have been left, and jobs say what is missing.
 		executor, err := newExecutor(settings)
@@ -153,33 +151,32 @@ func (a *app) newDaemon(log *slog.Logger) (*daemon, error) {
 		return nil
 	}
 	d := &daemon{
-		state: s, log: log, store: store, queue: queue, clock: clock, started: time.Now().UTC(),
-		mounts: newSupervisor(s, log, a.selfCommand),
+		state: s, log: log, store: store, queue: queue, clock: h.clock, started: h.started, mounts: h.mounts,
 	}
 	d.pinned.policy.Store(&policy)
 	d.logRejected()
 	return d, nil
 }
 
-// run works until ctx ends or a part fails. Mount processes are left alone.
-func (d *daemon) run(ctx context.Context, lock *control.Lock, l net.Listener) error {
+// run works on the store until ctx ends or a part fails. It leaves the store open.
+func (d *daemon) run(ctx context.Context) error {
+	return together(ctx, d.log, map[string]func(context.Context) error{
+		"rebuild queue": d.queue.Run,
+		"policy":        func(ctx context.Context) error { d.watchPolicy(ctx); return nil },
+	})
+}
+
+// together runs parts until ctx ends or one of them does.
+func together(ctx context.Context, log *slog.Logger, parts map[string]func(context.Context) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	parts := map[string]func() error{
-		"control socket": func() error { return control.Serve(ctx, l, d.repinned(d.handler()), d.log) },
-		"rebuild queue":  func() error { return d.queue.Run(ctx) },
-		"mounts":         func() error { return d.mounts.run(ctx) },
-		"clock":          func() error { d.clock.run(ctx, d.log); return nil },
-		"policy":         func() error { d.watchPolicy(ctx); return nil },
-		"place":          func() error { return control.KeepPlace(ctx.Done(), lock, l) },
-	}
 	type end struct {
 		part string
 		err  error
 	}
 	ends := make(chan end, len(parts))
 	for name, part := range parts {
-		go func() { ends <- end{name, part()} }()
+		go func() { ends <- end{name, part(ctx)} }()
 	}
 	var first error
 	var late <-chan time.Time
@@ -193,7 +190,7 @@ func (d *daemon) run(ctx context.Context, lock *control.Lock, l net.Listener) er
 				// questions; its supervisor should start a whole one.
 				first = fmt.Errorf("%s ended by itself: %w", e.part, errOr(e.err, "without an error"))
 			} else if e.err != nil && !errors.Is(e.err, context.Canceled) {
-				d.log.Error("ending", "part", e.part, "error", e.err)
+				log.Error("ending", "part", e.part, "error", e.err)
 			}
 			cancel()
 		case <-stopping:
@@ -202,11 +199,13 @@ func (d *daemon) run(ctx context.Context, lock *control.Lock, l net.Listener) er
 		case <-late:
 			// The store is not closed under its users; after this the process
 			// ends, and whatever was acknowledged is on the disk already.
-			return errors.Join(first, fmt.Errorf("parts of the daemon do not end within %v", endPatience))
+			return errors.Join(first, errLate)
 		}
 	}
-	return errors.Join(first, d.store.Close())
+	return first
 }
+
+var errLate = fmt.Errorf("parts of the daemon do not end within %v", endPatience)
 
 func errOr(err error, text string) error {
 	if err != nil {

@@ -8,8 +8,6 @@ import (
 	"syscall"
 	"testing"
 	"time"
-
-	"github.com/openclaw/clawfs/capstore"
 )
 
 func TestDaemonLife(t *testing.T) {
@@ -80,18 +78,6 @@ func TestDaemonRefusesToStart(t *testing.T) {
 			os.WriteFile(r.state.Settings(), []byte("[build]\nskip = true\n"), 0o600)
 		}, "unknown setting build.skip"},
 		{"store is a file", func(t *testing.T, r *rig) { os.WriteFile(r.state.Store(), nil, 0o600) }, "store"},
-		{"store in use", func(t *testing.T, r *rig) {
-			policy, err := r.state.LoadPolicy()
-			if err != nil {
-				t.Fatal(err)
-			}
-			r.state.MakeRun()
-			s, err := capstore.Open(r.state.Store(), policy.Trust())
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() { s.Close() })
-		}, "another process"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			r := newRig(t)

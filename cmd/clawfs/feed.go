@@ -73,14 +73,13 @@ func (f *feed) follow(ctx context.Context) error {
 		switch l.Kind {
 		case control.LineHeartbeat:
 		case control.LineSnapshot:
-			f.connected.Store(true)
 			f.log.Info("view complete", "records", records, "capabilities", len(f.view.All()))
-			select {
-			case <-f.complete:
-			default:
-				close(f.complete)
-			}
-			f.tell()
+			f.begin()
+		case control.LineNoStore:
+			// Revocations come. What is known here counts; of a mount that starts now that
+			// is nothing, and it refuses every file until the store is open.
+			f.log.Error("the daemon cannot open its store: what is known counts, and nothing new is granted; next: clawfs status", "capabilities", len(f.view.All()))
+			f.begin()
 		default:
 			records++
 			// One bad record must not keep the others out.
@@ -97,6 +96,17 @@ func (f *feed) follow(ctx context.Context) error {
 		return cause
 	}
 	return err
+}
+
+// begin lets the mount go by the view.
+func (f *feed) begin() {
+	f.connected.Store(true)
+	select {
+	case <-f.complete:
+	default:
+		close(f.complete)
+	}
+	f.tell()
 }
 
 // resubscribe lets the daemon send all of its records again, of which the view

@@ -27,6 +27,9 @@ func (a *app) known(ctx context.Context, c *control.Client) (*capstore.View, err
 			return nil
 		case control.LineSnapshot:
 			return whole
+		case control.LineNoStore:
+			_, err := c.Capabilities(ctx) // which says why
+			return errors.Join(errors.New("the daemon has no store"), err)
 		}
 		err := view.Apply(capstore.Record{Kind: l.Kind, Envelope: l.Envelope})
 		if err != nil && l.Kind == capstore.RecordCapability { // the policy is newer than the daemon; it grants nothing

@@ -208,7 +208,11 @@ func TestListTravels(t *testing.T) {
 	if err := os.Rename(old, r.state.Store()); err != nil {
 		t.Fatal(err)
 	}
-	r.refused(codeError, []string{"daemon"}, "newest revocation list of local", "has sequence 1, and this machine has seen 2", "clawfs memory reset --yes")
+	r.startStricken()
+	if s := r.troubled(); s.Cause != causeOlder {
+		t.Errorf("%+v, want cause %s", s, causeOlder)
+	}
+	r.refused(codeRefused, []string{"caps"}, "newest revocation list of local", "has sequence 1, and this machine has seen 2", "clawfs --state "+string(r.state)+" memory reset --yes")
 }
 
 // A revoker that is no longer trusted leaves lists behind whose rows are all there:

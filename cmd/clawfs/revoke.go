@@ -85,6 +85,11 @@ func (a *app) revoke(ctx context.Context, kind capstore.Kind, ids []string, reas
 	if err != nil {
 		return err
 	}
+	if s, err := c.Status(ctx); err != nil {
+		return a.answered(err)
+	} else if s.Store != nil {
+		return a.revokeWithoutStore(ctx, c, s, kind, ids, reason, keyRef, derived)
+	}
 	targets, err := a.revocationTargets(ctx, c, kind, ids)
 	if err != nil {
 		return err

@@ -23,7 +23,8 @@ func newStatusCommand(a *app) *cobra.Command {
 		Use:   "status",
 		Short: "Show the daemon, the mounts, the queue and the store",
 		Long: `status shows what runs for this state directory. Without a daemon it shows the
-mounts that go on without one, and ends with exit code 7.`,
+mounts that go on without one, and ends with exit code 7. With a daemon that cannot
+open its store it says why, and ends with exit code 3.`,
 		Example: "  clawfs status\n  clawfs status -o json | jq -r '.warnings[]?'",
 		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
@@ -35,12 +36,24 @@ mounts that go on without one, and ends with exit code 7.`,
 			if err != nil {
 				return a.answered(err)
 			}
-			return a.print(s, func() { a.showStatus(s) })
+			if err := a.print(s, func() { a.showStatus(s) }); err != nil {
+				return err
+			}
+			if s.Store != nil {
+				return &quietExit{codeRefused}
+			}
+			return nil
 		},
 	}
 }
 
 func (a *app) showStatus(s control.Status) {
+	if s.Store != nil {
+		a.showTrouble(s)
+		a.showMounts(s.Mounts)
+		a.showWarnings(s.Warnings)
+		return
+	}
 	var jobs []string
 	for _, state := range slices.Sorted(maps.Keys(s.Jobs)) {
 		jobs = append(jobs, fmt.Sprintf("%d %s", s.Jobs[state], state))
@@ -66,6 +79,22 @@ func (a *app) showStatus(s control.Status) {
 		a.printf("rejected row %s: %s\n", printable(r.Key), printable(r.Reason))
 	}
 	a.showWarnings(s.Warnings)
+}
+
+// showTrouble says first what is wrong, and then what works all the same.
+func (a *app) showTrouble(s control.Status) {
+	t := s.Store
+	a.printf("NO STORE since %s: nothing new is granted, and mounts serve what they know\n", stamp(t.Since))
+	a.printf("  why:   %s: %s\n", t.Cause, printable(t.Error))
+	_, next, _ := strings.Cut(a.here("next: "+t.Next), "next: ")
+	a.printf("  next:  %s\n", printable(next))
+	a.printf("  again: the daemon tries to open it at %s\n", stamp(t.RetryAt))
+	if t.Waiting > 0 {
+		a.printf("  kept:  %d revocations and lists that were acknowledged without it; it takes them when it opens\n", t.Waiting)
+	}
+	a.table([]string{"daemon", fmt.Sprintf("pid %d, version %s, up %s", s.PID, s.Version, time.Since(s.StartedAt).Round(time.Second))}, [][]string{
+		{"state", s.State},
+	})
 }
 
 func (a *app) showWarnings(list []string) {

@@ -57,6 +57,7 @@ var verbGroups = []verbGroup{
 		newBuildRunCommand,
 		newManCommand,
 		newMountProcessCommand,
+		newStoreProbeCommand,
 		newWorkerCommand,
 	}},
 }

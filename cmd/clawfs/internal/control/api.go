@@ -38,6 +38,7 @@ import (
 //	GET    /v1/revocation-lists    []List that no later one repeats whole, the one in force last
 //	POST   /v1/affected            AffectedRequest -> Affected
 //	GET    /v1/view                stream of ViewLine
+//	POST   /v1/store/open          Status, after another try to open a store that could not be
 //	GET    /v1/mounts              []Mount
 //	POST   /v1/mounts              MountRequest -> Mount
 //	POST   /v1/mounts/{id}/report  MountReport
@@ -143,6 +144,7 @@ type Status struct {
 	PID          int            `json:"pid"`
 	State        string         `json:"state"` // the state directory
 	StartedAt    time.Time      `json:"startedAt"`
+	Store        *StoreTrouble  `json:"store,omitempty"` // nil: the store is open
 	Warnings     []string       `json:"warnings,omitempty"`
 	Jobs         map[string]int `json:"jobs"` // by state
 	Capabilities Counts         `json:"capabilities"`
@@ -151,6 +153,17 @@ type Status struct {
 	Generation   uint64         `json:"generation"` // Extent of the store's view; a mount that reports it has everything
 	Goroutines   int            `json:"goroutines"` // of the daemon
 	Mounts       []Mount        `json:"mounts"`
+}
+
+// StoreTrouble says why a daemon works without its store: nothing new is granted,
+// and what it would know of the store is not known.
+type StoreTrouble struct {
+	Cause   string    `json:"cause"` // locked, full, damaged, older, crashed, slow, failed
+	Error   string    `json:"error"`
+	Next    string    `json:"next"` // what a person should do
+	Since   time.Time `json:"since"`
+	RetryAt time.Time `json:"retryAt"` // when the daemon tries to open it again
+	Waiting int       `json:"waiting"` // revocations and lists that were acknowledged without it
 }
 
 // Counts are the capabilities by what they are good for now.
@@ -248,6 +261,9 @@ type Revocation struct {
 const (
 	LineSnapshot  = "snapshot"  // the records before this one are the whole store
 	LineHeartbeat = "heartbeat" // nothing new
+	// LineNoStore comes first, and no snapshot line and no capability, from a daemon
+	// whose store cannot be opened: what follows takes something back.
+	LineNoStore = "no-store"
 )
 
 // ViewLine is one line of the stream that keeps a mount process's view: all
@@ -315,6 +331,11 @@ type MountReport struct {
 
 func (c *Client) Status(ctx context.Context) (s Status, err error) {
 	return s, c.do(ctx, http.MethodGet, "/v1/status", nil, &s)
+}
+
+// OpenStore lets a daemon without a store try to open it now, and returns after that.
+func (c *Client) OpenStore(ctx context.Context) (s Status, err error) {
+	return s, c.do(ctx, http.MethodPost, "/v1/store/open", struct{}{}, &s)
 }
 
 func (c *Client) Jobs(ctx context.Context) (l []capstore.Job, err error) {

@@ -1,0 +1,126 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"github.com/openclaw/clawfs/cmd/clawfs/internal/config"
+	"github.com/openclaw/clawfs/cmd/clawfs/internal/control"
+	"github.com/openclaw/clawfs/cmd/clawfs/internal/memory"
+)
+
+// host is the process of the daemon, which lives also while the store cannot be
+// opened: it answers on the control socket and watches the mounts. A daemon works
+// on the store while that is open, and a stricken says why it is not.
+type host struct {
+	app     *app
+	state   config.State
+	log     *slog.Logger
+	mounts  *supervisor
+	clock   *wallclock
+	started time.Time
+	front   front
+
+	// Of the goroutine of serveStore, once run has begun.
+	daemon   *daemon   // nil: the store is not open
+	stricken *stricken // nil: it is
+}
+
+// front passes each request to who answers now.
+type front struct{ now atomic.Pointer[http.Handler] }
+
+func (f *front) set(h http.Handler) { f.now.Store(&h) }
+
+func (f *front) ServeHTTP(w http.ResponseWriter, r *http.Request) { (*f.now.Load()).ServeHTTP(w, r) }
+
+// newHost fails where no daemon can work: without a policy, or without settings.
+func (a *app) newHost(log *slog.Logger) (*host, error) {
+	s := a.config()
+	if _, err := s.LoadPolicy(); err != nil {
+		return nil, err
+	}
+	clock, err := newWallclock(memory.Dir(s.Memory()))
+	if err != nil {
+		return nil, err
+	}
+	return &host{
+		app: a, state: s, log: log, mounts: newSupervisor(s, log, a.selfCommand), clock: clock, started: time.Now().UTC(),
+	}, nil
+}
+
+// begin opens the store, or finds out why that cannot be done.
+func (h *host) begin(ctx context.Context) error {
+	err := h.open(ctx)
+	var t *trouble
+	if errors.As(err, &t) {
+		h.stricken = newStricken(h, t)
+		h.front.set(h.stricken.handler())
+		return nil
+	}
+	return err
+}
+
+// open opens the store first in a child, which is the one to die of it.
+func (h *host) open(ctx context.Context) error {
+	if err := h.app.probe(ctx); err != nil {
+		return err
+	}
+	d, err := h.newDaemon()
+	if err != nil {
+		return err
+	}
+	h.daemon = d
+	h.front.set(d.repinned(d.handler()))
+	return nil
+}
+
+// run works until ctx ends or a part fails. Mount processes are left alone.
+func (h *host) run(ctx context.Context, lock *control.Lock, l net.Listener) error {
+	err := together(ctx, h.log, map[string]func(context.Context) error{
+		"control socket": func(ctx context.Context) error { return control.Serve(ctx, l, &h.front, h.log) },
+		"mounts":         h.mounts.run,
+		"clock":          func(ctx context.Context) error { h.clock.run(ctx, h.log); return nil },
+		"store":          h.serveStore,
+		"place":          func(ctx context.Context) error { return control.KeepPlace(ctx.Done(), lock, l) },
+	})
+	if errors.Is(err, errLate) {
+		return err
+	}
+	return errors.Join(err, h.close())
+}
+
+func (h *host) close() error {
+	if h.daemon == nil {
+		return nil
+	}
+	return h.daemon.store.Close()
+}
+
+// serveStore works on the store until ctx ends; where it cannot be opened, it
+// tries again and again.
+func (h *host) serveStore(ctx context.Context) error {
+	for h.stricken != nil {
+		if !h.stricken.wait(ctx) {
+			return nil
+		}
+		h.reopen(ctx)
+	}
+	return h.daemon.run(ctx)
+}
+
+// reopen tries once.
+func (h *host) reopen(ctx context.Context) {
+	err := h.stricken.pause(func() error { return h.open(ctx) })
+	if err == nil {
+		h.log.Warn("THE STORE IS OPEN AGAIN: what is granted counts, and new things can be granted", "without", time.Since(h.stricken.since).Round(time.Second).String())
+		h.stricken.end()
+		h.stricken = nil
+	} else if ctx.Err() == nil {
+		h.stricken.note(err)
+	}
+}
