@@ -118,14 +118,14 @@ func (a *app) newDaemon(log *slog.Logger) (*daemon, error) {
 	if err != nil {
 		return nil, err
 	}
-	store, err := capstore.Open(s.Store(), policy.Trust())
-	if err != nil {
-		return nil, err
-	}
 	seen := memory.Dir(s.Memory())
 	clock, err := newWallclock(seen)
 	if err != nil {
-		return nil, errors.Join(err, store.Close())
+		return nil, err
+	}
+	store, err := capstore.Open(s.Store(), s.Memory(), policy.Trust())
+	if err != nil {
+		return nil, err
 	}
 	if err := checkNewestList(seen, policy.Trust().Revokers, store.View()); err != nil {
 		return nil, errors.Join(err, store.Close())

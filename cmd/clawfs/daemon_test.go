@@ -86,7 +86,7 @@ func TestDaemonRefusesToStart(t *testing.T) {
 				t.Fatal(err)
 			}
 			r.state.MakeRun()
-			s, err := capstore.Open(r.state.Store(), policy.Trust())
+			s, err := capstore.Open(r.state.Store(), r.state.Memory(), policy.Trust())
 			if err != nil {
 				t.Fatal(err)
 			}

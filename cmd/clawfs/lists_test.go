@@ -162,6 +162,14 @@ func TestListTravels(t *testing.T) {
 	if got := r.exec("cp", "-a", r.state.Store(), old); got.code != 0 {
 		t.Fatal(got.stderr)
 	}
+	remembered := make(map[string][]byte)
+	for _, name := range []string{capstore.KeyName, capstore.HeadName} {
+		b, err := os.ReadFile(filepath.Join(r.state.Memory(), name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		remembered[name] = b
+	}
 	r.ok("mount", r.src, r.mnt)
 	r.ok("revoke", b.ID().String(), "--reason", "poisoned data")
 	r.ok("revocations", "issue", "--valid", "36h", "--out", second)
@@ -207,6 +215,13 @@ func TestListTravels(t *testing.T) {
 	}
 	if err := os.Rename(old, r.state.Store()); err != nil {
 		t.Fatal(err)
+	}
+	r.refused(codeError, []string{"daemon"}, "store is damaged or older than its head", "clawfs store rebuild")
+	// Also if the store's own head went back with it.
+	for name, b := range remembered {
+		if err := os.WriteFile(filepath.Join(r.state.Memory(), name), b, 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
 	r.refused(codeError, []string{"daemon"}, "newest revocation list of local", "has sequence 1, and this machine has seen 2", "clawfs memory reset --yes")
 }
