@@ -7,7 +7,8 @@
 // View in memory (what a mount process holds) or by a Store, which keeps the
 // same signed bytes in Badger and checks them again each time it is opened.
 // Badger is a cache of signed texts; whoever can write into it can lose grants,
-// but cannot make one.
+// but cannot make one. What a store must not lose without a word, the key of its
+// rows and its newest fact, lies outside of it.
 //
 // A revocation is a signed record too. It outranks every capability that it
 // names, whichever of the two arrived first, and nothing deletes it. Expiry is
@@ -51,6 +52,9 @@ var (
 	// ErrDamaged: the store is older than, shorter than or different from what
 	// it acknowledged. Granting from it could revive a revoked capability.
 	ErrDamaged = errors.New("store is damaged or older than its head")
+	// ErrForeign: the rows were written by another store, under another key, or by a
+	// version with another format. Nothing is granted from them.
+	ErrForeign = errors.New("store is not the one of this machine's memory")
 	// ErrClosed: the store was closed, or an earlier write had an unknown outcome.
 	ErrClosed = errors.New("store is closed")
 	// ErrFinished: the job has ended, and a job ends once.

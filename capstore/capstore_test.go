@@ -140,7 +140,7 @@ func TestTrustIsRequired(t *testing.T) {
 			if v != nil {
 				t.Error("a view came with the error")
 			}
-			_, err = Open(t.TempDir(), tc.trust)
+			_, err = Open(t.TempDir(), t.TempDir(), tc.trust)
 			wantError(t, err, tc.want)
 		})
 	}

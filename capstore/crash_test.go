@@ -47,7 +47,7 @@ func admitForEver(dir, keys string) error {
 	if err != nil {
 		return err
 	}
-	s, err := Open(dir, w.trust())
+	s, err := Open(dir, memoryOf(dir), w.trust())
 	if err != nil {
 		return err
 	}
@@ -195,8 +195,8 @@ func TestKillWhileAdmitting(t *testing.T) {
 // are not, is in force even when it cannot be, and room makes all well.
 func TestFullDisk(t *testing.T) {
 	mnt := t.TempDir()
-	if err := unix.Mount("tmpfs", mnt, "tmpfs", 0, "size=160m,mode=0700"); err != nil {
-		t.Fatalf("mounting a tmpfs of 160 MiB: %v (this test runs as root: sudo make test)", err)
+	if err := unix.Mount("tmpfs", mnt, "tmpfs", 0, "size=256m,mode=0700"); err != nil {
+		t.Fatalf("mounting a tmpfs of 256 MiB: %v (this test runs as root: sudo make test)", err)
 	}
 	t.Cleanup(func() {
 		if err := unix.Unmount(mnt, 0); err != nil {
@@ -227,6 +227,20 @@ func TestFullDisk(t *testing.T) {
 		t.Errorf("revoking with 40 MiB left: %v", err)
 	}
 
+	if space, err := s.Space(); err != nil || !space.Low || !space.Ballast {
+		t.Errorf("Space = %+v, %v with 40 MiB left", space, err)
+	}
+
+	// The first revocation that finds no room has the one that was kept for it.
+	fill(t, mnt, 8<<20)
+	if _, err := s.Revoke(w.revocation(t, KindFile, digestOf("y").String())); err != nil {
+		t.Errorf("revoking with 8 MiB left: %v", err)
+	}
+	if space, err := s.Space(); err != nil || !space.Low || space.Ballast {
+		t.Errorf("Space = %+v, %v after a revocation had the ballast", space, err)
+	}
+	_, err = s.Admit(w.capability(t, "", "b.bin"))
+	wantNoSpace(t, err)
 	fill(t, mnt, 8<<20)
 	late := w.revocation(t, KindCapability, before.ID().String())
 	r, err := s.Revoke(late)
@@ -236,27 +250,35 @@ func TestFullDisk(t *testing.T) {
 		t.Error("a revocation that could not be recorded is not in force")
 	}
 	closeStore(t, s)
-	_, err = Open(dir, w.trust())
+	_, err = Open(dir, memoryOf(dir), w.trust())
 	wantNoSpace(t, err)
 
-	fill(t, mnt, 120<<20)
+	fill(t, mnt, 100<<20) // too little for the ballast
 	s = openStore(t, dir, w.trust())
 	if isRevoked(t, s.Lookup(digestOf("a.bin"))) {
 		t.Error("a revocation that was not recorded came back")
 	}
 	fill(t, mnt, 8<<20)
 	if _, err := s.Revoke(late); !errors.Is(err, ErrNoSpace) {
-		t.Errorf("revoking with 8 MiB left: %v, want ErrNoSpace", err)
+		t.Errorf("revoking with 8 MiB left and no ballast: %v, want ErrNoSpace", err)
 	}
-	fill(t, mnt, 120<<20)
+	fill(t, mnt, 170<<20)
 	if _, err := s.Revoke(late); err != nil {
 		t.Errorf("recording it later: %v", err)
 	}
+	if space, err := s.Space(); err != nil || space.Low || !space.Ballast {
+		t.Errorf("Space = %+v, %v after there was room", space, err)
+	}
 	closeStore(t, s)
+	// A store whose disk is full opens with what the ballast holds.
+	fill(t, mnt, 8<<20)
 	s = openStore(t, dir, w.trust())
-	if !isRevoked(t, s.Lookup(digestOf("a.bin"))) || len(s.View().Revocations()) != 2 {
+	if !isRevoked(t, s.Lookup(digestOf("a.bin"))) || len(s.View().Revocations()) != 3 {
 		t.Error("the revocation was not recorded after there was room")
 	}
+	_, err = s.Admit(w.capability(t, "", "b.bin"))
+	wantNoSpace(t, err)
+	fill(t, mnt, 120<<20)
 	if _, err := s.Admit(w.capability(t, "", "b.bin")); err != nil {
 		t.Errorf("admitting after there was room: %v", err)
 	}

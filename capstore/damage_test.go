@@ -24,7 +24,7 @@ func openDamaged(dir, keys string) error {
 	if err != nil {
 		return err
 	}
-	s, err := Open(dir, w.trust())
+	s, err := Open(dir, memoryOf(dir), w.trust())
 	if err != nil {
 		fmt.Println("refused:", err)
 		return nil
@@ -112,7 +112,7 @@ func TestDamageAnywhere(t *testing.T) {
 		default:
 			t.Errorf("%s: %v, %s%s", what, err, &out, &errs)
 		}
-		if err := os.RemoveAll(bad); err != nil {
+		if err := errors.Join(os.RemoveAll(bad), os.RemoveAll(memoryOf(bad))); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -149,7 +149,7 @@ func TestDamagedFilesAreErrors(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			if s, err := Open(dir, w.trust()); err == nil {
+			if s, err := Open(dir, memoryOf(dir), w.trust()); err == nil {
 				s.Close()
 				t.Error("the store opened")
 			}
@@ -161,14 +161,15 @@ func TestDamagedFilesAreErrors(t *testing.T) {
 func harm(t *testing.T, rng *rand.Rand, dir string) string {
 	t.Helper()
 	var files []string
-	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+	walk := func(path string, d fs.DirEntry, err error) error {
 		if err == nil && d.Type().IsRegular() {
 			if info, _ := d.Info(); info.Size() > 0 {
 				files = append(files, path)
 			}
 		}
 		return err
-	})
+	}
+	err := errors.Join(filepath.WalkDir(dir, walk), filepath.WalkDir(memoryOf(dir), walk))
 	if err != nil || len(files) == 0 {
 		t.Fatal(errors.Join(err, errors.New("no files")))
 	}
@@ -210,12 +211,18 @@ func harm(t *testing.T, rng *rand.Rand, dir string) string {
 	return fmt.Sprintf("%s at byte %d of %s", what, at, filepath.Base(path))
 }
 
+// copyStore copies a store together with what the machine remembers of it.
 func copyStore(t *testing.T, to, from string) {
 	t.Helper()
-	if err := os.CopyFS(to, os.DirFS(from)); err != nil {
+	for _, of := range []func(string) string{func(dir string) string { return dir }, memoryOf} {
+		if err := os.CopyFS(of(to), os.DirFS(of(from))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.RemoveAll(filepath.Join(to, ballastName)); err != nil { // a copy is full of nothing
 		t.Fatal(err)
 	}
-	for _, dir := range []string{to, filepath.Join(to, "db")} {
+	for _, dir := range []string{to, filepath.Join(to, "db"), memoryOf(to)} {
 		if err := os.Chmod(dir, 0o700); err != nil {
 			t.Fatal(err)
 		}

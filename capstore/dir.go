@@ -97,19 +97,6 @@ func removeEmptyLogs(dir string) error {
 	return nil
 }
 
-// checkSpace refuses while dir's file system has less than reserve bytes for
-// this user.
-func checkSpace(dir string, reserve int64) error {
-	var st unix.Statfs_t
-	if err := unix.Statfs(dir, &st); err != nil {
-		return fmt.Errorf("asking for the free space of %s: %w", dir, err)
-	}
-	if free := int64(st.Bavail) * st.Bsize; free < reserve {
-		return fmt.Errorf("%w: %d MiB are left in the file system of %s, and %d MiB are needed: make room and try again", ErrNoSpace, free>>20, dir, reserve>>20)
-	}
-	return nil
-}
-
 // syncDir returns after the names in dir are on stable storage.
 func syncDir(dir string) error {
 	d, err := os.Open(dir)

@@ -2,139 +2,108 @@ package capstore
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"path/filepath"
 	"strconv"
+	"time"
 
-	"github.com/go-json-experiment/json"
 	"github.com/openclaw/clawfs/hashpipe"
 )
 
-// A store remembers, in order, every capability and revocation that it
-// acknowledged. Row log/<n> names fact n and the hash of the chain up to it,
+// A store remembers, in order, every record that it acknowledged. Row log/<n> is
+// fact n (see fact.go) and ends in the hash of the chain up to it,
 //
-//	hash(0) = SHA-256 of netstring "clawfs-head/v1"
-//	hash(n) = SHA-256 of the netstrings "clawfs-head/v1", hash(n-1), the kind,
-//	          the SHA-256 of the payload, the SHA-256 of the envelope
+//	hash(0) = SHA-256 of the netstrings "clawfs-head/v2", the store's id in hex
+//	hash(n) = SHA-256 of the netstrings "clawfs-head/v2", the 32 bytes of
+//	          hash(n-1), the fact without its hash
 //
-// (digests in hex). Badger opens an emptied or older copy of itself without a
-// word. So the head, n and hash(n), also stands in a file outside Badger,
-// written after each commit and before the acknowledgement. At Open the rows
-// have to contain the head; they may be ahead of it by what a crash cut off
-// between the two writes.
-//
-// The file stands in the same directory: putting back an older copy of the
-// whole directory is not noticed.
+// Badger opens an emptied or older copy of itself without a word. So the head, n
+// and hash(n), also stands outside of the store, in memory/store-head, written
+// after each commit and before the acknowledgement. At Open the rows have to
+// contain the head; they may be ahead of it by what a crash cut off between the
+// two writes. A copy of both directories that is put back together is not noticed.
 
-const headFormat = "clawfs-head/v1"
+const headFormat = "clawfs-head/v2"
+
+// rebuildNext is what a person can do about a store that does not open.
+const rebuildNext = "next: clawfs store rebuild, or clawfs store restore with the newest backup"
 
 // head is a position in the chain of acknowledged facts.
 type head struct {
 	n    uint64
 	hash hashpipe.Digest
+	at   int64 // seconds since 1970 at which fact n was acknowledged; 0: there is none
 }
 
-func firstHead() head {
-	return head{0, hashpipe.SumBytes(netstring(nil, headFormat)).Claim()}
+func firstHead(k rowKey) head {
+	return head{hash: hashpipe.SumBytes(netstring(netstring(nil, headFormat), k.name())).Claim()}
 }
 
-// entry is the value of a log row.
-type entry struct {
-	Kind     string          `json:"kind"`
-	ID       hashpipe.Digest `json:"id"`       // of the payload
-	Envelope hashpipe.Digest `json:"envelope"` // of the envelope's bytes
-	Head     hashpipe.Digest `json:"head"`     // hash(n)
+// follow returns the head after one more fact, and the content of its log row.
+func (h head) follow(f fact) (head, []byte) {
+	body := f.body()
+	next := head{h.n + 1, h.chain(body), f.at}
+	return next, appendDigest(body, next.hash)
 }
 
-// follow returns the head after one more fact, and its log row.
-func (h head) follow(kind string, id, envelope hashpipe.Digest) (head, entry) {
-	b := netstring(nil, headFormat)
-	b = netstring(b, h.hash.String())
-	b = netstring(b, kind)
-	b = netstring(b, id.String())
-	b = netstring(b, envelope.String())
-	next := head{h.n + 1, hashpipe.SumBytes(b).Claim()}
-	return next, entry{Kind: kind, ID: id, Envelope: envelope, Head: next.hash}
+func (h head) chain(body []byte) hashpipe.Digest {
+	b := netstring(make([]byte, 0, 64+len(body)), headFormat)
+	hash := h.hash.Bytes()
+	b = netstring(b, string(hash[:]))
+	return hashpipe.SumBytes(netstring(b, string(body))).Claim()
+}
+
+// add reads the log row of the fact that follows h.
+func (h head) add(k rowKey, r row) (head, fact, error) {
+	sequence, content, err := k.open(r)
+	if err != nil {
+		return h, fact{}, fmt.Errorf("%w: row %s: %w; %s", ErrDamaged, r.key, err, rebuildNext)
+	}
+	f, body, hash, err := readFact(content)
+	if err != nil {
+		return h, fact{}, fmt.Errorf("%w: row %s: %w; %s", ErrDamaged, r.key, err, rebuildNext)
+	}
+	next := head{h.n + 1, h.chain(body), f.at}
+	if next.hash != hash || sequence != next.n || f.at < h.at || !bytes.Equal(r.key, logKey(next.n)) {
+		return h, fact{}, fmt.Errorf("%w: row %s does not follow fact %d; %s", ErrDamaged, r.key, h.n, rebuildNext)
+	}
+	return next, f, nil
+}
+
+// is reports whether both are the same position.
+func (h head) is(o head) bool { return h.n == o.n && h.hash == o.hash }
+
+func (h head) time() string {
+	if h.at == 0 {
+		return "never"
+	}
+	return time.Unix(h.at, 0).UTC().Format(time.RFC3339)
 }
 
 func logKey(n uint64) []byte { return fmt.Appendf(nil, "%s%016x", prefixLog, n) }
 
-// readLog walks the log rows in order and returns their entries.
-func readLog(rows []row) (head, []entry, error) {
-	at := firstHead()
-	entries := make([]entry, 0, len(rows))
-	for _, r := range rows {
-		var e entry
-		if err := json.Unmarshal(r.value, &e, json.RejectUnknownMembers(true)); err != nil {
-			return head{}, nil, fmt.Errorf("%w: row %s: %v", ErrDamaged, r.key, err)
-		}
-		next, want := at.follow(e.Kind, e.ID, e.Envelope)
-		if e != want || !bytes.Equal(r.key, logKey(next.n)) {
-			return head{}, nil, fmt.Errorf("%w: row %s does not follow fact %d", ErrDamaged, r.key, at.n)
-		}
-		at = next
-		entries = append(entries, e)
+// readHead reads memory/store-head: headFormat, the store's id, n, hash(n), the
+// time of fact n in seconds since 1970, and the checksum. found is false where
+// there is none.
+func readHead(memory string) (id string, h head, found bool, err error) {
+	path := filepath.Join(memory, HeadName)
+	lines, found, err := readLines(path, headFormat, 4)
+	if err != nil || !found {
+		return "", head{}, false, err
 	}
-	return at, entries, nil
+	if h.n, err = strconv.ParseUint(lines[1], 10, 63); err == nil {
+		if h.hash, err = hashpipe.ParseDigest(lines[2]); err == nil {
+			h.at, err = strconv.ParseInt(lines[3], 10, 64)
+		}
+	}
+	if err != nil {
+		return "", head{}, false, fmt.Errorf("%w: %s: %w", ErrDamaged, path, err)
+	}
+	return lines[0], h, true, nil
 }
 
-// contains reports whether the chain of entries passes through h.
-func contains(entries []entry, h head) bool {
-	if h.n == 0 {
-		return h == firstHead()
-	}
-	return h.n <= uint64(len(entries)) && entries[h.n-1].Head == h.hash
-}
-
-// readHead returns the head file's content; found is false where there is none.
-func readHead(dir string) (h head, found bool, err error) {
-	b, err := os.ReadFile(filepath.Join(dir, "head"))
-	if errors.Is(err, fs.ErrNotExist) {
-		return head{}, false, nil
-	}
-	if err != nil {
-		return head{}, false, err
-	}
-	lines := bytes.Split(b, []byte("\n"))
-	if len(lines) != 4 || string(lines[0]) != headFormat || len(lines[3]) != 0 {
-		return head{}, false, fmt.Errorf("%w: the head file is not %s", ErrDamaged, headFormat)
-	}
-	n, err := strconv.ParseUint(string(lines[1]), 10, 63)
-	if err != nil {
-		return head{}, false, fmt.Errorf("%w: the head file: %v", ErrDamaged, err)
-	}
-	d, err := hashpipe.ParseDigest(string(lines[2]))
-	if err != nil {
-		return head{}, false, fmt.Errorf("%w: the head file: %v", ErrDamaged, err)
-	}
-	return head{n, d}, true, nil
-}
-
-// writeHead returns after the head is on stable storage. A crash leaves the old
-// file or the new one.
-func writeHead(dir string, h head) (err error) {
-	path := filepath.Join(dir, "head")
-	defer func() {
-		if err != nil {
-			err = fmt.Errorf("writing the store's head: %w", err)
-		}
-	}()
-	f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	if _, err := fmt.Fprintf(f, "%s\n%d\n%s\n", headFormat, h.n, h.hash); err != nil {
-		return err
-	}
-	if err := f.Sync(); err != nil {
-		return err
-	}
-	if err := os.Rename(path+".new", path); err != nil {
-		return err
-	}
-	return syncDir(dir)
+// writeHead returns after the head is on stable storage.
+func writeHead(memory string, k rowKey, h head) error {
+	return writeLines(filepath.Join(memory, HeadName), headFormat,
+		k.name(), strconv.FormatUint(h.n, 10), h.hash.String(), strconv.FormatInt(h.at, 10))
 }

@@ -1,7 +1,6 @@
 package capstore
 
 import (
-	"bytes"
 	"cmp"
 	"crypto/rand"
 	"errors"
@@ -12,7 +11,6 @@ import (
 
 	"github.com/dgraph-io/badger/v4"
 	"github.com/go-json-experiment/json"
-	"github.com/openclaw/clawfs/hashpipe"
 )
 
 const jobIDLen = 10 // base32: 50 bits of chance
@@ -48,7 +46,7 @@ func (s *Store) AddJob(j Job) (Job, error) {
 	if err != nil {
 		return Job{}, fmt.Errorf("adding job: %w", err)
 	}
-	if err := s.commit(reserveWrite, r); err != nil {
+	if err := s.commit(reserveWrite, s.head.n, r); err != nil {
 		return Job{}, fmt.Errorf("adding job: %w", err)
 	}
 	return readJob(r)
@@ -68,7 +66,7 @@ func (s *Store) PutJob(j Job) error {
 	if err != nil {
 		return fmt.Errorf("writing job %s: %w", j.ID, err)
 	}
-	if err := s.commit(reserveWrite, r); err != nil {
+	if err := s.commit(reserveWrite, s.head.n, r); err != nil {
 		return fmt.Errorf("writing job %s: %w", j.ID, err)
 	}
 	return nil
@@ -126,9 +124,9 @@ func (s *Store) finish(j Job, envelope []byte) (Capability, error) {
 		return Capability{}, err
 	}
 	if have, stored := s.view.capability(c.ID()); c.IsZero() || stored {
-		return have, s.commit(reserveWrite, r)
+		return have, s.commit(reserveWrite, s.head.n, r)
 	}
-	if err := s.record(reserveWrite, RecordCapability, c.ID(), c.rec.envelope, r); err != nil {
+	if err := s.record(reserveWrite, Record{RecordCapability, c.rec.envelope}, c.ID(), c.entry(), r); err != nil {
 		return Capability{}, err
 	}
 	s.grant(c)
@@ -175,7 +173,7 @@ func (s *Store) Jobs() ([]Job, error) {
 		if err != nil {
 			return err
 		}
-		j, err := readJob(r)
+		j, err := s.openJob(r)
 		if err != nil {
 			bad = append(bad, fmt.Errorf("listing jobs: %w", err))
 			return nil
@@ -218,7 +216,7 @@ func (s *Store) remove(id string, now time.Time) error {
 	if !j.Capability.IsZero() && s.view.opens(j.Capability, now) {
 		return fmt.Errorf("%w: %s", ErrLive, j.Capability)
 	}
-	if err := checkSpace(s.dir, reserveRevoke); err != nil {
+	if err := s.room(reserveRevoke, false); err != nil {
 		return err
 	}
 	return s.change(func(txn *badger.Txn) error { return txn.Delete([]byte(prefixJob + id)) })
@@ -239,9 +237,7 @@ func (s *Store) nextRow(j Job) (row, error) {
 	return jobRow(j)
 }
 
-// jobRow encodes a job: the hex SHA-256 over the netstrings "clawfs-job/v1", the
-// id and the JSON text, a newline, the JSON text. The checksum is against
-// damage, not against a writer: a job grants nothing.
+// jobRow encodes a job: the row's content is its JSON text.
 func jobRow(j Job) (row, error) {
 	j = j.printable()
 	if err := j.check(); err != nil {
@@ -251,34 +247,26 @@ func jobRow(j Job) (row, error) {
 	if err != nil {
 		return row{}, fmt.Errorf("encoding: %w", err)
 	}
-	value := fmt.Appendf(nil, "%s\n%s", jobSum(j.ID, text), text)
-	return row{[]byte(prefixJob + j.ID), value}, nil
+	return row{[]byte(prefixJob + j.ID), text}, nil
 }
 
-func jobSum(id string, text []byte) hashpipe.Sum {
-	b := netstring(nil, "clawfs-job/v1")
-	b = netstring(b, id)
-	return hashpipe.SumBytes(netstring(b, string(text)))
+// openJob reads a job's row as it lies in the database.
+func (s *Store) openJob(r row) (Job, error) {
+	_, text, err := s.key.open(r)
+	if err != nil {
+		return Job{}, fmt.Errorf("row %q: %w: %w", r.key, ErrDamaged, err)
+	}
+	return readJob(row{r.key, text})
 }
 
+// readJob reads what jobRow made.
 func readJob(r row) (Job, error) {
 	id := strings.TrimPrefix(string(r.key), prefixJob)
 	damaged := func(why any) (Job, error) {
 		return Job{}, fmt.Errorf("row %q: %w: %v", r.key, ErrDamaged, why)
 	}
-	sum, text, ok := bytes.Cut(r.value, []byte("\n"))
-	if !ok {
-		return damaged("no checksum line")
-	}
-	want, err := hashpipe.ParseDigest(string(sum))
-	if err != nil {
-		return damaged(err)
-	}
-	if !jobSum(id, text).Is(want) {
-		return damaged("the checksum does not match")
-	}
 	var j Job
-	if err := json.Unmarshal(text, &j, json.RejectUnknownMembers(true)); err != nil {
+	if err := json.Unmarshal(r.value, &j, json.RejectUnknownMembers(true)); err != nil {
 		return damaged(err)
 	}
 	if err := j.check(); err != nil {

@@ -341,7 +341,7 @@ func TestDamagedJobRows(t *testing.T) {
 	w, dir := newWorld(t), storeDir(t)
 	s := openStore(t, dir, w.trust())
 	good, bad := addJob(t, s), addJob(t, s)
-	value, err := s.get(prefixJob + bad.ID)
+	value, err := getRow(s.db, prefixJob+bad.ID)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -349,16 +349,20 @@ func TestDamagedJobRows(t *testing.T) {
 	for i := range value {
 		broken := bytes.Clone(value)
 		broken[i] ^= 1
-		if _, err := readJob(row{key, broken}); !errors.Is(err, ErrDamaged) {
+		if _, err := s.openJob(row{key, broken}); !errors.Is(err, ErrDamaged) {
 			t.Fatalf("byte %d changed: %v, want ErrDamaged", i, err)
 		}
 	}
-	if _, err := readJob(row{[]byte(prefixJob + good.ID), value}); !errors.Is(err, ErrDamaged) {
+	if _, err := s.openJob(row{[]byte(prefixJob + good.ID), value}); !errors.Is(err, ErrDamaged) {
 		t.Errorf("a row under another job's key: %v, want ErrDamaged", err)
+	}
+	another, err := getRow(s.db, prefixJob+good.ID)
+	if err != nil {
+		t.Fatal(err)
 	}
 	closeStore(t, s)
 	for name, broken := range map[string][]byte{
-		"empty": nil, "cut": value[:len(value)/2], "no checksum": value[65:], "other text": append(value[:65:65], `{}`...),
+		"empty": nil, "cut": value[:len(value)/2], "no code": value[rowHeader:], "other text": append(value[:rowHeader:rowHeader], `{}`...), "of another job": another,
 	} {
 		db, err := badger.Open(badger.DefaultOptions(filepath.Join(dir, "db")).WithLogger(nil))
 		if err != nil {

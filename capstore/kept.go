@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"path/filepath"
 
-	"github.com/go-json-experiment/json"
 	"github.com/openclaw/clawfs/capstore/kept"
 )
 
@@ -16,7 +15,7 @@ const KeptName = "kept"
 func keptDir(dir string) string { return filepath.Join(filepath.Dir(dir), KeptName) }
 
 // name is the store's id in the journal.
-func (s *Store) name() string { return "store" }
+func (s *Store) name() string { return s.key.name() }
 
 // openKept opens the journal, appends what a crash kept from it, and takes the
 // records that were acknowledged while there was no store. The caller owns s, whose
@@ -102,19 +101,19 @@ var errLostFact = errors.New("the record of the fact is gone")
 // factRecord is the record that fact n acknowledged. A record that was written
 // twice is that of its later fact, too.
 func (s *Store) factRecord(n uint64) (kept.Record, error) {
-	value, err := s.get(string(logKey(n)))
+	content, err := s.get(string(logKey(n)))
 	if err != nil {
 		return kept.Record{}, fmt.Errorf("fact %d: %w", n, err)
 	}
-	var e entry
-	if err := json.Unmarshal(value, &e, json.RejectUnknownMembers(true)); err != nil {
-		return kept.Record{}, fmt.Errorf("fact %d: %w: %v", n, ErrDamaged, err)
+	f, _, _, err := readFact(content)
+	if err != nil {
+		return kept.Record{}, fmt.Errorf("fact %d: %w: %w", n, ErrDamaged, err)
 	}
-	envelope, err := s.get(string(recordKey(e.Kind, e.ID)))
+	envelope, err := s.get(string(recordKey(f.kind, f.id)))
 	if errors.Is(err, ErrNotFound) {
-		return kept.Record{}, fmt.Errorf("%w: fact %d, %s %s", errLostFact, n, e.Kind, e.ID)
+		return kept.Record{}, fmt.Errorf("%w: fact %d, %s %s", errLostFact, n, f.kind, f.id)
 	}
-	return kept.Record{Kind: e.Kind, Envelope: envelope}, err
+	return kept.Record{Kind: f.kind, Envelope: envelope}, err
 }
 
 // takeWaiting admits what was acknowledged while there was no store. One that is
@@ -161,7 +160,7 @@ func (s *Store) take(r kept.Record) (refused, err error) {
 			return nil, nil
 		}
 		s.view.addRevocation(v)
-		return nil, s.record(reserveRevoke, RecordRevocation, v.ID(), v.rec.envelope)
+		return nil, s.record(reserveRevoke, Record{RecordRevocation, v.rec.envelope}, v.ID(), v.entry())
 	case RecordList:
 		l, err := readList(s.view.revokers, r.Envelope)
 		if err != nil {
@@ -171,7 +170,7 @@ func (s *Store) take(r kept.Record) (refused, err error) {
 			return nil, nil
 		}
 		s.view.addList(l) // an older one, too: it was acknowledged
-		return nil, s.record(reserveRevoke, RecordList, l.ID(), l.rec.envelope)
+		return nil, s.record(reserveRevoke, Record{RecordList, l.rec.envelope}, l.ID(), l.entry())
 	}
 	return fmt.Errorf("a record of kind %q does not wait for a store", r.Kind), nil
 }

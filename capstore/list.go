@@ -475,7 +475,7 @@ func (s *Store) AdmitList(envelope []byte) (List, error) {
 		s.view.addList(l)
 		s.publish(Record{RecordList, l.Envelope()})
 	}
-	if err := s.record(reserveRevoke, RecordList, l.ID(), l.rec.envelope); err != nil {
+	if err := s.record(reserveRevoke, Record{RecordList, l.rec.envelope}, l.ID(), l.entry()); err != nil {
 		s.unsaved[l.ID()] = true
 		return l, fmt.Errorf("revocation list %d is in force until this process ends, and is not recorded: %w", l.Sequence(), err)
 	}

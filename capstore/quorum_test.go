@@ -577,7 +577,7 @@ func TestStoredLists(t *testing.T) {
 	entry := ListEntry{KindClaim, st.Predicate.Claim, "training data withdrawn", during}
 	dir := filepath.Join(t.TempDir(), "store")
 	trust := c.trust(Rule{Models: []string{"acme/*"}, Operators: []string{"alice"}, Threshold: 1, MaxListAge: time.Hour})
-	s, err := Open(dir, trust)
+	s, err := Open(dir, memoryOf(dir), trust)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -611,7 +611,7 @@ func TestStoredLists(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	s, err = Open(dir, trust)
+	s, err = Open(dir, memoryOf(dir), trust)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -49,7 +49,7 @@ func (s *Store) Retrust(t Trust) error {
 	if err := s.usable(); err != nil {
 		return fmt.Errorf("store %s: %w", s.dir, err)
 	}
-	loaded := &Store{dir: s.dir, db: s.db, view: next}
+	loaded := &Store{dir: s.dir, memory: s.memory, key: s.key, db: s.db, view: next}
 	if err := loaded.load(); err != nil {
 		return fmt.Errorf("store %s: %w", s.dir, err)
 	}

@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"path/filepath"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/dgraph-io/badger/v4"
-	"github.com/go-json-experiment/json"
 	"github.com/openclaw/clawfs/hashpipe"
 )
 
@@ -20,6 +22,7 @@ const (
 	prefixLog        = "log/"
 	prefixJob        = "job/"
 	afterJobs        = "job0" // follows every key of prefixJob
+	afterLog         = "log0" // follows every key of prefixLog
 )
 
 type row struct{ key, value []byte }
@@ -34,44 +37,50 @@ func recordKey(kind string, id hashpipe.Digest) []byte {
 	return []byte(prefixCapability + id.String())
 }
 
-// record writes one signed text, its place in the chain, and the rows that have
-// to stand or fall with it. Callers hold s.mu.
-func (s *Store) record(reserve int64, kind string, id hashpipe.Digest, envelope []byte, also ...row) error {
-	next, e := s.head.follow(kind, id, hashpipe.SumBytes(envelope).Claim())
-	value, err := json.Marshal(&e, json.Deterministic(true))
-	if err != nil {
-		return fmt.Errorf("encoding log row: %w", err)
-	}
-	rows := append([]row{{recordKey(kind, id), envelope}, {logKey(next.n), value}}, also...)
-	if err := s.commit(reserve, rows...); err != nil {
+// record writes one signed text, the fact that it was acknowledged, and the
+// contents of rows that have to stand or fall with it. Callers hold s.mu.
+func (s *Store) record(reserve int64, rec Record, id hashpipe.Digest, e entry, also ...row) error {
+	f := fact{kind: rec.Kind, at: max(time.Now().Unix(), s.head.at), id: id, envelope: hashpipe.SumBytes(rec.Envelope).Claim(), entry: e}
+	next, content := s.head.follow(f)
+	rows := append([]row{{recordKey(f.kind, id), rec.Envelope}, {logKey(next.n), content}}, also...)
+	if err := s.commit(reserve, next.n, rows...); err != nil {
 		return err
 	}
 	s.head = next
-	if err := writeHead(s.dir, next); err != nil {
+	if err := writeHead(s.memory, s.key, next); err != nil {
 		s.failed = err
 		return err
 	}
-	return s.keepFact(kind)
+	return s.keepFact(f.kind)
 }
 
-// commit writes the rows in one transaction and returns after they are on
-// stable storage. An error whose outcome is unknown ends all writing, because
-// the chain's head would be a guess; the next Open finds out. Callers hold s.mu.
-func (s *Store) commit(reserve int64, rows ...row) error {
+// commit writes rows of these contents in one transaction and returns after they
+// are on stable storage. An error whose outcome is unknown ends all writing,
+// because the chain's head would be a guess; the next Open finds out. Callers hold
+// s.mu.
+func (s *Store) commit(reserve int64, sequence uint64, rows ...row) error {
 	if err := s.usable(); err != nil {
 		return err
 	}
-	if err := checkSpace(s.dir, reserve); err != nil {
+	sealed := make([]row, len(rows))
+	for i, r := range rows {
+		if len(r.value) == 0 || len(r.value) > MaxRecord {
+			return fmt.Errorf("row %s has %d bytes: want 1 to %d", r.key, len(r.value), MaxRecord)
+		}
+		sealed[i] = s.key.seal(r.key, sequence, r.value)
+	}
+	if err := s.room(reserve, reserve == reserveRevoke); err != nil {
 		return err
 	}
-	return s.change(func(txn *badger.Txn) error { return setRows(txn, rows) })
+	if err := s.change(func(txn *badger.Txn) error { return setRows(txn, sealed) }); err != nil {
+		return err
+	}
+	s.keepBallast()
+	return nil
 }
 
 func setRows(txn *badger.Txn, rows []row) error {
 	for _, r := range rows {
-		if len(r.value) == 0 || len(r.value) > MaxRecord {
-			return fmt.Errorf("row %s has %d bytes: want 1 to %d", r.key, len(r.value), MaxRecord)
-		}
 		if err := txn.Set(r.key, r.value); err != nil {
 			return fmt.Errorf("row %s: %w", r.key, err)
 		}
@@ -121,14 +130,27 @@ func (s *Store) reader() (db *badger.DB, done func(), err error) {
 	return s.db, s.readers.Done, nil
 }
 
-// get returns ErrNotFound for a missing row and an error for an empty one.
-// Callers hold s.mu.
-func (s *Store) get(key string) (value []byte, err error) {
-	defer recovered(&err)
+// get returns the content of a row: ErrNotFound for a missing row, and ErrDamaged for
+// one that this store did not write. Callers hold s.mu.
+func (s *Store) get(key string) ([]byte, error) {
 	if err := s.usable(); err != nil {
 		return nil, err
 	}
-	err = s.db.View(func(txn *badger.Txn) error {
+	value, err := getRow(s.db, key)
+	if err != nil {
+		return nil, err
+	}
+	_, content, err := s.key.open(row{[]byte(key), value})
+	if err != nil {
+		return nil, fmt.Errorf("reading row %s: %w: %w", key, ErrDamaged, err)
+	}
+	return content, nil
+}
+
+// getRow returns a row's value as it lies in the database.
+func getRow(db *badger.DB, key string) (value []byte, err error) {
+	defer recovered(&err)
+	err = db.View(func(txn *badger.Txn) error {
 		item, err := txn.Get([]byte(key))
 		if err != nil {
 			return err
@@ -141,8 +163,6 @@ func (s *Store) get(key string) (value []byte, err error) {
 		return nil, ErrNotFound
 	case err != nil:
 		return nil, fmt.Errorf("reading row %s: %w", key, err)
-	case len(value) == 0:
-		return nil, fmt.Errorf("reading row %s: %w: the value is empty", key, ErrDamaged)
 	}
 	return value, nil
 }
@@ -178,46 +198,186 @@ func rowOf(item *badger.Item) (row, error) {
 	return row{item.KeyCopy(nil), value}, err
 }
 
-// load verifies every row and fills the view. It passes over the jobs without
-// reading them, because they can be most of the store.
+// identify finds out whether the rows are of the store that memory knows, and makes
+// what a new store needs: the head, the key and the row that names both, in this
+// order, so that a key without a head is one whose head was lost.
+func (s *Store) identify() error {
+	value, err := getRow(s.db, formatKey)
+	named := err == nil
+	if err != nil && !errors.Is(err, ErrNotFound) {
+		return err
+	}
+	key, keyed, err := readKey(s.memory)
+	if err != nil {
+		return fmt.Errorf("%w; %s", err, rebuildNext)
+	}
+	id, outside, headed, err := readHead(s.memory)
+	if err != nil {
+		return fmt.Errorf("%w; %s", err, rebuildNext)
+	}
+	empty, err := isEmpty(s.db)
+	if err != nil {
+		return err
+	}
+	found, _ := strings.CutPrefix(string(value[min(rowHeader, len(value)):]), storeFormat+"\n")
+	found = strings.TrimSuffix(found, "\n")
+	switch {
+	case empty && headed && outside.n > 0:
+		return s.short(outside, head{})
+	case empty && keyed && !headed, !empty && named && !headed && keyed:
+		return fmt.Errorf("%w: expected the newest fact in %s, and there is no head file; %s", ErrDamaged, filepath.Join(s.memory, HeadName), rebuildNext)
+	case empty:
+		return s.begin(key, keyed)
+	case !named:
+		return fmt.Errorf("%w: expected the format %s, and its rows name none: an earlier version wrote them, or the row %q is lost; %s", ErrForeign, storeFormat, formatKey, rebuildNext)
+	case !keyed:
+		return fmt.Errorf("%w: it has the id %.40q, and %s is not there; %s", ErrForeign, found, filepath.Join(s.memory, KeyName), rebuildNext)
+	case found != key.name():
+		return fmt.Errorf("%w: expected the id %s of %s, got %.40q; %s", ErrForeign, key.name(), filepath.Join(s.memory, KeyName), found, rebuildNext)
+	case id != key.name():
+		return fmt.Errorf("%w: %s is of the store %.40q, and the rows are of %s; %s", ErrForeign, filepath.Join(s.memory, HeadName), id, key.name(), rebuildNext)
+	}
+	if _, _, err := key.open(row{[]byte(formatKey), value}); err != nil {
+		return fmt.Errorf("%w: the key in %s is not the one that its rows were written with; %s", ErrForeign, filepath.Join(s.memory, KeyName), rebuildNext)
+	}
+	s.key = key
+	return nil
+}
+
+// begin makes a new store, or goes on where a crash stopped that.
+func (s *Store) begin(key rowKey, keyed bool) error {
+	if !keyed {
+		key = newRowKey()
+	}
+	if err := writeHead(s.memory, key, firstHead(key)); err != nil {
+		return err
+	}
+	if !keyed {
+		if err := writeKey(s.memory, key); err != nil {
+			return err
+		}
+	}
+	s.key, s.head = key, firstHead(key)
+	return s.commit(reserveOpen, 0, row{[]byte(formatKey), []byte(storeFormat + "\n" + key.name() + "\n")})
+}
+
+// short says that the rows do not lead to what was acknowledged.
+func (s *Store) short(outside, at head) error {
+	return fmt.Errorf("%w: %d facts were acknowledged, and the rows hold %d that do not lead there (the newest fact is of %s): put back the newer copy; %s", ErrDamaged, outside.n, at.n, outside.time(), rebuildNext)
+}
+
+func isEmpty(db *badger.DB) (bool, error) {
+	some := errors.New("")
+	err := scan(db, "", "", func(*badger.Item) error { return some })
+	if errors.Is(err, some) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// acknowledged is a fact by number.
+type acknowledged struct {
+	n uint64
+	fact
+	row string // "missing", "altered", or "" if it is intact
+}
+
+// load reads the facts, compares them with the head, and fills the view with the
+// records that they name and that verify. It passes over the jobs without reading
+// them, because they can be most of the store, and grant nothing.
+//
+// A lost capability is reported: it only grants less. A lost revocation is
+// ErrDamaged. One whose row is intact and whose signer is no longer pinned has been
+// withdrawn by the operator: it is in Rejected.
 func (s *Store) load() error {
-	var log []row
-	intact := make(map[string]hashpipe.Digest) // key of a signed row to the SHA-256 of its value
-	read := func(item *badger.Item) error {
-		key := string(item.Key())
+	_, outside, found, err := readHead(s.memory)
+	if err != nil {
+		return err
+	}
+	at := firstHead(s.key)
+	met := found && outside.is(at)
+	facts := make(map[string]*acknowledged) // by key of the row; a record that was written again counts once
+	err = scan(s.db, prefixLog, afterLog, func(item *badger.Item) error {
 		r, err := rowOf(item)
 		if err != nil {
 			return err
 		}
-		var why error
-		switch {
-		case strings.HasPrefix(key, prefixLog):
-			log = append(log, r)
-		case strings.HasPrefix(key, prefixCapability):
-			intact[key] = hashpipe.SumBytes(r.value).Claim()
-			why = s.loadCapability(r)
-		case strings.HasPrefix(key, prefixRevocation):
-			intact[key] = hashpipe.SumBytes(r.value).Claim()
-			why = s.loadRevocation(r)
-		case strings.HasPrefix(key, prefixList):
-			intact[key] = hashpipe.SumBytes(r.value).Claim()
-			why = s.loadList(r)
-		default:
-			why = errors.New("unknown kind of row")
+		next, f, err := at.add(s.key, r)
+		if err != nil {
+			return err
 		}
-		if why != nil {
-			s.reject(key, why)
+		at, met = next, met || outside.is(next)
+		facts[string(recordKey(f.kind, f.id))] = &acknowledged{at.n, f, "missing"}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if !met {
+		return s.short(outside, at)
+	}
+	read := func(item *badger.Item) error {
+		r, err := rowOf(item)
+		if err != nil {
+			return err
+		}
+		if why := s.loadRow(r, facts[string(r.key)]); why != nil {
+			s.reject(string(r.key), why)
 		}
 		return nil
 	}
-	// Jobs grant nothing; they are checked when they are read.
-	if err := scan(s.db, "", prefixJob, read); err != nil {
+	for _, part := range [][2]string{{"", prefixJob}, {afterJobs, prefixLog}, {afterLog, ""}} {
+		if err := scan(s.db, part[0], part[1], read); err != nil {
+			return err
+		}
+	}
+	for key, f := range facts {
+		if f.row == "" {
+			continue
+		}
+		why := fmt.Errorf("fact %d: %s %s was acknowledged, and its row is %s", f.n, f.kind, f.id, f.row)
+		if f.kind != RecordCapability {
+			return fmt.Errorf("%w: %w; %s", ErrDamaged, why, rebuildNext)
+		}
+		if f.row == "missing" { // the other is told already
+			s.reject(key, why)
+		}
+	}
+	s.head = at
+	if !outside.is(at) {
+		return writeHead(s.memory, s.key, at)
+	}
+	return nil
+}
+
+// loadRow takes one row that is neither a job's nor a fact's.
+func (s *Store) loadRow(r row, f *acknowledged) error {
+	if f != nil {
+		f.row = "altered"
+	} else if !slices.ContainsFunc([]string{formatKey, prefixCapability, prefixRevocation, prefixList}, func(kind string) bool { return strings.HasPrefix(string(r.key), kind) }) {
+		return errors.New("unknown kind of row")
+	}
+	sequence, content, err := s.key.open(r)
+	if err != nil {
 		return err
 	}
-	if err := scan(s.db, afterJobs, "", read); err != nil {
-		return err
+	switch {
+	case string(r.key) == formatKey:
+		return nil
+	case f == nil:
+		return errors.New("no fact names it")
+	case f.n != sequence || !hashpipe.SumBytes(content).Is(f.envelope):
+		return fmt.Errorf("fact %d names another record", f.n)
 	}
-	return s.checkHead(log, intact)
+	f.row = ""
+	r.value = content
+	switch f.kind {
+	case RecordRevocation:
+		return s.loadRevocation(r)
+	case RecordList:
+		return s.loadList(r)
+	}
+	return s.loadCapability(r)
 }
 
 func (s *Store) reject(key string, why error) {
@@ -258,52 +418,5 @@ func (s *Store) loadList(r row) error {
 		return fmt.Errorf("the row holds revocation list %s", l.ID())
 	}
 	s.view.addList(l)
-	return nil
-}
-
-// checkHead compares the rows with what was acknowledged. A lost capability is
-// reported: it only grants less. A lost revocation, or a chain that does not
-// reach the head, is ErrDamaged. A revocation whose row is intact and whose
-// signer is no longer pinned has been withdrawn by the operator: it is in
-// Rejected.
-func (s *Store) checkHead(log []row, intact map[string]hashpipe.Digest) error {
-	at, entries, err := readLog(log)
-	if err != nil {
-		return err
-	}
-	outside, found, err := readHead(s.dir)
-	if err != nil {
-		return err
-	}
-	switch {
-	case !found && (len(log) > 0 || len(intact) > 0):
-		return fmt.Errorf("%w: it has %d facts and no head file", ErrDamaged, max(len(log), len(intact)))
-	case found && !contains(entries, outside):
-		return fmt.Errorf("%w: %d facts were acknowledged, and the rows hold %d that do not lead there: put back the newer copy, or move the store away and grant again", ErrDamaged, outside.n, at.n)
-	}
-	last := make(map[string]int, len(entries)) // a record that was written again counts once
-	for i, e := range entries {
-		last[string(recordKey(e.Kind, e.ID))] = i
-	}
-	for i, e := range entries {
-		key := string(recordKey(e.Kind, e.ID))
-		have, there := intact[key]
-		if last[key] != i || there && have == e.Envelope {
-			continue
-		}
-		state := "missing"
-		if there {
-			state = "altered"
-		}
-		why := fmt.Errorf("fact %d: %s %s was acknowledged, and its row is %s", i+1, e.Kind, e.ID, state)
-		if e.Kind == RecordRevocation && s.view.revocation(e.ID).IsZero() || e.Kind == RecordList && !s.view.knowsList(e.ID) {
-			return fmt.Errorf("%w: %w", ErrDamaged, why)
-		}
-		s.reject(key, why)
-	}
-	s.head = at
-	if !found || outside != at {
-		return writeHead(s.dir, at)
-	}
 	return nil
 }

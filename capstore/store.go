@@ -14,15 +14,6 @@ import (
 	"github.com/openclaw/clawfs/hashpipe"
 )
 
-// Free bytes of the file system below which a write is refused. One commit and
-// the flush and compaction that it can set off stay below the first; a
-// revocation, being one small row that narrows access, may use most of that.
-const (
-	reserveWrite  = 64 << 20
-	reserveOpen   = 32 << 20
-	reserveRevoke = 16 << 20
-)
-
 // RejectedRow is a row on disk that did not verify. It is reported and never
 // granted, and the store does not delete it.
 type RejectedRow struct {
@@ -33,8 +24,10 @@ type RejectedRow struct {
 // Store keeps signed records and jobs in Badger, and the verified View of them.
 // One process has it open. Safe for concurrent use.
 //
-// In its directory, db/ is Badger's, head names the last fact that was
-// acknowledged (see head.go), and lock is held while the store is open.
+// In its directory, db/ is Badger's, lock is held while the store is open, and
+// ballast is room for revocations on a full disk (see space.go). What must not come
+// back with an older copy of it stands elsewhere: the key of its rows (see key.go)
+// and the last fact that was acknowledged (see head.go).
 //
 // BUG: the check of free space and the write after it are two steps, and
 // Badger's own goroutines are not behind it: another program that fills the
@@ -45,8 +38,9 @@ type RejectedRow struct {
 // which no caller can recover; most such files are refused before it sees them
 // (checkTables).
 type Store struct {
-	dir  string
-	view *View
+	dir, memory string
+	key         rowKey
+	view        *View
 
 	// mu guards what follows, and the Trust of the view: a record is checked, written
 	// and granted under one. It is held across the Badger write, so that records reach
@@ -67,31 +61,35 @@ type Store struct {
 	behind  error         // why the journal lacks something; nil: it does not
 }
 
-// Open opens the store in dir, which is made with mode 0700 if it is missing,
-// and verifies every row against t. Rows that do not verify are in Rejected.
+// Open opens the store in dir, and verifies every row against t. Rows that do not
+// verify are in Rejected. memory is the directory of what this machine remembers
+// beside the store. Both are made with mode 0700 if they are missing.
 //
 // It fails with ErrLocked if another process has the store open, with
-// ErrNoSpace if opening could kill this process, and with ErrDamaged if the
-// rows are fewer or older than what was acknowledged, or if a recorded
-// revocation cannot be read: granting without it could revive what was revoked.
-func Open(dir string, t Trust) (*Store, error) {
-	s, err := open(dir, t)
+// ErrNoSpace if opening could kill this process, with ErrForeign if the rows are
+// not of the store that memory knows, and with ErrDamaged if they are fewer or
+// older than what was acknowledged, or if a recorded revocation cannot be read:
+// granting without it could revive what was revoked.
+func Open(dir, memory string, t Trust) (*Store, error) {
+	s, err := open(dir, memory, t)
 	if err != nil {
 		return nil, fmt.Errorf("opening store %s: %w", dir, err)
 	}
 	return s, nil
 }
 
-func open(dir string, t Trust) (_ *Store, err error) {
+func open(dir, memory string, t Trust) (_ *Store, err error) {
 	view, err := NewView(t)
 	if err != nil {
 		return nil, err
 	}
 	view.stored = true
-	if err := privateDir(dir); err != nil {
-		return nil, err
+	for _, d := range []string{dir, memory} {
+		if err := privateDir(d); err != nil {
+			return nil, err
+		}
 	}
-	s := &Store{dir: dir, view: view, subs: make(map[chan Record]struct{}), unsaved: make(map[hashpipe.Digest]bool)}
+	s := &Store{dir: dir, memory: memory, view: view, subs: make(map[chan Record]struct{}), unsaved: make(map[hashpipe.Digest]bool)}
 	if s.lock, err = lockFile(filepath.Join(dir, "lock")); err != nil {
 		return nil, err
 	}
@@ -100,15 +98,19 @@ func open(dir string, t Trust) (_ *Store, err error) {
 			s.shut()
 		}
 	}()
-	if err := checkSpace(dir, reserveOpen); err != nil {
+	if err := s.room(reserveOpen, true); err != nil {
 		return nil, err
 	}
 	if s.db, err = openBadger(filepath.Join(dir, "db")); err != nil {
 		return nil, err
 	}
+	if err := s.identify(); err != nil {
+		return nil, err
+	}
 	if err := s.load(); err != nil {
 		return nil, err
 	}
+	s.keepBallast()
 	if err := s.openKept(); err != nil {
 		return nil, err
 	}
@@ -225,7 +227,7 @@ func (s *Store) Admit(envelope []byte) (Capability, error) {
 	if have, ok := s.view.capability(c.ID()); ok {
 		return have, nil
 	}
-	if err := s.record(reserveWrite, RecordCapability, c.ID(), c.rec.envelope); err != nil {
+	if err := s.record(reserveWrite, Record{RecordCapability, c.rec.envelope}, c.ID(), c.entry()); err != nil {
 		return Capability{}, fmt.Errorf("admitting capability %s: %w", c.ID(), err)
 	}
 	s.grant(c)
@@ -256,7 +258,7 @@ func (s *Store) Revoke(envelope []byte) (Revocation, error) {
 	if added {
 		s.publish(Record{RecordRevocation, r.Envelope()})
 	}
-	if err := s.record(reserveRevoke, RecordRevocation, r.ID(), have.rec.envelope); err != nil {
+	if err := s.record(reserveRevoke, Record{RecordRevocation, have.rec.envelope}, have.ID(), have.entry()); err != nil {
 		s.unsaved[r.ID()] = true
 		return have, fmt.Errorf("revocation %s is in force until this process ends, and is not recorded: %w", r.ID(), err)
 	}

@@ -14,7 +14,7 @@ import (
 
 func openStore(t testing.TB, dir string, trust Trust) *Store {
 	t.Helper()
-	s, err := Open(dir, trust)
+	s, err := Open(dir, memoryOf(dir), trust)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -30,6 +30,9 @@ func closeStore(t testing.TB, s *Store) {
 }
 
 func storeDir(t testing.TB) string { return filepath.Join(t.TempDir(), "store") }
+
+// memoryOf is where the tests keep what belongs to the store in dir.
+func memoryOf(dir string) string { return dir + ".memory" }
 
 func TestStoreKeepsWhatItAcknowledged(t *testing.T) {
 	w, dir := newWorld(t), storeDir(t)
@@ -130,56 +133,69 @@ func TestForgedRowsAreNotHonoured(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	const alien, none, unknown = "authentication code", "no fact names it", "unknown kind of row"
 	forged := map[string]struct {
-		value []byte
-		want  string
+		value  []byte
+		want   string // of the row as it is
+		sealed string // of the row if it was written with the store's own key
 	}{
-		"cap/" + digestOf(string(strangers)).String():                    {sign(t, strangers, w.stranger), "not signed by a trusted mint"},
-		"cap/" + digestOf("claimed").String():                            {signedByOther, "not signed by a trusted mint"},
-		"cap/" + digestOf("payload alone").String():                      {payloadOf(t, w.statement(t, "", "plain.bin")), "envelope"},
-		"cap/" + digestOf("JSON").String():                               {[]byte(`{"granted":true}`), "envelope"},
-		"cap/" + digestOf("empty").String():                              {nil, "envelope"},
-		"cap/" + digestOf("moved").String():                              {real.Envelope(), "the row holds capability " + real.ID().String()},
-		"rev/" + digestOf("revocation").String():                         {strangersRevocation, "not signed by a trusted revoker"},
-		"grant/" + digestOf("a.bin").String():                            {[]byte("yes"), "unknown kind of row"},
-		"\x1b[2J":                                                        {[]byte("yes"), "unknown kind of row"},
-		"rev/" + digestOf("a capability among the revocations").String(): {real.Envelope(), "not signed by a trusted revoker"},
+		"cap/" + digestOf(string(strangers)).String():                    {sign(t, strangers, w.stranger), alien, none},
+		"cap/" + digestOf("claimed").String():                            {signedByOther, alien, none},
+		"cap/" + digestOf("payload alone").String():                      {payloadOf(t, w.statement(t, "", "plain.bin")), alien, none},
+		"cap/" + digestOf("JSON").String():                               {[]byte(`{"granted":true}`), alien, none},
+		"cap/" + digestOf("empty").String():                              {nil, "the value is empty", "authentication code"},
+		"cap/" + digestOf("moved").String():                              {real.Envelope(), alien, none},
+		"cap/" + digestOf("the mint's own, unrecorded").String():         {w.capability(t, "", "unrecorded.bin"), alien, none},
+		"rev/" + digestOf("revocation").String():                         {strangersRevocation, alien, none},
+		"grant/" + digestOf("a.bin").String():                            {[]byte("yes"), unknown, unknown},
+		"\x1b[2J":                                                        {[]byte("yes"), unknown, unknown},
+		"rev/" + digestOf("a capability among the revocations").String(): {real.Envelope(), alien, none},
 	}
-	for key, f := range forged {
-		write(dir, key, f.value)
-	}
-	s = openStore(t, dir, w.trust())
-	if all := s.All(); len(all) != 1 || all[0].ID() != real.ID() || isRevoked(t, s.Lookup(digestOf("real.bin"))) {
-		t.Errorf("the store grants %d capabilities, want the real one alone", len(all))
-	}
-	for _, content := range []string{"stranger.bin", "claimed.bin", "plain.bin"} {
-		if g := s.Lookup(digestOf(content)); len(g) != 0 {
-			t.Errorf("%s is granted by a forged row", content)
+	for _, sealed := range []bool{false, true} {
+		for key, f := range forged {
+			if sealed {
+				f.value = keyOf(t, dir).seal([]byte(key), 1, f.value).value
+			}
+			write(dir, key, f.value)
 		}
-	}
-	rejected := s.Rejected()
-	if len(rejected) != len(forged) {
-		t.Errorf("%d rows rejected, want %d", len(rejected), len(forged))
-	}
-	for key, f := range forged {
-		shown := strings.Trim(fmt.Sprintf("%q", key), `"`)
-		found := false
-		for _, r := range rejected {
-			if r.Key == shown {
-				found = true
-				if !strings.Contains(r.Reason, f.want) {
-					t.Errorf("%s is rejected with %q, want %q", shown, r.Reason, f.want)
-				}
+		s = openStore(t, dir, w.trust())
+		if all := s.All(); len(all) != 1 || all[0].ID() != real.ID() || isRevoked(t, s.Lookup(digestOf("real.bin"))) {
+			t.Errorf("the store grants %d capabilities, want the real one alone", len(all))
+		}
+		for _, content := range []string{"stranger.bin", "claimed.bin", "plain.bin", "unrecorded.bin"} {
+			if g := s.Lookup(digestOf(content)); len(g) != 0 {
+				t.Errorf("%s is granted by a forged row", content)
 			}
 		}
-		if !found {
-			t.Errorf("%s is not among the rejected", shown)
+		rejected := s.Rejected()
+		if len(rejected) != len(forged) {
+			t.Errorf("%d rows rejected, want %d", len(rejected), len(forged))
 		}
-	}
-	// Nothing was deleted: another opening finds the same.
-	closeStore(t, s)
-	if n := len(openStore(t, dir, w.trust()).Rejected()); n != len(forged) {
-		t.Errorf("%d rows rejected the second time", n)
+		for key, f := range forged {
+			shown, want := strings.Trim(fmt.Sprintf("%q", key), `"`), f.want
+			if sealed {
+				want = f.sealed
+			}
+			found := false
+			for _, r := range rejected {
+				if r.Key == shown {
+					found = true
+					if !strings.Contains(r.Reason, want) {
+						t.Errorf("%s is rejected with %q, want %q", shown, r.Reason, want)
+					}
+				}
+			}
+			if !found {
+				t.Errorf("%s is not among the rejected", shown)
+			}
+		}
+		// Nothing was deleted: another opening finds the same.
+		closeStore(t, s)
+		s = openStore(t, dir, w.trust())
+		if n := len(s.Rejected()); n != len(forged) {
+			t.Errorf("%d rows rejected the second time", n)
+		}
+		closeStore(t, s)
 	}
 }
 
@@ -265,26 +281,44 @@ func TestDamageIsNoticed(t *testing.T) {
 			write(dir, string(logKey(2)), []byte(`{"kind":"capability"}`))
 		}, "row log/0000000000000002"},
 		"head removed": {func(t *testing.T, dir string, _ Revocation, _ Capability) {
-			if err := os.Remove(filepath.Join(dir, "head")); err != nil {
+			if err := os.Remove(filepath.Join(memoryOf(dir), HeadName)); err != nil {
 				t.Fatal(err)
 			}
 		}, "no head file"},
 		"head emptied": {func(t *testing.T, dir string, _ Revocation, _ Capability) {
-			if err := os.WriteFile(filepath.Join(dir, "head"), nil, 0o600); err != nil {
+			if err := os.WriteFile(filepath.Join(memoryOf(dir), HeadName), nil, 0o600); err != nil {
 				t.Fatal(err)
 			}
-		}, "head file is not"},
+		}, "store-head: expected clawfs-head/v2"},
 		"head of another store": {func(t *testing.T, dir string, _ Revocation, _ Capability) {
-			if err := writeHead(dir, head{2, digestOf("other")}); err != nil {
+			if err := writeHead(memoryOf(dir), keyOf(t, dir), head{n: 2, hash: digestOf("other"), at: 1}); err != nil {
 				t.Fatal(err)
 			}
 		}, "do not lead there"},
+		"head of a later fact": {func(t *testing.T, dir string, _ Revocation, _ Capability) {
+			if err := writeHead(memoryOf(dir), keyOf(t, dir), head{n: 3, hash: digestOf("other"), at: 1764000000}); err != nil {
+				t.Fatal(err)
+			}
+		}, "3 facts were acknowledged, and the rows hold 2 that do not lead there (the newest fact is of 2025-11-24T16:00:00Z)"},
+		"a byte of the head": {func(t *testing.T, dir string, _ Revocation, _ Capability) {
+			change(t, filepath.Join(memoryOf(dir), HeadName), func(b []byte) { b[len(headFormat)+40] ^= 1 })
+		}, "its checksum does not match"},
+		"a byte of the key": {func(t *testing.T, dir string, _ Revocation, _ Capability) {
+			change(t, filepath.Join(memoryOf(dir), KeyName), func(b []byte) { b[len(keyFormat)+40] ^= 1 })
+		}, "its checksum does not match"},
 		"capability row deleted": {func(t *testing.T, dir string, _ Revocation, c Capability) {
 			write(dir, "cap/"+c.ID().String(), nil, "-delete")
 		}, ""},
 		"head a step behind, as a crash leaves it": {func(t *testing.T, dir string, _ Revocation, c Capability) {
-			h, _ := firstHead().follow(RecordCapability, c.ID(), digestOf(string(c.Envelope())))
-			if err := writeHead(dir, h); err != nil {
+			r, err := getRowOf(t, dir, string(logKey(1)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			h, _, err := firstHead(keyOf(t, dir)).add(keyOf(t, dir), r)
+			if err == nil {
+				err = writeHead(memoryOf(dir), keyOf(t, dir), h)
+			}
+			if err != nil {
 				t.Fatal(err)
 			}
 		}, ""},
@@ -302,7 +336,7 @@ func TestDamageIsNoticed(t *testing.T) {
 			}
 			closeStore(t, s)
 			tc.harm(t, dir, r, c)
-			s, err = Open(dir, w.trust())
+			s, err = Open(dir, memoryOf(dir), w.trust())
 			if tc.want != "" {
 				wantError(t, err, "opening store", tc.want)
 				if !errors.Is(err, ErrDamaged) {
@@ -350,7 +384,7 @@ func TestOlderCopyIsRefused(t *testing.T) {
 	if err := os.Chmod(db, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	_, err := Open(dir, w.trust())
+	_, err := Open(dir, memoryOf(dir), w.trust())
 	wantError(t, err, "2 facts were acknowledged, and the rows hold 1")
 	if !errors.Is(err, ErrDamaged) {
 		t.Errorf("%v is not ErrDamaged", err)
@@ -386,14 +420,24 @@ func TestOpenRefusesPlaces(t *testing.T) {
 			}
 		}, "no such file"},
 		"head unreadable": {func(t *testing.T, dir string) {
-			mkdir(t, dir, 0o700)
-			mkdir(t, filepath.Join(dir, "head"), 0o700)
+			mkdir(t, memoryOf(dir), 0o700)
+			mkdir(t, filepath.Join(memoryOf(dir), HeadName), 0o700)
 		}, "head"},
+		"key unreadable": {func(t *testing.T, dir string) {
+			mkdir(t, memoryOf(dir), 0o700)
+			mkdir(t, filepath.Join(memoryOf(dir), KeyName), 0o700)
+		}, KeyName},
+		"memory open to all": {func(t *testing.T, dir string) { mkdir(t, memoryOf(dir), 0o755) }, "mode 0755"},
+		"memory a file": {func(t *testing.T, dir string) {
+			if err := os.WriteFile(memoryOf(dir), nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}, "not a directory"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := storeDir(t)
 			tc.make(t, dir)
-			s, err := Open(dir, w.trust())
+			s, err := Open(dir, memoryOf(dir), w.trust())
 			wantError(t, err, "opening store", tc.want)
 			if s != nil {
 				t.Error("a store came with the error")
@@ -415,7 +459,7 @@ func mkdir(t *testing.T, dir string, mode os.FileMode) {
 func TestSecondOpenerIsTold(t *testing.T) {
 	w, dir := newWorld(t), storeDir(t)
 	s := openStore(t, dir, w.trust())
-	_, err := Open(dir, w.trust())
+	_, err := Open(dir, memoryOf(dir), w.trust())
 	wantError(t, err, fmt.Sprintf("process %d", os.Getpid()))
 	if !errors.Is(err, ErrLocked) {
 		t.Errorf("%v is not ErrLocked", err)

@@ -139,7 +139,7 @@ func TestParents(t *testing.T) {
 func TestListsAreOutgrown(t *testing.T) {
 	c := newCouncil(t)
 	dir := filepath.Join(t.TempDir(), "store")
-	s, err := Open(dir, c.trust())
+	s, err := Open(dir, memoryOf(dir), c.trust())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -182,7 +182,7 @@ func TestListsAreOutgrown(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if s, err = Open(dir, c.trust()); err != nil || len(s.Rejected()) != 0 {
+	if s, err = Open(dir, memoryOf(dir), c.trust()); err != nil || len(s.Rejected()) != 0 {
 		t.Fatalf("opened again: %v, %v", s.Rejected(), err)
 	}
 	defer s.Close()

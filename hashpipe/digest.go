@@ -27,6 +27,12 @@ func (d Digest) IsZero() bool { return d == Digest{} }
 // String returns 64 lower-case hex digits, or "none" for the zero Digest.
 func (d Digest) String() string { return format(d.claim) }
 
+// Bytes returns the claim as 32 bytes, for a binary format.
+func (d Digest) Bytes() [32]byte { return d.claim }
+
+// ClaimedDigest is the claim that 32 bytes of a binary format make; all zero is none.
+func ClaimedDigest(b [32]byte) Digest { return Digest{b} }
+
 // MarshalText returns the 64 hex digits; the zero Digest is an error, because
 // nothing could read it back.
 func (d Digest) MarshalText() ([]byte, error) { return marshal("SHA-256 digest", d.claim) }

@@ -68,7 +68,7 @@ func (site crashSite) serve(role string, prepare func(*Queue)) error {
 	if err != nil {
 		return err
 	}
-	store, err := capstore.Open(site.path("store"), trust)
+	store, err := capstore.Open(site.path("store"), site.path("store.memory"), trust)
 	if err != nil {
 		return err
 	}

@@ -129,7 +129,7 @@ func TestDissent(t *testing.T) {
 	if err := b.store.Close(); err != nil {
 		t.Fatal(err)
 	}
-	store, err := capstore.Open(filepath.Join(b.dir, "store"), trust)
+	store, err := capstore.Open(filepath.Join(b.dir, "store"), filepath.Join(b.dir, "store.memory"), trust)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -52,7 +52,7 @@ func (p *parties) setPolicy(t *testing.T, mint dsse.PublicKey) {
 
 func (p parties) store(t *testing.T, dir string) *capstore.Store {
 	t.Helper()
-	s, err := capstore.Open(dir, p.trust())
+	s, err := capstore.Open(dir, dir+".memory", p.trust())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -150,6 +150,7 @@ func (d *daemon) warnings() []string {
 	if newest, _, err := memory.Dir(d.state.Memory()).Newest(memory.ListSequence); err == nil && newest > d.store.View().List().Sequence() {
 		list = append(list, fmt.Sprintf("the newest revocation list by a revoker of the policy has sequence %d, and this machine has seen %d: the daemon would not start again; next: put the revoker back, or clawfs revocations import FILE with list %d or a newer one", d.store.View().List().Sequence(), newest, newest))
 	}
+	list = append(list, spaceWarnings(d.store.Space())...)
 	list = append(list, memoryWarnings(d.state)...)
 	list = append(list, auditWarnings(d.mounts.list())...)
 	for _, m := range d.mounts.list() {
@@ -158,6 +159,19 @@ func (d *daemon) warnings() []string {
 		}
 	}
 	return list
+}
+
+// spaceWarnings are about the disk that the store lies on.
+func spaceWarnings(s capstore.Space, err error) []string {
+	switch {
+	case err != nil:
+		return []string{fmt.Sprintf("nobody knows how full the store's disk is: %v", err)}
+	case s.Low && !s.Ballast:
+		return []string{fmt.Sprintf("DISK FULL: %d MiB are left for the store, and the room that is kept for revocations is used up: nothing is granted, and the next revocation may not be recorded; next: make room", s.Free>>20)}
+	case s.Low:
+		return []string{fmt.Sprintf("DISK FULL: %d MiB are left for the store, and %d MiB are needed: nothing is granted; revocations are still recorded; next: make room", s.Free>>20, s.Reserve>>20)}
+	}
+	return nil
 }
 
 // policyWarnings are about what LoadPolicy returned. A policy that breaks while

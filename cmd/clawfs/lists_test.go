@@ -162,6 +162,14 @@ func TestListTravels(t *testing.T) {
 	if got := r.exec("cp", "-a", r.state.Store(), old); got.code != 0 {
 		t.Fatal(got.stderr)
 	}
+	remembered := make(map[string][]byte)
+	for _, name := range []string{capstore.KeyName, capstore.HeadName} {
+		b, err := os.ReadFile(filepath.Join(r.state.Memory(), name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		remembered[name] = b
+	}
 	r.ok("mount", r.src, r.mnt)
 	r.ok("revoke", b.ID().String(), "--reason", "poisoned data")
 	r.ok("revocations", "issue", "--valid", "36h", "--out", second)
@@ -207,6 +215,19 @@ func TestListTravels(t *testing.T) {
 	}
 	if err := os.Rename(old, r.state.Store()); err != nil {
 		t.Fatal(err)
+	}
+	older := r.startStricken()
+	if s := r.troubled(); s.Cause != causeDamaged {
+		t.Errorf("%+v, want cause %s", s, causeDamaged)
+	}
+	r.refused(codeRefused, []string{"caps"}, "store is damaged or older than its head", "clawfs --state "+string(r.state)+" store verify")
+	older.Process.Kill()
+	older.Wait()
+	// Also if the store's own head went back with it.
+	for name, b := range remembered {
+		if err := os.WriteFile(filepath.Join(r.state.Memory(), name), b, 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
 	r.startStricken()
 	if s := r.troubled(); s.Cause != causeOlder {

@@ -323,7 +323,7 @@ func (r *rig) admitText(text []byte) capstore.Capability {
 	if err := r.state.MakeRun(); err != nil {
 		r.t.Fatal(err)
 	}
-	store, err := capstore.Open(r.state.Store(), policy.Trust())
+	store, err := capstore.Open(r.state.Store(), r.state.Memory(), policy.Trust())
 	if err != nil {
 		r.t.Fatal(err)
 	}

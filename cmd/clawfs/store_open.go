@@ -22,7 +22,7 @@ const probePatience = 2 * time.Minute
 
 // openStore opens the store of a state directory by its policy.
 func openStore(s config.State, policy config.Policy) (*capstore.Store, error) {
-	return capstore.Open(s.Store(), policy.Trust())
+	return capstore.Open(s.Store(), s.Memory(), policy.Trust())
 }
 
 // Causes of a trouble, as `clawfs status -o json` names them.
@@ -30,6 +30,7 @@ const (
 	causeLocked  = "locked"  // another process has the store open
 	causeFull    = "full"    // there is no room to open it safely
 	causeDamaged = "damaged" // rows or files are lost or changed
+	causeForeign = "foreign" // it is another store than the one of this machine
 	causeOlder   = "older"   // a revocation list that was seen is not in it
 	causeCrashed = "crashed" // opening it ends the process
 	causeSlow    = "slow"    // opening it does not end
@@ -56,6 +57,8 @@ func troubleOf(err error) *trouble {
 		cause = causeLocked
 	case errors.Is(err, capstore.ErrNoSpace), errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
 		cause = causeFull
+	case errors.Is(err, capstore.ErrForeign):
+		cause = causeForeign
 	case errors.Is(err, capstore.ErrDamaged):
 		cause = causeDamaged
 	}

@@ -21,7 +21,7 @@ import (
 
 // startStricken starts a daemon whose store cannot be opened, and waits until it
 // says so.
-func (r *rig) startStricken() {
+func (r *rig) startStricken() *exec.Cmd {
 	r.t.Helper()
 	cmd := exec.Command(r.bin, "--state", string(r.state), "daemon")
 	if err := cmd.Start(); err != nil {
@@ -29,6 +29,7 @@ func (r *rig) startStricken() {
 	}
 	r.t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
 	r.eventually("the daemon says that it has no store", func() bool { return r.run("status").code == codeRefused })
+	return cmd
 }
 
 // troubled is what status says of a store that cannot be opened.
@@ -52,6 +53,16 @@ var spoilt = map[string]struct {
 	}},
 	"MANIFEST removed": {causeDamaged, func(t *testing.T, r *rig) { remove(t, filepath.Join(r.state.Store(), "db", "MANIFEST")) }},
 	"table removed":    {causeDamaged, func(t *testing.T, r *rig) { remove(t, filepath.Join(r.state.Store(), "db", "*.sst")) }},
+	"foreign store": {causeForeign, func(t *testing.T, r *rig) {
+		other := newRig(t)
+		other.admit(map[string]string{"m.bin": "another model"})
+		if err := os.RemoveAll(r.state.Store()); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(other.state.Store(), r.state.Store()); err != nil {
+			t.Fatal(err)
+		}
+	}},
 }
 
 func rewrite(t *testing.T, pattern string, change func([]byte) []byte) {
