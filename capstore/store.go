@@ -84,6 +84,9 @@ func open(dir, memory string, t Trust) (_ *Store, err error) {
 		return nil, err
 	}
 	view.stored = true
+	if err := finishSwap(dir, memory); err != nil {
+		return nil, err
+	}
 	for _, d := range []string{dir, memory} {
 		if err := privateDir(d); err != nil {
 			return nil, err

@@ -19,7 +19,11 @@ import (
 func checkTables(dir string) (err error) {
 	f, err := os.Open(filepath.Join(dir, badger.ManifestFilename))
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil // a new database, or one whose rows the head will miss
+		// A new database, or one that Badger would take for new: it would remove the tables.
+		if tables, _ := filepath.Glob(filepath.Join(dir, "*.sst")); len(tables) > 0 {
+			return fmt.Errorf("%w: %s is missing beside %d tables; %s", ErrDamaged, filepath.Join(dir, badger.ManifestFilename), len(tables), rebuildNext)
+		}
+		return nil
 	}
 	if err != nil {
 		return err
