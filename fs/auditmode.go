@@ -128,6 +128,7 @@ func (f *filesystem) newUnchecked(n *node, a assessment, file *os.File, caller f
 		return nil, false
 	}
 	n.unchecked = true
+	f.journal.setFlag(n.slot, nodeUnchecked)
 	u := &unchecked{fs: f, node: n, file: file, verdict: a.verdict, caller: caller}
 	if a.flight != nil {
 		u.proof = a.flight.proof
@@ -181,7 +182,7 @@ func (u *unchecked) release() { u.file.Close() }
 func (f *filesystem) readUnchecked(in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
 	u, ok := f.unchecked.get(in.Fh &^ uncheckedBit)
 	if !ok {
-		return nil, statusBadHandle
+		return nil, statusIO // of a predecessor: nobody knows any more what it was
 	}
 	u.node.reads.Add(1) // before it is asked whether the handle is cut: see dropPages
 	defer u.node.reads.Add(-1)

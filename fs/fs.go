@@ -128,9 +128,11 @@ const (
 
 // Server is a live mount.
 type Server struct {
-	fs   *filesystem
-	fuse *fuse.Server
-	done chan struct{} // closed when the mount is gone and everything is released
+	fs     *filesystem
+	fuse   *fuse.Server
+	device *os.File      // for a successor; nil: there can be none
+	alone  error         // why
+	done   chan struct{} // closed when the mount is gone and everything is released
 }
 
 // Stats is a snapshot of counters since the mount was made.
@@ -157,6 +159,7 @@ type Stats struct {
 	Unsealed         int64 // contents served in tier "blocks" because sealing failed
 	Preverified      int64 // of Hashed, those that pre-verification began
 	PreverifyPending int64 // files that it knows it has to measure, now
+	Resumed          int64 // open handles that were taken over from a process that died
 }
 
 // Mount mounts and serves in the background. The process should do nothing
@@ -164,50 +167,15 @@ type Stats struct {
 // two for each hash worker (its locked and niced thread, and the one that hashes
 // the tree beside it), because requests need processors of their own.
 func Mount(c Config) (*Server, error) {
-	if c.View == nil {
-		return nil, errors.New("mount: no view of the capabilities: everything would be refused without a reason")
-	}
-	if c.Log == nil {
-		c.Log = slog.New(slog.DiscardHandler)
-	}
-	if c.HashWorkers < 0 {
-		return nil, fmt.Errorf("mount: %d hash workers: want 0 or more", c.HashWorkers)
-	}
-	if c.HashWorkers == 0 {
-		c.HashWorkers = runtime.NumCPU()
-	}
-	if c.Verify != VerifyAuto && c.Verify != VerifyStream {
-		return nil, fmt.Errorf("mount: way %d to verify a file: unknown", c.Verify)
-	}
-	if c.Bind != BindName && c.Bind != BindRelease {
-		return nil, fmt.Errorf("mount: way %d to bind a name: unknown", c.Bind)
-	}
-	src, err := openSource(c.Source)
-	if err != nil {
-		return nil, fmt.Errorf("mount: source: %w", err)
-	}
+	var err error
 	if c.Mountpoint, err = checkMountpoint(c.Source, c.Mountpoint); err != nil {
-		src.close()
 		return nil, fmt.Errorf("mount: %w", err)
 	}
-	threads := c.HashWorkers
-	if c.Preverify {
-		threads *= 2
-	}
-	if procs := runtime.NumCPU() + 2*threads + 2; runtime.GOMAXPROCS(0) < procs {
-		runtime.GOMAXPROCS(procs)
-	}
-	vault, err := newVault(c)
+	fsys, opts, err := assemble(&c)
 	if err != nil {
-		src.close()
-		return nil, fmt.Errorf("mount: %w", err)
+		return nil, err
 	}
-	fsys := newFilesystem(c, src, vault)
-	opts, err := mountOptions(c, fsys)
-	if err != nil {
-		fsys.shutdown()
-		return nil, fmt.Errorf("mount %s: %w", c.Mountpoint, err)
-	}
+	before := devices()
 	fs, err := fuse.NewServer(fsys, c.Mountpoint, opts)
 	if err != nil {
 		fsys.shutdown()
@@ -216,11 +184,66 @@ func Mount(c Config) (*Server, error) {
 	if err := raiseReadAhead(c.Mountpoint); err != nil {
 		c.Log.Info("the kernel's read-ahead stays at its default; large sequential reads take more requests", "reason", err)
 	}
-	vault.begin(fs)
-	if tier, why := vault.state(); c.Seal != SealOff && tier == TierBlocks {
+	s := &Server{fs: fsys, fuse: fs, done: make(chan struct{})}
+	if s.alone = s.keep(before, wire(opts)); s.alone != nil {
+		c.Log.Info("if this process dies, what is open fails, and the mount is made anew", "reason", s.alone)
+	}
+	fsys.vault.begin(fs)
+	s.begin(c)
+	return s, nil
+}
+
+// assemble makes everything but the connection to the kernel.
+func assemble(c *Config) (*filesystem, *fuse.MountOptions, error) {
+	if c.View == nil {
+		return nil, nil, errors.New("mount: no view of the capabilities: everything would be refused without a reason")
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.HashWorkers < 0 {
+		return nil, nil, fmt.Errorf("mount: %d hash workers: want 0 or more", c.HashWorkers)
+	}
+	if c.HashWorkers == 0 {
+		c.HashWorkers = runtime.NumCPU()
+	}
+	if c.Verify != VerifyAuto && c.Verify != VerifyStream {
+		return nil, nil, fmt.Errorf("mount: way %d to verify a file: unknown", c.Verify)
+	}
+	if c.Bind != BindName && c.Bind != BindRelease {
+		return nil, nil, fmt.Errorf("mount: way %d to bind a name: unknown", c.Bind)
+	}
+	src, err := openSource(c.Source)
+	if err != nil {
+		return nil, nil, fmt.Errorf("mount: source: %w", err)
+	}
+	threads := c.HashWorkers
+	if c.Preverify {
+		threads *= 2
+	}
+	if procs := runtime.NumCPU() + 2*threads + 2; runtime.GOMAXPROCS(0) < procs {
+		runtime.GOMAXPROCS(procs)
+	}
+	vault, err := newVault(*c)
+	if err != nil {
+		src.close()
+		return nil, nil, fmt.Errorf("mount: %w", err)
+	}
+	fsys := newFilesystem(*c, src, vault)
+	opts, err := mountOptions(*c, fsys)
+	if err != nil {
+		fsys.shutdown()
+		return nil, nil, fmt.Errorf("mount %s: %w", c.Mountpoint, err)
+	}
+	return fsys, opts, nil
+}
+
+// begin serves.
+func (s *Server) begin(c Config) {
+	fsys := s.fs
+	if tier, why := fsys.vault.state(); c.Seal != SealOff && tier == TierBlocks {
 		c.Log.Warn("files are not sealed; they are served in tier blocks", "reason", why)
 	}
-	s := &Server{fs: fsys, fuse: fs, done: make(chan struct{})}
 	fsys.background.Go(fsys.watchRevocations)
 	if fsys.auditing() {
 		c.Log.Warn("audit mode: what the rules refuse is served unchecked, and told", "until", c.AuditUntil)
@@ -231,10 +254,12 @@ func Mount(c Config) (*Server, error) {
 	}
 	go func() {
 		defer close(s.done)
-		fs.Serve()
+		s.fuse.Serve()
+		if s.device != nil {
+			s.device.Close()
+		}
 		fsys.shutdown()
 	}()
-	return s, nil
 }
 
 func mountOptions(c Config, fsys *filesystem) (*fuse.MountOptions, error) {
@@ -251,7 +276,7 @@ func mountOptions(c Config, fsys *filesystem) (*fuse.MountOptions, error) {
 		PanicHandler:  fsys.panicked,
 		Logger:        slog.NewLogLogger(c.Log.Handler(), slog.LevelWarn),
 		// Plain READDIR unless somebody stats what was listed.
-		ExtraCapabilities: fuse.CAP_READDIRPLUS_AUTO,
+		ExtraCapabilities: fuse.CAP_READDIRPLUS_AUTO | fuse.CAP_HAS_RESEND,
 		// Without NO_OPEN no reply can turn OPEN, which is where the decision is
 		// made, off.
 		DisabledCapabilities: fuse.CAP_NO_OPEN_SUPPORT | fuse.CAP_NO_OPENDIR_SUPPORT,
@@ -321,7 +346,7 @@ func (s *Server) Wait() { <-s.done }
 func (s *Server) Unmount() error {
 	deadline := time.Now().Add(2 * time.Second)
 	for {
-		err := s.fuse.Unmount()
+		err := unmount(s.fs.mountpoint)
 		if err == nil {
 			break
 		}
@@ -401,6 +426,10 @@ type filesystem struct {
 	recut      atomic.Bool   // a handle was cut off, and the pages of its node may be there
 	background sync.WaitGroup
 	server     *fuse.Server // set by Init, before the first request
+
+	journal     *journal // nil: nothing is kept for a successor
+	lostReplies lostReplies
+	socket      int // the library's descriptor, while a predecessor's tables are restored
 }
 
 func newFilesystem(c Config, src *source, v *vault) *filesystem {
@@ -450,6 +479,7 @@ func (f *filesystem) shutdown() {
 	f.vault.end()
 	f.src.close()
 	f.audit.close()
+	f.journal.close()
 }
 
 // panicked turns a bug into an error for the one request that met it.

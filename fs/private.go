@@ -2,6 +2,7 @@ package fs
 
 import (
 	"container/list"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -67,6 +68,7 @@ type vault struct {
 	failed atomic.Int64 // contents that could not be sealed
 
 	closing sync.WaitGroup
+	journal *journal // nil: nothing is kept for a successor
 
 	mu     sync.Mutex // guards what follows, and what private says
 	why    string     // what keeps files from being sealed; "": nothing
@@ -90,6 +92,7 @@ type private struct {
 	gone    bool
 	place   *list.Element
 	backing int32 // the kernel's number for the file; 0: not registered
+	slot    slot  // of that in the journal
 }
 
 func newVault(c Config) (*vault, error) {
@@ -307,6 +310,7 @@ func (v *vault) acquire(p *private) bool {
 			return false
 		}
 		p.backing = id
+		p.slot = v.journal.put(entryBacking, 0, 0, binary.NativeEndian.AppendUint64(nil, uint64(id)))
 	}
 	p.users++
 	p.unasked = false
@@ -414,7 +418,8 @@ func (v *vault) free(p *private) {
 	v.used -= p.size
 	if p.backing != 0 {
 		v.server.UnregisterBackingFd(p.backing)
-		p.backing = 0
+		v.journal.drop(p.slot)
+		p.backing, p.slot = 0, 0
 	}
 	v.closing.Go(func() { p.file.Close() })
 }

@@ -26,6 +26,9 @@ func (f *filesystem) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (
 	if !ok {
 		return nil, statusBadHandle
 	}
+	if h.content.inherited != "" {
+		return nil, statusIO // the kernel does not ask: it has the file itself
+	}
 	h.node.reads.Add(1) // before it is asked whether the handle is cut: see dropPages
 	defer h.node.reads.Add(-1)
 	if !h.live() {
