@@ -179,7 +179,7 @@ func (f *filesystem) releaseUnchecked(fh uint64) {
 func (u *unchecked) release() { u.file.Close() }
 
 // readUnchecked returns what the source has there now.
-func (f *filesystem) readUnchecked(in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
+func (f *filesystem) readUnchecked(in *fuse.ReadIn) (*units, fuse.Status) {
 	u, ok := f.unchecked.get(in.Fh &^ uncheckedBit)
 	if !ok {
 		return nil, statusIO // of a predecessor: nobody knows any more what it was
@@ -189,7 +189,8 @@ func (f *filesystem) readUnchecked(in *fuse.ReadIn, buf []byte) (fuse.ReadResult
 	if !u.live() {
 		return nil, statusIO
 	}
-	n, err := u.file.ReadAt(buf[:min(len(buf), int(in.Size))], int64(in.Offset))
+	buf := make([]byte, in.Size)
+	n, err := u.file.ReadAt(buf, int64(in.Offset))
 	if err != nil && err != io.EOF {
 		v := refused(ReasonUnreadable, "reading the source: "+err.Error(), "mend the source")
 		r := f.record(u.caller, u.node.path, v, u.proof.digest)
@@ -197,7 +198,7 @@ func (f *filesystem) readUnchecked(in *fuse.ReadIn, buf []byte) (fuse.ReadResult
 		f.audit.add(r)
 		return nil, statusIO
 	}
-	return fuse.ReadResultData(buf[:n]), fuse.OK
+	return &units{parts: [][]byte{buf[:n]}}, fuse.OK
 }
 
 // sweepUnchecked takes back the handles that may not be read any more, and drops

@@ -129,9 +129,8 @@ const (
 // Server is a live mount.
 type Server struct {
 	fs     *filesystem
-	fuse   *fuse.Server
-	device *os.File      // for a successor; nil: there can be none
-	alone  error         // why
+	kernel *connection
+	alone  error         // why there can be no successor; nil: there can
 	done   chan struct{} // closed when the mount is gone and everything is released
 }
 
@@ -175,20 +174,30 @@ func Mount(c Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	before := devices()
-	fs, err := fuse.NewServer(fsys, c.Mountpoint, opts)
+	device, err := mountKernel(c)
 	if err != nil {
 		fsys.shutdown()
 		return nil, fmt.Errorf("mount %s: %w", c.Mountpoint, err)
 	}
+	kernel, err := connect(fsys, device, opts)
+	if err == nil {
+		err = kernel.begin()
+	}
+	if err != nil {
+		_ = detach(c.Mountpoint) // nobody has seen it
+		device.Close()
+		fsys.shutdown()
+		return nil, fmt.Errorf("mount %s: %w", c.Mountpoint, err)
+	}
+	fsys.speak(kernel)
 	if err := raiseReadAhead(c.Mountpoint); err != nil {
 		c.Log.Info("the kernel's read-ahead stays at its default; large sequential reads take more requests", "reason", err)
 	}
-	s := &Server{fs: fsys, fuse: fs, done: make(chan struct{})}
-	if s.alone = s.keep(before, wire(opts)); s.alone != nil {
+	s := &Server{fs: fsys, kernel: kernel, done: make(chan struct{})}
+	if s.alone = s.keep(); s.alone != nil {
 		c.Log.Info("if this process dies, what is open fails, and the mount is made anew", "reason", s.alone)
 	}
-	fsys.vault.begin(fs)
+	fsys.vault.begin(kernel)
 	s.begin(c)
 	return s, nil
 }
@@ -230,12 +239,7 @@ func assemble(c *Config) (*filesystem, *fuse.MountOptions, error) {
 		return nil, nil, fmt.Errorf("mount: %w", err)
 	}
 	fsys := newFilesystem(*c, src, vault)
-	opts, err := mountOptions(*c, fsys)
-	if err != nil {
-		fsys.shutdown()
-		return nil, nil, fmt.Errorf("mount %s: %w", c.Mountpoint, err)
-	}
-	return fsys, opts, nil
+	return fsys, mountOptions(*c, fsys), nil
 }
 
 // begin serves.
@@ -254,21 +258,15 @@ func (s *Server) begin(c Config) {
 	}
 	go func() {
 		defer close(s.done)
-		s.fuse.Serve()
-		if s.device != nil {
-			s.device.Close()
-		}
+		s.kernel.serve()
 		fsys.shutdown()
+		s.kernel.close()
 	}()
 }
 
-func mountOptions(c Config, fsys *filesystem) (*fuse.MountOptions, error) {
+func mountOptions(c Config, fsys *filesystem) *fuse.MountOptions {
 	o := &fuse.MountOptions{
-		FsName:        "clawfs",
-		Name:          "clawfs",
-		AllowOther:    c.AllowOther,
-		Options:       []string{"default_permissions"},
-		MaxWrite:      1 << 20,
+		MaxWrite:      maxRead, // see maxWrite
 		MaxBackground: 64,
 		// Splice would fetch pages of a file again after they were hashed; nothing
 		// here returns a descriptor, and this keeps it so.
@@ -286,16 +284,7 @@ func mountOptions(c Config, fsys *filesystem) (*fuse.MountOptions, error) {
 	if c.Seal == SealOff {
 		o.DisabledCapabilities |= fuse.CAP_PASSTHROUGH
 	}
-	if os.Geteuid() == 0 {
-		o.DirectMountStrict = true
-		o.DirectMountFlags = mountFlags
-		return o, nil
-	}
-	if err := haveFusermount(); err != nil {
-		return nil, err
-	}
-	o.Options = append(o.Options, "ro", "nosuid", "nodev", "noexec")
-	return o, nil
+	return o
 }
 
 // checkMountpoint returns the mount point without links. A mount point inside
@@ -425,11 +414,10 @@ type filesystem struct {
 	ahead      *preverifier  // nil: files are measured when they are opened
 	recut      atomic.Bool   // a handle was cut off, and the pages of its node may be there
 	background sync.WaitGroup
-	server     *fuse.Server // set by Init, before the first request
+	server     *connection
 
 	journal     *journal // nil: nothing is kept for a successor
 	lostReplies lostReplies
-	socket      int // the library's descriptor, while a predecessor's tables are restored
 }
 
 func newFilesystem(c Config, src *source, v *vault) *filesystem {
@@ -462,9 +450,10 @@ func newFilesystem(c Config, src *source, v *vault) *filesystem {
 
 func (f *filesystem) String() string { return "clawfs" }
 
-// Init runs after the kernel's INIT and before any other request.
-func (f *filesystem) Init(s *fuse.Server) {
-	f.server = s
+// speak says what the connection is, after INIT and before any other request.
+func (f *filesystem) speak(c *connection) {
+	f.server = c
+	c.gone = f.cancel
 	f.src.forbid(mountDevice(f.mountpoint))
 }
 

@@ -4,13 +4,10 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	iofs "io/fs"
 	"math"
 	"os"
-	"strconv"
 	"sync"
-	"unsafe"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -23,9 +20,9 @@ import (
 // meanwhile, mappings and passthrough handles go on by themselves.
 //
 // What goes on, and what makes it sound:
-//   - The kernel says INIT once. The successor's library hears the saved request
-//     from a socket, and its answer goes nowhere; then /dev/fuse takes the socket's
-//     place. So both sides mean the same by every request.
+//   - The kernel says INIT once. The successor answers the saved request again, for
+//     itself; unless that answer is the one that the kernel had, it does not go on.
+//     So both sides mean the same by every request.
 //   - FUSE_NOTIFY_RESEND (Linux 6.9) makes the kernel send again what was read and
 //     not answered. Nothing was promised for these, so they are just answered: an
 //     OPEN measures and decides like any other.
@@ -67,10 +64,10 @@ const resendBit = 1 << 63
 // Session returns what a successor needs, the caller's to close. The error says why
 // the mount would not outlive this process.
 func (s *Server) Session() (Session, error) {
-	if s.device == nil {
+	if s.alone != nil {
 		return Session{}, s.alone
 	}
-	device, err := duplicate(s.device)
+	device, err := duplicate(s.kernel.device)
 	if err != nil {
 		return Session{}, err
 	}
@@ -90,65 +87,22 @@ func duplicate(f *os.File) (*os.File, error) {
 	return os.NewFile(uintptr(fd), f.Name()), nil
 }
 
-// keep begins the journal of a connection that go-fuse has just made, with the
-// device that was not there before.
-func (s *Server) keep(before map[int]bool, wire uint64) error {
-	init := *s.fuse.KernelSettings()
-	if init.Flags64()&fuse.CAP_HAS_RESEND == 0 {
+// keep begins the journal of a connection.
+func (s *Server) keep() error {
+	if !s.kernel.offers(fuse.CAP_HAS_RESEND) {
 		return errors.New("the kernel cannot send requests again (Linux 6.9)")
 	}
-	var device int
-	for fd := range devices() {
-		if !before[fd] {
-			if device != 0 {
-				return errors.New("two FUSE connections began at once in one process")
-			}
-			device = fd
-		}
-	}
-	if device == 0 {
-		return errors.New("the descriptor of /dev/fuse is not among those of this process")
-	}
-	fd, err := unix.FcntlInt(uintptr(device), unix.F_DUPFD_CLOEXEC, 0)
+	j, err := newJournal(s.kernel.init, s.kernel.wire())
 	if err != nil {
-		return fmt.Errorf("duplicating a descriptor: %w", err)
-	}
-	raw := unsafe.Slice((*byte)(unsafe.Pointer(&init)), unsafe.Sizeof(init))
-	j, err := newJournal(raw, wire)
-	if err != nil {
-		unix.Close(fd)
 		return err
 	}
-	s.device = os.NewFile(uintptr(fd), "/dev/fuse")
 	s.fs.write(j)
 	return nil
-}
-
-// devices returns the descriptors of /dev/fuse that this process has: go-fuse does
-// not give its own out.
-func devices() map[int]bool {
-	found := make(map[int]bool)
-	entries, _ := os.ReadDir("/proc/self/fd")
-	for _, e := range entries {
-		fd, err := strconv.Atoi(e.Name())
-		var st unix.Stat_t
-		if err == nil && unix.Fstat(fd, &st) == nil && isDevice(&st) {
-			found[fd] = true
-		}
-	}
-	return found
 }
 
 // isDevice: /dev/fuse is character device 10, 229.
 func isDevice(st *unix.Stat_t) bool {
 	return st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == unix.Mkdev(10, 229)
-}
-
-// wire is what both sides of a connection have to agree on. That passthrough is
-// not used any more is no difference.
-func wire(o *fuse.MountOptions) uint64 {
-	text := fmt.Sprint(o.MaxWrite, o.MaxBackground, o.MaxStackDepth, o.ExtraCapabilities, o.DisabledCapabilities&^uint64(fuse.CAP_PASSTHROUGH), o.EnableLocks, o.ExplicitDataCacheControl)
-	return uint64(crc32.Checksum([]byte(text), castagnoli))
 }
 
 // write makes everything be written to a journal from now on.
@@ -196,80 +150,31 @@ func resume(c Config, device *os.File, from Session) (*Server, error) {
 		return nil, err
 	}
 	fsys.write(j)
-	if got := wire(opts); got != j.wire() {
-		fsys.shutdown()
-		return nil, errors.New("this version speaks to the kernel in another way than the one that mounted; a remount is needed")
+	kernel, err := connect(fsys, device, opts)
+	if err == nil {
+		err = kernel.greet(init)
 	}
-	server, err := fsys.replay(opts, device, init)
+	if err == nil && kernel.wire() != j.wire() {
+		err = errors.New("this version speaks to the kernel in another way than the one that mounted; a remount is needed")
+	}
+	if err == nil {
+		fsys.speak(kernel)
+		fsys.vault.begin(kernel)
+		err = fsys.restore(list)
+	}
+	if err == nil {
+		err = kernel.resend()
+	}
 	if err != nil {
 		fsys.shutdown()
+		if kernel != nil {
+			kernel.unmap()
+		}
 		return nil, err
 	}
-	s := &Server{fs: fsys, fuse: server, device: device, done: make(chan struct{})}
-	fsys.vault.begin(server)
-	if err := fsys.restore(list); err != nil {
-		s.drop()
-		return nil, err
-	}
-	if err := resend(device); err != nil {
-		s.drop()
-		return nil, err
-	}
+	s := &Server{fs: fsys, kernel: kernel, done: make(chan struct{})}
 	s.begin(c)
 	return s, nil
-}
-
-// drop ends a server that has not served. Its library has the device, which is
-// closed at the end of its loop: so it reads one more request, of a socket that is
-// closed.
-func (s *Server) drop() {
-	if pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0); err == nil {
-		_ = unix.Dup3(pair[0], s.fs.socket, unix.O_CLOEXEC)
-		unix.Close(pair[0])
-		unix.Close(pair[1])
-		s.fuse.Serve()
-	}
-	s.fs.shutdown()
-}
-
-// replay makes the library believe that the kernel has just said INIT, and then
-// gives it the device.
-func (f *filesystem) replay(opts *fuse.MountOptions, device *os.File, init []byte) (*fuse.Server, error) {
-	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, fmt.Errorf("socket pair: %w", err)
-	}
-	defer unix.Close(pair[1])
-	if _, err := unix.Write(pair[1], init); err != nil {
-		unix.Close(pair[0])
-		return nil, fmt.Errorf("repeating INIT: %w", err)
-	}
-	o := *opts
-	o.DirectMount, o.DirectMountStrict = false, false
-	s, err := fuse.NewServer(f, "/dev/fd/"+strconv.Itoa(pair[0]), &o)
-	if err != nil {
-		return nil, fmt.Errorf("repeating INIT: %w", err)
-	}
-	f.socket = pair[0]
-	if err := unix.Dup3(int(device.Fd()), pair[0], unix.O_CLOEXEC); err != nil {
-		unix.Close(pair[1])
-		s.Serve()
-		return nil, fmt.Errorf("putting the device in its place: %w", err)
-	}
-	return s, nil
-}
-
-// resend makes the kernel send again what nobody has answered. It is a
-// notification without a body: struct fuse_out_header, unique 0, the code as
-// error, which go-fuse has negative.
-func resend(device *os.File) error {
-	var w body
-	w.put(16 | uint64(-fuse.NOTIFY_RESEND)<<32)
-	w.put(0)
-	if err := retried(func() error { _, err := unix.Write(int(device.Fd()), w.b); return err }); err != nil {
-		return fmt.Errorf("asking the kernel for the requests that nobody has answered: %w", err)
-	}
-	return nil
 }
 
 // lostReplies are handles whose number the kernel may never have got, by the
