@@ -158,16 +158,23 @@ type entry struct {
 	body  []byte // a copy
 }
 
-// openJournal reads a predecessor's journal. It takes file only if it returns no
-// error.
-func openJournal(file *os.File) (*journal, []entry, error) {
+func checkJournal(file *os.File) error {
 	seals, err := unix.FcntlInt(file.Fd(), unix.F_GET_SEALS, 0)
 	if err != nil || seals&journalSeals != journalSeals {
-		return nil, nil, badJournal("expected sealed shared memory, got seals %#x (%v)", seals, err)
+		return badJournal("expected sealed shared memory, got seals %#x (%v)", seals, err)
 	}
 	var st unix.Stat_t
 	if err := unix.Fstat(int(file.Fd()), &st); err != nil || st.Size != journalSize {
-		return nil, nil, badJournal("expected %d bytes, got %d (%v)", journalSize, st.Size, err)
+		return badJournal("expected %d bytes, got %d (%v)", journalSize, st.Size, err)
+	}
+	return nil
+}
+
+// openJournal reads a predecessor's journal. It takes file only if it returns no
+// error.
+func openJournal(file *os.File) (*journal, []entry, error) {
+	if err := checkJournal(file); err != nil {
+		return nil, nil, err
 	}
 	j := &journal{file: file}
 	if err := j.attach(); err != nil {

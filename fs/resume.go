@@ -58,6 +58,18 @@ func (s Session) Close() {
 	}
 }
 
+// Check reports whether the descriptors are of the kinds that a session has.
+func (s Session) Check() error {
+	var st unix.Stat_t
+	if s.Device == nil || s.Journal == nil {
+		return errors.New("session: two descriptors are needed")
+	}
+	if err := unix.Fstat(int(s.Device.Fd()), &st); err != nil || !isDevice(&st) {
+		return errors.New("session: the first descriptor is none of /dev/fuse")
+	}
+	return checkJournal(s.Journal)
+}
+
 // resendBit marks in the number of a request that the kernel sends it again.
 const resendBit = 1 << 63
 
@@ -112,14 +124,12 @@ func (f *filesystem) write(j *journal) { f.journal, f.nodes.journal, f.vault.jou
 // its mount point is not touched. The session stays the caller's. After an error
 // the caller lets it go, which ends the connection, and mounts anew.
 func Resume(c Config, from Session) (*Server, error) {
+	if err := from.Check(); err != nil {
+		return nil, fmt.Errorf("resuming %s: %w", c.Mountpoint, err)
+	}
 	device, err := duplicate(from.Device)
 	if err != nil {
 		return nil, err
-	}
-	var st unix.Stat_t
-	if err := unix.Fstat(int(device.Fd()), &st); err != nil || !isDevice(&st) {
-		device.Close()
-		return nil, fmt.Errorf("resuming %s: the descriptor is none of /dev/fuse", c.Mountpoint)
 	}
 	s, err := resume(c, device, from)
 	if err != nil {
