@@ -128,6 +128,7 @@ func (f *filesystem) newUnchecked(n *node, a assessment, file *os.File, caller f
 		return nil, false
 	}
 	n.unchecked = true
+	f.journal.setFlag(n.slot, nodeUnchecked)
 	u := &unchecked{fs: f, node: n, file: file, verdict: a.verdict, caller: caller}
 	if a.flight != nil {
 		u.proof = a.flight.proof
@@ -178,17 +179,18 @@ func (f *filesystem) releaseUnchecked(fh uint64) {
 func (u *unchecked) release() { u.file.Close() }
 
 // readUnchecked returns what the source has there now.
-func (f *filesystem) readUnchecked(in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
+func (f *filesystem) readUnchecked(in *fuse.ReadIn) (*units, fuse.Status) {
 	u, ok := f.unchecked.get(in.Fh &^ uncheckedBit)
 	if !ok {
-		return nil, statusBadHandle
+		return nil, statusIO // of a predecessor: nobody knows any more what it was
 	}
 	u.node.reads.Add(1) // before it is asked whether the handle is cut: see dropPages
 	defer u.node.reads.Add(-1)
 	if !u.live() {
 		return nil, statusIO
 	}
-	n, err := u.file.ReadAt(buf[:min(len(buf), int(in.Size))], int64(in.Offset))
+	buf := make([]byte, in.Size)
+	n, err := u.file.ReadAt(buf, int64(in.Offset))
 	if err != nil && err != io.EOF {
 		v := refused(ReasonUnreadable, "reading the source: "+err.Error(), "mend the source")
 		r := f.record(u.caller, u.node.path, v, u.proof.digest)
@@ -196,7 +198,7 @@ func (f *filesystem) readUnchecked(in *fuse.ReadIn, buf []byte) (fuse.ReadResult
 		f.audit.add(r)
 		return nil, statusIO
 	}
-	return fuse.ReadResultData(buf[:n]), fuse.OK
+	return &units{parts: [][]byte{buf[:n]}}, fuse.OK
 }
 
 // sweepUnchecked takes back the handles that may not be read any more, and drops

@@ -197,6 +197,8 @@ func act(args []string) result {
 		return loop(p, args[2], args[3])
 	case "time":
 		return timeAll(p, args[2:])
+	case "keep":
+		return keep(p, args[2])
 	case "openloop":
 		return openLoop(p, args[2])
 	}

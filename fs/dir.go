@@ -14,9 +14,10 @@ import (
 // no list, however many entries there are. Offsets are those of the source.
 type dirHandle struct {
 	path string
+	slot slot // in the journal
 
 	mu   sync.Mutex // guards what follows; the kernel may read one handle twice at a time
-	fd   int
+	fd   int        // -1: a predecessor's, to be opened when it is read
 	buf  []byte
 	rest []byte // entries of buf that the kernel does not have yet
 	next int64  // the offset at which rest begins
@@ -26,6 +27,7 @@ type dirHandle struct {
 const dirBuffer = 32 << 10
 
 func (f *filesystem) OpenDir(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	f.lostReplies.again(in.Unique)
 	n := f.nodes.get(in.NodeId)
 	if n == nil {
 		return statusStale
@@ -34,12 +36,17 @@ func (f *filesystem) OpenDir(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenO
 	if err != nil {
 		return statusOf(err)
 	}
-	out.Fh = f.dirs.add(&dirHandle{path: n.path, fd: fd})
+	d := &dirHandle{path: n.path, fd: fd}
+	out.Fh = f.dirs.add(d)
+	d.slot = f.journal.put(entryDir, 0, 0, handleEntry{fh: out.Fh, node: n.id, unique: in.Unique &^ resendBit}.body())
 	return fuse.OK
 }
 
-func (f *filesystem) ReleaseDir(in *fuse.ReleaseIn) {
-	if d, ok := f.dirs.remove(in.Fh); ok {
+func (f *filesystem) ReleaseDir(in *fuse.ReleaseIn) { f.releaseDir(in.Fh) }
+
+func (f *filesystem) releaseDir(fh uint64) {
+	if d, ok := f.dirs.remove(fh); ok {
+		f.journal.drop(d.slot)
 		d.close()
 	}
 }
@@ -47,7 +54,9 @@ func (f *filesystem) ReleaseDir(in *fuse.ReleaseIn) {
 func (d *dirHandle) close() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	unix.Close(d.fd)
+	if d.fd >= 0 {
+		unix.Close(d.fd)
+	}
 }
 
 func (f *filesystem) ReadDir(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
@@ -92,6 +101,13 @@ func (f *filesystem) readDir(in *fuse.ReadIn, add func(*dirHandle, *fuse.DirEntr
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if d.fd < 0 {
+		fd, _, err := f.src.openDir(d.path)
+		if err != nil {
+			return statusOf(err)
+		}
+		d.fd = fd
+	}
 	if err := d.seek(int64(in.Offset)); err != nil {
 		return statusOf(err)
 	}

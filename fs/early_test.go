@@ -137,7 +137,7 @@ func TestNoEarlyFillBesideHandles(t *testing.T) {
 	}
 	f := newFilesystem(Config{View: d.view, Log: slog.New(slog.DiscardHandler), HashWorkers: 1}, src, noVault(t))
 	t.Cleanup(f.shutdown)
-	f.server = new(fuse.Server)
+	f.server = new(connection)
 	defer func() { f.server = nil }()
 	m, err := hashpipe.Measure(t.Context(), io.LimitReader(zeros{}, 10), nil)
 	if err != nil {

@@ -95,6 +95,19 @@ func retried(call func() error) error {
 	}
 }
 
+// unmount takes a mount away that nobody uses, as root directly and otherwise
+// through fusermount3.
+func unmount(mountpoint string) error {
+	err := unix.Unmount(mountpoint, 0)
+	if !errors.Is(err, unix.EPERM) {
+		return err
+	}
+	if out, err := exec.Command("fusermount3", "-u", mountpoint).CombinedOutput(); err != nil {
+		return fmt.Errorf("fusermount3: %w: %s", err, out)
+	}
+	return nil
+}
+
 // detach unmounts lazily, as root directly and otherwise through fusermount3.
 func detach(mountpoint string) error {
 	err := unix.Unmount(mountpoint, unix.MNT_DETACH)

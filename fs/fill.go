@@ -108,6 +108,7 @@ func (f *filesystem) beginEarly(n *node, size int64, cold bool) *early {
 		return nil
 	}
 	n.early = &early{fs: f, node: n, limit: limit, drop: cold}
+	f.journal.setFlag(n.slot, nodeEarly)
 	return n.early
 }
 

@@ -128,9 +128,10 @@ const (
 
 // Server is a live mount.
 type Server struct {
-	fs   *filesystem
-	fuse *fuse.Server
-	done chan struct{} // closed when the mount is gone and everything is released
+	fs     *filesystem
+	kernel *connection
+	alone  error         // why there can be no successor; nil: there can
+	done   chan struct{} // closed when the mount is gone and everything is released
 }
 
 // Stats is a snapshot of counters since the mount was made.
@@ -157,6 +158,7 @@ type Stats struct {
 	Unsealed         int64 // contents served in tier "blocks" because sealing failed
 	Preverified      int64 // of Hashed, those that pre-verification began
 	PreverifyPending int64 // files that it knows it has to measure, now
+	Resumed          int64 // open handles that were taken over from a process that died
 }
 
 // Mount mounts and serves in the background. The process should do nothing
@@ -164,31 +166,65 @@ type Stats struct {
 // two for each hash worker (its locked and niced thread, and the one that hashes
 // the tree beside it), because requests need processors of their own.
 func Mount(c Config) (*Server, error) {
+	var err error
+	if c.Mountpoint, err = checkMountpoint(c.Source, c.Mountpoint); err != nil {
+		return nil, fmt.Errorf("mount: %w", err)
+	}
+	fsys, opts, err := assemble(&c)
+	if err != nil {
+		return nil, err
+	}
+	device, err := mountKernel(c)
+	if err != nil {
+		fsys.shutdown()
+		return nil, fmt.Errorf("mount %s: %w", c.Mountpoint, err)
+	}
+	kernel, err := connect(fsys, device, opts)
+	if err == nil {
+		err = kernel.begin()
+	}
+	if err != nil {
+		_ = detach(c.Mountpoint) // nobody has seen it
+		device.Close()
+		fsys.shutdown()
+		return nil, fmt.Errorf("mount %s: %w", c.Mountpoint, err)
+	}
+	fsys.speak(kernel)
+	if err := raiseReadAhead(c.Mountpoint); err != nil {
+		c.Log.Info("the kernel's read-ahead stays at its default; large sequential reads take more requests", "reason", err)
+	}
+	s := &Server{fs: fsys, kernel: kernel, done: make(chan struct{})}
+	if s.alone = s.keep(); s.alone != nil {
+		c.Log.Info("if this process dies, what is open fails, and the mount is made anew", "reason", s.alone)
+	}
+	fsys.vault.begin(kernel)
+	s.begin(c)
+	return s, nil
+}
+
+// assemble makes everything but the connection to the kernel.
+func assemble(c *Config) (*filesystem, *fuse.MountOptions, error) {
 	if c.View == nil {
-		return nil, errors.New("mount: no view of the capabilities: everything would be refused without a reason")
+		return nil, nil, errors.New("mount: no view of the capabilities: everything would be refused without a reason")
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
 	if c.HashWorkers < 0 {
-		return nil, fmt.Errorf("mount: %d hash workers: want 0 or more", c.HashWorkers)
+		return nil, nil, fmt.Errorf("mount: %d hash workers: want 0 or more", c.HashWorkers)
 	}
 	if c.HashWorkers == 0 {
 		c.HashWorkers = runtime.NumCPU()
 	}
 	if c.Verify != VerifyAuto && c.Verify != VerifyStream {
-		return nil, fmt.Errorf("mount: way %d to verify a file: unknown", c.Verify)
+		return nil, nil, fmt.Errorf("mount: way %d to verify a file: unknown", c.Verify)
 	}
 	if c.Bind != BindName && c.Bind != BindRelease {
-		return nil, fmt.Errorf("mount: way %d to bind a name: unknown", c.Bind)
+		return nil, nil, fmt.Errorf("mount: way %d to bind a name: unknown", c.Bind)
 	}
 	src, err := openSource(c.Source)
 	if err != nil {
-		return nil, fmt.Errorf("mount: source: %w", err)
-	}
-	if c.Mountpoint, err = checkMountpoint(c.Source, c.Mountpoint); err != nil {
-		src.close()
-		return nil, fmt.Errorf("mount: %w", err)
+		return nil, nil, fmt.Errorf("mount: source: %w", err)
 	}
 	threads := c.HashWorkers
 	if c.Preverify {
@@ -197,30 +233,21 @@ func Mount(c Config) (*Server, error) {
 	if procs := runtime.NumCPU() + 2*threads + 2; runtime.GOMAXPROCS(0) < procs {
 		runtime.GOMAXPROCS(procs)
 	}
-	vault, err := newVault(c)
+	vault, err := newVault(*c)
 	if err != nil {
 		src.close()
-		return nil, fmt.Errorf("mount: %w", err)
+		return nil, nil, fmt.Errorf("mount: %w", err)
 	}
-	fsys := newFilesystem(c, src, vault)
-	opts, err := mountOptions(c, fsys)
-	if err != nil {
-		fsys.shutdown()
-		return nil, fmt.Errorf("mount %s: %w", c.Mountpoint, err)
-	}
-	fs, err := fuse.NewServer(fsys, c.Mountpoint, opts)
-	if err != nil {
-		fsys.shutdown()
-		return nil, fmt.Errorf("mount %s: %w", c.Mountpoint, err)
-	}
-	if err := raiseReadAhead(c.Mountpoint); err != nil {
-		c.Log.Info("the kernel's read-ahead stays at its default; large sequential reads take more requests", "reason", err)
-	}
-	vault.begin(fs)
-	if tier, why := vault.state(); c.Seal != SealOff && tier == TierBlocks {
+	fsys := newFilesystem(*c, src, vault)
+	return fsys, mountOptions(*c, fsys), nil
+}
+
+// begin serves.
+func (s *Server) begin(c Config) {
+	fsys := s.fs
+	if tier, why := fsys.vault.state(); c.Seal != SealOff && tier == TierBlocks {
 		c.Log.Warn("files are not sealed; they are served in tier blocks", "reason", why)
 	}
-	s := &Server{fs: fsys, fuse: fs, done: make(chan struct{})}
 	fsys.background.Go(fsys.watchRevocations)
 	if fsys.auditing() {
 		c.Log.Warn("audit mode: what the rules refuse is served unchecked, and told", "until", c.AuditUntil)
@@ -231,19 +258,15 @@ func Mount(c Config) (*Server, error) {
 	}
 	go func() {
 		defer close(s.done)
-		fs.Serve()
+		s.kernel.serve()
 		fsys.shutdown()
+		s.kernel.close()
 	}()
-	return s, nil
 }
 
-func mountOptions(c Config, fsys *filesystem) (*fuse.MountOptions, error) {
+func mountOptions(c Config, fsys *filesystem) *fuse.MountOptions {
 	o := &fuse.MountOptions{
-		FsName:        "clawfs",
-		Name:          "clawfs",
-		AllowOther:    c.AllowOther,
-		Options:       []string{"default_permissions"},
-		MaxWrite:      1 << 20,
+		MaxWrite:      maxRead, // see maxWrite
 		MaxBackground: 64,
 		// Splice would fetch pages of a file again after they were hashed; nothing
 		// here returns a descriptor, and this keeps it so.
@@ -251,7 +274,7 @@ func mountOptions(c Config, fsys *filesystem) (*fuse.MountOptions, error) {
 		PanicHandler:  fsys.panicked,
 		Logger:        slog.NewLogLogger(c.Log.Handler(), slog.LevelWarn),
 		// Plain READDIR unless somebody stats what was listed.
-		ExtraCapabilities: fuse.CAP_READDIRPLUS_AUTO,
+		ExtraCapabilities: fuse.CAP_READDIRPLUS_AUTO | fuse.CAP_HAS_RESEND,
 		// Without NO_OPEN no reply can turn OPEN, which is where the decision is
 		// made, off.
 		DisabledCapabilities: fuse.CAP_NO_OPEN_SUPPORT | fuse.CAP_NO_OPENDIR_SUPPORT,
@@ -261,16 +284,7 @@ func mountOptions(c Config, fsys *filesystem) (*fuse.MountOptions, error) {
 	if c.Seal == SealOff {
 		o.DisabledCapabilities |= fuse.CAP_PASSTHROUGH
 	}
-	if os.Geteuid() == 0 {
-		o.DirectMountStrict = true
-		o.DirectMountFlags = mountFlags
-		return o, nil
-	}
-	if err := haveFusermount(); err != nil {
-		return nil, err
-	}
-	o.Options = append(o.Options, "ro", "nosuid", "nodev", "noexec")
-	return o, nil
+	return o
 }
 
 // checkMountpoint returns the mount point without links. A mount point inside
@@ -321,7 +335,7 @@ func (s *Server) Wait() { <-s.done }
 func (s *Server) Unmount() error {
 	deadline := time.Now().Add(2 * time.Second)
 	for {
-		err := s.fuse.Unmount()
+		err := unmount(s.fs.mountpoint)
 		if err == nil {
 			break
 		}
@@ -400,7 +414,10 @@ type filesystem struct {
 	ahead      *preverifier  // nil: files are measured when they are opened
 	recut      atomic.Bool   // a handle was cut off, and the pages of its node may be there
 	background sync.WaitGroup
-	server     *fuse.Server // set by Init, before the first request
+	server     *connection
+
+	journal     *journal // nil: nothing is kept for a successor
+	lostReplies lostReplies
 }
 
 func newFilesystem(c Config, src *source, v *vault) *filesystem {
@@ -433,9 +450,10 @@ func newFilesystem(c Config, src *source, v *vault) *filesystem {
 
 func (f *filesystem) String() string { return "clawfs" }
 
-// Init runs after the kernel's INIT and before any other request.
-func (f *filesystem) Init(s *fuse.Server) {
-	f.server = s
+// speak says what the connection is, after INIT and before any other request.
+func (f *filesystem) speak(c *connection) {
+	f.server = c
+	c.gone = f.cancel
 	f.src.forbid(mountDevice(f.mountpoint))
 }
 
@@ -450,6 +468,7 @@ func (f *filesystem) shutdown() {
 	f.vault.end()
 	f.src.close()
 	f.audit.close()
+	f.journal.close()
 }
 
 // panicked turns a bug into an error for the one request that met it.

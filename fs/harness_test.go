@@ -67,8 +67,12 @@ type serverSpec struct {
 	AuditUntil         time.Time
 	Log                bool // to stderr
 	Preverify          bool
-	PreverifyEvery     int64 // seconds
-	asNobody           bool  // the server runs without root
+	PreverifyEvery     int64    // seconds
+	Hand               bool     // descriptor 3 is a socket that takes the session
+	Admit              [][]byte // before it serves
+	Revoke             [][]byte
+	Resume             bool // descriptors 4 and 5 are the session of a predecessor
+	asNobody           bool // the server runs without root
 }
 
 type request struct {
@@ -104,6 +108,10 @@ func serve(arg string) int {
 		out.Flush()
 	}
 	before := descriptors()
+	if spec.Resume { // they are the caller's to close
+		delete(before, "4")
+		delete(before, "5")
+	}
 	trust := capstore.Trust{
 		Mints:    []capstore.Signer{{Operator: "test", Key: spec.Mint}},
 		Revokers: []capstore.Signer{{Operator: "test", Key: spec.Revoker}},
@@ -118,8 +126,18 @@ func serve(arg string) int {
 	}
 	view, err := capstore.NewView(trust)
 	var s *Server
+	for _, e := range spec.Admit {
+		if err == nil {
+			_, err = view.Admit(e)
+		}
+	}
+	for _, e := range spec.Revoke {
+		if err == nil {
+			_, err = view.Revoke(e)
+		}
+	}
 	if err == nil {
-		s, err = Mount(Config{
+		c := Config{
 			Source: spec.Source, Mountpoint: spec.Mountpoint, View: view,
 			HashWorkers: spec.Workers, AllowOther: spec.AllowOther, Verify: spec.Verify, CacheBytes: spec.CacheBytes,
 			Seal: spec.Seal, SealFrom: spec.SealFrom, Private: spec.Private, PrivateBytes: spec.PrivateBytes,
@@ -135,7 +153,17 @@ func serve(arg string) int {
 				defer mu.Unlock()
 				return time.Now().Add(shift)
 			},
-		})
+		}
+		if spec.Resume {
+			from := Session{Device: os.NewFile(4, "/dev/fuse"), Journal: os.NewFile(5, "journal")}
+			s, err = Resume(c, from)
+			from.Close()
+		} else {
+			s, err = Mount(c)
+		}
+	}
+	if err == nil && spec.Hand {
+		err = hand(s, 3)
 	}
 	if err != nil {
 		say(reply{Err: err.Error()})
@@ -260,6 +288,8 @@ type mounted struct {
 	stderr    *bytes.Buffer
 	ended     bool
 	gone      bool // the test has unmounted or killed it
+	spec      serverSpec
+	arrives   *os.File // the end of a socket where the session arrives
 	mu        sync.Mutex
 	in        io.WriteCloser
 	out       *bufio.Reader
@@ -321,6 +351,19 @@ func mountEmpty(t testing.TB, change ...func(*serverSpec)) *mounted {
 	for _, c := range change {
 		c(&spec)
 	}
+	m.start(spec)
+	t.Cleanup(m.end)
+	if r := m.receive(); r.Err != "" {
+		m.gone = true
+		t.Fatalf("mount: %s", r.Err)
+	}
+	return m
+}
+
+// start starts the process that serves, with further descriptors from 3 on.
+func (m *mounted) start(spec serverSpec, files ...*os.File) {
+	t := m.t
+	t.Helper()
 	program := os.Args[0]
 	if spec.asNobody {
 		program = reachable(t)
@@ -335,6 +378,11 @@ func mountEmpty(t testing.TB, change ...func(*serverSpec)) *mounted {
 	}
 	m.cmd.Env = append(os.Environ(), roleVariable+"=server", quickExit)
 	m.cmd.Stderr = m.stderr
+	m.cmd.ExtraFiles = files
+	m.spec = spec
+	if spec.Hand {
+		m.takes(files)
+	}
 	stdin, err := m.cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -347,12 +395,6 @@ func mountEmpty(t testing.TB, change ...func(*serverSpec)) *mounted {
 	if err := m.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(m.end)
-	if r := m.receive(); r.Err != "" {
-		m.gone = true
-		t.Fatalf("mount: %s", r.Err)
-	}
-	return m
 }
 
 // end unmounts and looks for what was left behind.

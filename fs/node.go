@@ -27,6 +27,10 @@ type node struct {
 	ident identity
 
 	lookups uint64 // guarded by nodeTable.mu
+	slot    slot   // in the journal; set when it is made
+	spoilt  bool   // only while a predecessor's nodes are restored: see restore
+
+	boundSlot atomic.Int64 // of its content in the journal, or 0
 
 	// pages is held, shared, while checked bytes are put into the kernel's page
 	// cache. Who has revoked the content takes it once before he drops the pages.
@@ -55,6 +59,8 @@ type nodeKey struct {
 
 // nodeTable is the inode table. A node id is used once in the life of a mount.
 type nodeTable struct {
+	journal *journal // nil: nothing is kept for a successor
+
 	mu   sync.Mutex // guards all below, and node.lookups
 	last uint64
 	byID map[uint64]*node
@@ -84,11 +90,13 @@ func (t *nodeTable) lookup(path string, st *unix.Stat_t) *node {
 	n := t.keys[key]
 	if n == nil {
 		t.last++
-		n = &node{id: t.last, path: path, ident: key.ident}
+		n = &node{id: t.last, path: path, ident: key.ident, attr: attrOf(st)}
+		n.slot = t.journal.put(entryNode, 1, 0, nodeBody(n))
 		t.byID[n.id] = n
 		t.keys[key] = n
 	}
 	n.lookups++
+	t.journal.setRefs(n.slot, n.lookups) // before the kernel has the reply
 	t.mu.Unlock()
 
 	n.mu.Lock()
@@ -106,10 +114,14 @@ func (t *nodeTable) forget(id, count uint64) {
 		return
 	}
 	n.lookups -= min(count, n.lookups)
-	if n.lookups == 0 {
-		delete(t.byID, id)
-		t.unname(n)
+	if n.lookups > 0 {
+		t.journal.setRefs(n.slot, n.lookups)
+		return
 	}
+	delete(t.byID, id)
+	t.unname(n)
+	t.journal.drop(n.slot)
+	t.journal.drop(slot(n.boundSlot.Swap(0)))
 }
 
 // retire makes the next lookup of the node's name make a new node, whatever the
@@ -118,6 +130,7 @@ func (t *nodeTable) retire(n *node) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.unname(n)
+	t.journal.setFlag(n.slot, nodeRetired)
 }
 
 // unname removes the name of a node, unless the name has another node by now.
@@ -198,6 +211,16 @@ func (h *handles[T]) add(v T) uint64 {
 	h.last++
 	h.open[h.last] = v
 	return h.last
+}
+
+// put is add for a thing that has a number.
+func (h *handles[T]) put(id uint64, v T) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.open == nil {
+		h.open = make(map[uint64]T)
+	}
+	h.open[id] = v
 }
 
 func (h *handles[T]) get(id uint64) (T, bool) {

@@ -3,6 +3,7 @@ package fs
 import (
 	"errors"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -24,11 +25,18 @@ type content struct {
 	checked *hashpipe.CheckedReader
 	size    int64
 	refs    int // guarded by node.mu
+
+	// inherited is the tier, if this process has nothing of the content: the kernel
+	// serves a private file of a predecessor.
+	inherited string
 }
 
 func (c *content) tier() string {
-	if c.private != nil {
+	switch {
+	case c.private != nil:
 		return c.private.tier
+	case c.inherited != "":
+		return c.inherited
 	}
 	return TierBlocks
 }
@@ -42,6 +50,7 @@ type handle struct {
 	proof   proof
 	caller  fuse.Caller
 	since   time.Time // when it was decided that it opens
+	slot    slot      // in the journal
 
 	generation atomic.Uint64 // of the view, at the last decision that allowed
 	cut        atomic.Bool   // taken back: nothing is read any more
@@ -51,6 +60,7 @@ type handle struct {
 // Open decides. It returns OK only after the whole content was measured and a
 // live capability names it.
 func (f *filesystem) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	f.lostReplies.again(in.Unique)
 	n := f.nodes.get(in.NodeId)
 	if n == nil {
 		return statusStale
@@ -114,6 +124,9 @@ func (f *filesystem) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.Ope
 	}
 	f.tell(in.Caller, n.path, a.verdict, a.flight, h.content.tier())
 	out.Fh = f.files.add(h)
+	h.slot = f.journal.put(entryHandle, 0, 0, handleEntry{
+		fh: out.Fh, node: n.id, unique: in.Unique &^ resendBit, caller: h.caller, since: h.since, tier: uint64(slices.Index(keptTiers, h.content.tier())),
+	}.body())
 	// A revocation since settle may have looked for handles before this one was
 	// there, and of what the kernel serves no READ asks.
 	h.live()
@@ -306,8 +319,14 @@ func (f *filesystem) newHandle(n *node, a assessment, file *os.File, caller fuse
 	proof := a.flight.proof
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if n.content != nil && n.content.inherited != "" {
+		return nil, false, false // the kernel serves an inode from one file at a time
+	}
 	if n.unchecked || n.cut.Load() || !n.bound.isZero() && !n.bound.same(proof) || n.early != nil && !n.early.tells(proof) {
 		return nil, false, false
+	}
+	if n.bound.isZero() {
+		n.boundSlot.Store(int64(f.journal.put(entryBound, 0, 0, boundBody(n, proof))))
 	}
 	n.bound = proof
 	if n.content == nil && f.vault.acquire(a.flight.private) {
@@ -336,7 +355,12 @@ func (f *filesystem) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
 		f.releaseUnchecked(in.Fh)
 		return
 	}
-	if h, ok := f.files.remove(in.Fh); ok {
+	f.release(in.Fh)
+}
+
+func (f *filesystem) release(fh uint64) {
+	if h, ok := f.files.remove(fh); ok {
+		f.journal.drop(h.slot)
 		h.release()
 	}
 }
@@ -360,7 +384,9 @@ func (h *handle) release() {
 		h.fs.vault.release(h.content.private)
 		return
 	}
-	h.content.file.Close()
+	if h.content.file != nil {
+		h.content.file.Close()
+	}
 }
 
 // tell counts a decision and hands it to the audit. tier is that of an open that

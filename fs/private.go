@@ -2,6 +2,7 @@ package fs
 
 import (
 	"container/list"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -63,10 +64,11 @@ type vault struct {
 	dir  int   // where the files are made; -1: nowhere
 
 	log    *slog.Logger
-	server *fuse.Server
+	server *connection
 	failed atomic.Int64 // contents that could not be sealed
 
 	closing sync.WaitGroup
+	journal *journal // nil: nothing is kept for a successor
 
 	mu     sync.Mutex // guards what follows, and what private says
 	why    string     // what keeps files from being sealed; "": nothing
@@ -90,6 +92,7 @@ type private struct {
 	gone    bool
 	place   *list.Element
 	backing int32 // the kernel's number for the file; 0: not registered
+	slot    slot  // of that in the journal
 }
 
 func newVault(c Config) (*vault, error) {
@@ -132,7 +135,7 @@ func newVault(c Config) (*vault, error) {
 
 // begin finds out what this kernel and file system can do, before the first
 // request. What they cannot is no error: tier "blocks" is always there.
-func (v *vault) begin(s *fuse.Server) {
+func (v *vault) begin(s *connection) {
 	v.server = s
 	if v.why != "" { // nobody else looks yet
 		return
@@ -148,7 +151,7 @@ var errNoPassthrough = errors.New("the kernel offers no FUSE passthrough (Linux 
 
 // try seals one block of zeros and hands it to the kernel.
 func (v *vault) try() error {
-	if v.server.KernelSettings().Flags64()&fuse.CAP_PASSTHROUGH == 0 {
+	if !v.server.offers(fuse.CAP_PASSTHROUGH) {
 		return errNoPassthrough
 	}
 	src, err := v.create()
@@ -167,9 +170,9 @@ func (v *vault) try() error {
 	if err := d.finish(); err != nil {
 		return err
 	}
-	id, errno := v.server.RegisterBackingFd(&fuse.BackingMap{Fd: int32(d.r.Fd())})
-	if errno != 0 {
-		return passthroughError(errno)
+	id, err := v.server.RegisterBackingFd(int(d.r.Fd()))
+	if err != nil {
+		return passthroughError(err)
 	}
 	v.server.UnregisterBackingFd(id)
 	if err := hashpipe.EnableVerity(d.r); err != nil {
@@ -297,16 +300,17 @@ func (v *vault) acquire(p *private) bool {
 		return false
 	}
 	if p.backing == 0 {
-		id, errno := v.server.RegisterBackingFd(&fuse.BackingMap{Fd: int32(p.file.Fd())})
-		if errno != 0 || id <= 0 {
+		id, err := v.server.RegisterBackingFd(int(p.file.Fd()))
+		if err != nil || id <= 0 {
 			// From now on nothing is sealed: each would fail, after its hash.
 			v.failed.Add(1)
-			v.why = passthroughError(errno).Error()
+			v.why = passthroughError(err).Error()
 			v.log.Warn("a private file cannot be served; files are served in tier blocks from now on", "reason", v.why)
 			v.drop(p)
 			return false
 		}
 		p.backing = id
+		p.slot = v.journal.put(entryBacking, 0, 0, binary.NativeEndian.AppendUint64(nil, uint64(id)))
 	}
 	p.users++
 	p.unasked = false
@@ -414,7 +418,8 @@ func (v *vault) free(p *private) {
 	v.used -= p.size
 	if p.backing != 0 {
 		v.server.UnregisterBackingFd(p.backing)
-		p.backing = 0
+		v.journal.drop(p.slot)
+		p.backing, p.slot = 0, 0
 	}
 	v.closing.Go(func() { p.file.Close() })
 }

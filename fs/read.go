@@ -12,19 +12,22 @@ import (
 	"github.com/openclaw/clawfs/hashpipe"
 )
 
-// Read returns parts of unit buffers that were hashed, and nothing else: the
+// read returns parts of unit buffers that were hashed, and nothing else: the
 // bytes are not fetched again after the check. What audit mode has opened without
 // proof is read elsewhere.
 //
 // BUG: LOOKUP, GETATTR and the other calls on names wait for a storage that hangs
 // whatever happens to their caller, who stays unkillable as on any file system.
-func (f *filesystem) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
+func (f *filesystem) read(cancel <-chan struct{}, in *fuse.ReadIn) (*units, fuse.Status) {
 	if in.Fh&uncheckedBit != 0 {
-		return f.readUnchecked(in, buf)
+		return f.readUnchecked(in)
 	}
 	h, ok := f.files.get(in.Fh)
 	if !ok {
 		return nil, statusBadHandle
+	}
+	if h.content.inherited != "" {
+		return nil, statusIO // the kernel does not ask: it has the file itself
 	}
 	h.node.reads.Add(1) // before it is asked whether the handle is cut: see dropPages
 	defer h.node.reads.Add(-1)
@@ -33,7 +36,7 @@ func (f *filesystem) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (
 	}
 	off, end := int64(in.Offset), h.content.size
 	if off < 0 || off >= end {
-		return fuse.ReadResultData(nil), fuse.OK
+		return &units{}, fuse.OK
 	}
 	if want := int64(in.Size); end-off > want {
 		end = off + want
@@ -44,7 +47,7 @@ func (f *filesystem) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (
 		u := f.units.get(h.content, unit)
 		if o := f.awaitRead(u.ready, cancel, in.Pid); o != finished {
 			f.units.put(u)
-			out.Done()
+			out.done()
 			if o == interrupted {
 				return nil, statusInterrupted
 			}
@@ -52,7 +55,7 @@ func (f *filesystem) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (
 		}
 		if u.err != nil {
 			f.units.put(u)
-			out.Done()
+			out.done()
 			h.broken(u.err)
 			return nil, statusIO
 		}
@@ -91,17 +94,15 @@ func (f *filesystem) broken(n *node, p proof, caller fuse.Caller, err error) {
 	f.audit.add(r)
 }
 
-// units is the reply to one READ. It implements what go-fuse writes by writev(2)
-// as it is, and gives the buffers back when that is done.
+// units is the reply to one READ. The connection writes the parts by writev(2) as
+// they are, and gives the buffers back when that is done.
 type units struct {
 	cache *unitCache
 	held  []*unit
 	parts [][]byte
 }
 
-func (u *units) Slices() ([][]byte, fuse.Status) { return u.parts, fuse.OK }
-
-func (u *units) Size() int {
+func (u *units) size() int {
 	n := 0
 	for _, p := range u.parts {
 		n += len(p)
@@ -109,15 +110,7 @@ func (u *units) Size() int {
 	return n
 }
 
-func (u *units) Bytes(buf []byte) ([]byte, fuse.Status) {
-	buf = buf[:0]
-	for _, p := range u.parts {
-		buf = append(buf, p...)
-	}
-	return buf, fuse.OK
-}
-
-func (u *units) Done() {
+func (u *units) done() {
 	for _, held := range u.held {
 		u.cache.put(held)
 	}

@@ -55,6 +55,7 @@ func (h *handle) cutOff(v Verdict) {
 	h.once.Do(func() {
 		f := h.fs
 		h.node.cut.Store(true)
+		f.journal.setFlag(h.node.slot, nodeCut)
 		f.recut.Store(true)
 		r := Record{
 			Time: f.clock.now(), Path: h.node.path,
@@ -62,7 +63,7 @@ func (h *handle) cutOff(v Verdict) {
 			Decision: Cut, Reason: v.Reason, Detail: v.Detail, Next: v.Next, Digest: h.proof.digest.String(),
 			Tier: h.content.tier(),
 		}
-		if h.content.private != nil {
+		if h.content.tier() != TierBlocks {
 			r.Decision = Held
 			r.Next = "end the processes that hold it: fuser -v " + quoted(f.shown(h.node.path))
 			f.counters.held.Add(1)

@@ -15,7 +15,7 @@ import (
 type counters struct {
 	granted, refused, errors, hashed, hashedBytes, joined, trees, unitsChecked, filledBytes, lateMismatches, revoked, held, audited, panics atomic.Int64
 
-	preverified atomic.Int64
+	preverified, resumed atomic.Int64
 }
 
 func (f *filesystem) stats() Stats {
@@ -29,7 +29,7 @@ func (f *filesystem) stats() Stats {
 		Revoked: c.revoked.Load(), Held: c.held.Load(), AuditServed: c.audited.Load(), Quarantined: f.quarantine.count(), Panics: c.panics.Load(),
 		AuditDropped: f.audit.dropped.Load(),
 		Nodes:        f.nodes.count(), Handles: f.files.count() + f.unchecked.count(), Verifying: f.measure.underWay(),
-		Preverified: c.preverified.Load(), PreverifyPending: f.ahead.count(),
+		Preverified: c.preverified.Load(), Resumed: c.resumed.Load(), PreverifyPending: f.ahead.count(),
 	}
 }
 

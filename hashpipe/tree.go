@@ -62,6 +62,41 @@ func (t *Tree) Claim() VerityDigest {
 
 func (t *Tree) measured() bool { return t != nil && t.digest != [hashSize]byte{} }
 
+// Hashes returns the hashes of the units, 32 bytes each, for RecallTree.
+func (t *Tree) Hashes() []byte {
+	if !t.measured() {
+		return nil
+	}
+	b := make([]byte, 0, len(t.units)*hashSize)
+	for _, u := range t.units {
+		b = append(b, u[:]...)
+	}
+	return b
+}
+
+// RecallTree returns the tree of a content that somebody measured, from the hashes
+// of its units. They need no trust: unless they fold up to the claimed digest,
+// which binds the size too, the result is an error. Nothing was measured here. The
+// tree says what the bytes of the claimed content are, and that some file has them
+// only a CheckedReader over it can say.
+func RecallTree(size int64, hashes []byte, claim VerityDigest) (*Tree, error) {
+	if err := checkSize(size); err != nil {
+		return nil, err
+	}
+	if int64(len(hashes)) != unitsOf(size)*hashSize {
+		return nil, fmt.Errorf("hashes of units: %d bytes for a content of %d bytes", len(hashes), size)
+	}
+	units := make([][hashSize]byte, unitsOf(size))
+	for i := range units {
+		units[i] = [hashSize]byte(hashes[i*hashSize:])
+	}
+	t := newTree(size, units)
+	if !t.Is(claim) {
+		return nil, fmt.Errorf("hashes of units: expected a tree of fs-verity sha256:%s, got sha256:%s", claim, t.Claim())
+	}
+	return t, nil
+}
+
 var errNoTree = errors.New("no measured tree to check against")
 
 // VerifyUnit returns nil only if data is exactly the bytes of the unit: all of

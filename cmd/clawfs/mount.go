@@ -17,6 +17,7 @@ import (
 
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/config"
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/control"
+	"github.com/openclaw/clawfs/fs"
 )
 
 func newMountCommand(a *app) *cobra.Command {
@@ -167,7 +168,8 @@ func (a *app) mountForeground(ctx context.Context, src, dir string, o control.Mo
 // wrote the record; file descriptor 3 takes one line when the mount is live or
 // has failed.
 func newMountProcessCommand(a *app) *cobra.Command {
-	return &cobra.Command{
+	var resume bool
+	c := &cobra.Command{
 		Use:    "mount-process ID",
 		Short:  "Serve a mount for the daemon",
 		Args:   cobra.ExactArgs(1),
@@ -179,8 +181,12 @@ func newMountProcessCommand(a *app) *cobra.Command {
 				return exitf(codeUsage, "mount-process is started by the daemon; next: %s", a.command("mount", "SRC", "DIR"))
 			}
 			unix.CloseOnExec(3)
+			var from *fs.Session
+			if resume {
+				from = &fs.Session{Device: inheritedFile(4), Journal: inheritedFile(5)}
+			}
 			log := slog.New(slog.NewJSONHandler(a.stderr, nil)).With("pid", os.Getpid())
-			err = a.serveMount(c.Context(), args[0], log, func() { tell(parent, nil) })
+			err = a.serveMount(c.Context(), args[0], from, log, func() { tell(parent, nil) })
 			if err != nil {
 				tell(parent, err)
 				log.Error("mount process ends", "error", err)
@@ -188,9 +194,16 @@ func newMountProcessCommand(a *app) *cobra.Command {
 			return exit(codeMount, err)
 		},
 	}
+	c.Flags().BoolVar(&resume, "resume", false, "go on with the session in descriptors 4 and 5")
+	return c
 }
 
-func (a *app) serveMount(ctx context.Context, id string, log *slog.Logger, ready func()) error {
+func inheritedFile(fd int) *os.File {
+	unix.CloseOnExec(fd)
+	return os.NewFile(uintptr(fd), "session")
+}
+
+func (a *app) serveMount(ctx context.Context, id string, from *fs.Session, log *slog.Logger, ready func()) error {
 	r, err := readRecord(a.config(), id)
 	if err != nil {
 		return err
@@ -199,7 +212,7 @@ func (a *app) serveMount(ctx context.Context, id string, log *slog.Logger, ready
 	if err != nil {
 		return err
 	}
-	p := &mountProcess{state: a.config(), record: r, audit: file, log: log}
+	p := &mountProcess{state: a.config(), record: r, from: from, audit: file, log: log}
 	return p.run(ctx, ready)
 }
 

@@ -39,6 +39,8 @@ type mountProcess struct {
 	errors io.Writer // sentences for refusals; nil: none
 	audit  *logFile
 
+	from *fs.Session // of a process that died; nil: the mount is made
+
 	lock *control.Lock
 	seal string // one of config.Seals
 
@@ -104,19 +106,30 @@ func (p *mountProcess) run(ctx context.Context, ready func()) error {
 	if err := p.feed.await(ctx, snapshotPatience); err != nil {
 		return err
 	}
-	p.srv, err = fs.Mount(fs.Config{
+	c := fs.Config{
 		Source: p.record.Source, Mountpoint: p.record.Mountpoint, View: p.view, Log: p.log,
 		Audit:       auditTrail(p.record.Mountpoint, p.record.AuditUntil, p.audit, p.errors),
 		AllowOther:  m.AllowOther,
 		HashWorkers: m.HashWorkers, Clock: p.clock.now,
 		Seal: how, Private: private, PrivateBytes: int64(m.PrivateBytes),
 		Bind: binds[m.Bind], Preverify: m.Preverify, AuditUntil: p.auditUntil,
-	})
+	}
+	if p.from == nil {
+		p.srv, err = fs.Mount(c)
+	} else {
+		p.srv, err = fs.Resume(c, *p.from)
+		p.from.Close()
+	}
 	if err != nil {
 		return err
 	}
+	if !p.record.Foreground { // there, nobody would start a successor
+		handed := make(chan struct{})
+		go func() { defer close(handed); p.handSessions(ctx) }()
+		defer func() { cancel(); <-handed }()
+	}
 	ready()
-	p.log.Info("mount is live", "source", p.record.Source, "mountpoint", p.record.Mountpoint)
+	p.log.Info("mount is live", "source", p.record.Source, "mountpoint", p.record.Mountpoint, "resumed", p.from != nil, "handles", p.srv.Stats().Resumed)
 	return p.serve(ctx)
 }
 
@@ -262,6 +275,7 @@ func (p *mountProcess) forget() {
 	if err := os.Remove(p.state.Mount(p.record.ID)); err != nil {
 		p.log.Error("removing the mount's record", "error", err)
 	}
+	_ = removeIfThere(p.state.MountSession(p.record.ID))
 }
 
 // offer replaces a report that waits for a slow daemon by a newer one.
@@ -287,7 +301,7 @@ func (p *mountProcess) report() control.MountReport {
 			"granted": s.Granted, "refused": s.Refused, "errors": s.Errors, "hashed": s.Hashed, "hashedBytes": s.HashedBytes,
 			"joined": s.Joined, "unitsChecked": s.UnitsChecked, "lateMismatches": s.LateMismatches, "revoked": s.Revoked, "held": s.Held,
 			"quarantined": s.Quarantined, "panics": s.Panics, "auditDropped": s.AuditDropped, "auditLost": p.audit.lost.Load(), "nodes": s.Nodes,
-			"handles": s.Handles, "verifying": s.Verifying, "auditServed": s.AuditServed, "preverified": s.Preverified,
+			"handles": s.Handles, "verifying": s.Verifying, "auditServed": s.AuditServed, "preverified": s.Preverified, "resumed": s.Resumed,
 			"goroutines": int64(runtime.NumGoroutine()),
 		},
 	}

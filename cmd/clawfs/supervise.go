@@ -168,6 +168,9 @@ func (s *supervisor) awaitForgotten(id string) {
 func (s *supervisor) watch(ctx context.Context, id string) {
 	var backoff time.Duration
 	var next, since time.Time // of the next attempt; of being served
+	var held holding
+	defer held.letGo()
+	quick := 0 // successors in a row that died at once
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
 	for ; ctx.Err() == nil; wait(ctx, tick.C) {
@@ -178,17 +181,34 @@ func (s *supervisor) watch(ctx context.Context, id string) {
 			return
 		}
 		if err == nil {
-			var served bool
-			if served, err = s.look(r); served {
+			var pid int
+			if pid, err = s.look(r); pid != 0 {
 				if since.IsZero() {
 					since = time.Now()
 				} else if time.Since(since) > steady {
 					backoff = 0
 				}
+				s.see(ctx, &held, r, pid)
 				continue
 			}
 		}
+		if quick++; time.Since(since) > quickDeath {
+			quick = 0
+		}
 		since = time.Time{}
+		if err == nil && held.session != nil {
+			if quick <= maxQuick {
+				if err = s.resume(ctx, &held, r); err == nil {
+					since = time.Now()
+					continue
+				}
+				s.log.Error("the mount cannot go on; what is open there fails, and it is made anew", "id", id, "error", err)
+			} else {
+				s.log.Error("successors of the mount process die at once; what is open there fails, and the mount is made anew", "id", id, "deaths", quick)
+			}
+			held.letGo()
+			err = nil
+		}
 		if time.Now().Before(next) {
 			continue
 		}
@@ -211,15 +231,16 @@ func wait(ctx context.Context, tick <-chan time.Time) {
 	}
 }
 
-// look updates the state of a mount and says whether a process serves it.
-func (s *supervisor) look(r mountRecord) (served bool, err error) {
-	pid, err := control.Holder(s.state.MountLock(r.ID))
+// look updates the state of a mount and returns the process that serves it, 0 if
+// none does.
+func (s *supervisor) look(r mountRecord) (pid int, err error) {
+	pid, err = control.Holder(s.state.MountLock(r.ID))
 	if err != nil || pid == 0 {
-		return false, err
+		return 0, err
 	}
 	m, mounted, err := mountedAt(r.Mountpoint)
 	if err != nil {
-		return false, err
+		return 0, err
 	}
 	s.note(r.ID, func(w *watched) {
 		w.record, w.pid = r, pid
@@ -228,7 +249,22 @@ func (s *supervisor) look(r mountRecord) (served bool, err error) {
 			w.state, w.err = mountLive, nil
 		}
 	})
-	return true, nil
+	return pid, nil
+}
+
+// resume starts a successor for a process that died, which goes on with its
+// connection: nobody who has the mount open notices more than a pause.
+func (s *supervisor) resume(ctx context.Context, h *holding, r mountRecord) error {
+	s.log.Warn("mount process died; a successor goes on with what is open", "id", r.ID, "mountpoint", r.Mountpoint)
+	s.note(r.ID, func(w *watched) { w.state, w.pid = mountStarting, 0; w.restarts++ })
+	if err := s.start(ctx, r, h.session.Device, h.session.Journal); err != nil {
+		return err
+	}
+	pid, err := s.look(r)
+	if err == nil && pid > 0 {
+		h.holder = pid // the session is the same
+	}
+	return err
 }
 
 // revive mounts again what a dead process left. A mount that runs in the
@@ -253,8 +289,8 @@ type startReport struct {
 
 // start runs a mount process and waits until it serves. The process is of its
 // own session and keeps nothing of the daemon's; when ctx ends it is left to
-// come up by itself.
-func (s *supervisor) start(ctx context.Context, r mountRecord) error {
+// come up by itself. session, if any, is device and journal of a predecessor.
+func (s *supervisor) start(ctx context.Context, r mountRecord, session ...*os.File) error {
 	log, err := openLog(s.state.MountLog(r.ID))
 	if err != nil {
 		return err
@@ -269,12 +305,16 @@ func (s *supervisor) start(ctx context.Context, r mountRecord) error {
 		return err
 	}
 	defer out.Close()
-	cmd, err := s.self("mount-process", r.ID)
+	args := []string{"mount-process", r.ID}
+	if len(session) > 0 {
+		args = append(args, "--resume")
+	}
+	cmd, err := s.self(args...)
 	if err != nil {
 		in.Close()
 		return err
 	}
-	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = log, log, []*os.File{in}
+	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = log, log, append([]*os.File{in}, session...)
 	err = cmd.Start()
 	in.Close()
 	if err != nil {

@@ -52,6 +52,9 @@ func (s State) Mount(id string) string { return s.join("run", "mounts", id+".jso
 // MountLock is held by the process that serves the mount with that id.
 func (s State) MountLock(id string) string { return s.join("run", "mounts", id+".lock") }
 
+// MountSession is the socket where that process hands over what a successor needs.
+func (s State) MountSession(id string) string { return s.join("run", "mounts", id+".sock") }
+
 // Job is the directory of the job with that id.
 func (s State) Job(id string) string { return s.join("jobs", id) }
 
