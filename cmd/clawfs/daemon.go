@@ -55,6 +55,8 @@ type daemon struct {
 	pinned  pinned
 	clock   *wallclock
 	started time.Time
+
+	listener net.Listener // set by run
 }
 
 func (a *app) runDaemon(ctx context.Context, background bool) error {
@@ -165,6 +167,7 @@ func (a *app) newDaemon(log *slog.Logger) (*daemon, error) {
 func (d *daemon) run(ctx context.Context, lock *control.Lock, l net.Listener) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	d.listener = l
 	parts := map[string]func() error{
 		"control socket": func() error { return control.Serve(ctx, l, d.repinned(d.handler()), d.log) },
 		"rebuild queue":  func() error { return d.queue.Run(ctx) },
