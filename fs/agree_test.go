@@ -227,6 +227,8 @@ func TestDecideAgreement(t *testing.T) {
 			want: ReasonStaleDaemon, mention: "heard last, 1m1s ago; no more than 1m0s; max_daemon_age", next: "clawfs daemon"},
 		{name: "somebody told of them just in time", ask: silent(time.Minute), setup: func(c *council) { c.by("alice", rebuilt); c.by("bob", rebuilt) }, want: ReasonGranted},
 		{name: "silence without a bound", ask: func(q *Query) { q.Silence = 1 << 62 }, setup: func(c *council) { c.by("alice", rebuilt); c.by("bob", rebuilt) }, want: ReasonGranted},
+		{name: "silence, and a clock that was set back", ask: func(q *Query) { silent(time.Hour)(q); q.Now = q.Now.Add(-30 * time.Second) },
+			setup: func(c *council) { c.by("alice", rebuilt); c.by("bob", rebuilt) }, want: ReasonStaleDaemon},
 		{name: "silence and too few", ask: silent(time.Hour), setup: func(c *council) { c.by("alice", rebuilt) }, want: ReasonStaleDaemon},
 		{name: "silence, and revoked", ask: silent(time.Hour), setup: func(c *council) {
 			c.revoke(capstore.KindSBA, c.by("alice", rebuilt).SBA().String())
