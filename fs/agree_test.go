@@ -126,6 +126,9 @@ func TestDecideAgreement(t *testing.T) {
 		return func(t *capstore.Trust) { t.Local, t.Rules[0].Local = operator, l }
 	}
 	uid := func(id uint32) func(*Query) { return func(q *Query) { q.UID = id } }
+	silent := func(d time.Duration) func(*Query) {
+		return func(q *Query) { q.Silence, q.MaxSilence = d, time.Minute }
+	}
 	for _, x := range []struct {
 		name    string
 		trust   func(*capstore.Trust)
@@ -220,6 +223,17 @@ func TestDecideAgreement(t *testing.T) {
 			c.list(1, c.now, time.Hour, capstore.ListEntry{Kind: capstore.KindCapability, Target: d, Reason: "planted in a test", IssuedAt: c.now})
 		}, want: ReasonQuorum},
 
+		{name: "nobody tells of revocations", ask: silent(61 * time.Second), setup: func(c *council) { c.by("alice", rebuilt); c.by("bob", rebuilt) },
+			want: ReasonStaleDaemon, mention: "heard last, 1m1s ago; no more than 1m0s; max_daemon_age", next: "clawfs daemon"},
+		{name: "somebody told of them just in time", ask: silent(time.Minute), setup: func(c *council) { c.by("alice", rebuilt); c.by("bob", rebuilt) }, want: ReasonGranted},
+		{name: "silence without a bound", ask: func(q *Query) { q.Silence = 1 << 62 }, setup: func(c *council) { c.by("alice", rebuilt); c.by("bob", rebuilt) }, want: ReasonGranted},
+		{name: "silence, and a clock that was set back", ask: func(q *Query) { silent(time.Hour)(q); q.Now = q.Now.Add(-30 * time.Second) },
+			setup: func(c *council) { c.by("alice", rebuilt); c.by("bob", rebuilt) }, want: ReasonStaleDaemon},
+		{name: "silence and too few", ask: silent(time.Hour), setup: func(c *council) { c.by("alice", rebuilt) }, want: ReasonStaleDaemon},
+		{name: "silence, and revoked", ask: silent(time.Hour), setup: func(c *council) {
+			c.revoke(capstore.KindSBA, c.by("alice", rebuilt).SBA().String())
+		}, want: ReasonRevoked},
+		{name: "silence and a policy that is over", trust: over, ask: silent(time.Hour), setup: func(c *council) { c.by("alice", rebuilt); c.by("bob", rebuilt) }, want: ReasonOldPolicy},
 		{name: "a policy that is over", trust: over, setup: func(c *council) { c.by("alice", rebuilt); c.by("bob", rebuilt) },
 			want: ReasonOldPolicy, mention: "the policy was valid until", next: "clawfs policy install"},
 		{name: "a model without a rule", setup: func(c *council) {
@@ -411,6 +425,11 @@ func TestLost(t *testing.T) {
 			why, gone := lost(q, c.now.Add(-30*time.Minute), c.view.Lookup(q.Sum.Claim()))
 			if gone != (x.want != "") || why.Reason != x.want {
 				t.Errorf("lost = %q, %v (%s), want %q", why.Reason, gone, why.Detail, x.want)
+			}
+			// A silent daemon takes nothing back that is open.
+			q.Silence, q.MaxSilence = time.Hour, time.Minute
+			if in, silent := lost(q, c.now.Add(-30*time.Minute), c.view.Lookup(q.Sum.Claim())); silent != gone || in.Reason != why.Reason {
+				t.Errorf("lost in silence = %q, %v, want as without: %q, %v", in.Reason, silent, why.Reason, gone)
 			}
 			if gone && (why.Detail == "" || why.Next == "" || why.Allowed()) {
 				t.Errorf("detail %q, next %q, allowed %v", why.Detail, why.Next, why.Allowed())

@@ -67,7 +67,7 @@ func (f *filesystem) excuses(v Verdict, fl *flight) bool {
 	switch v.Reason {
 	case ReasonNoCapability, ReasonWrongSize, ReasonWrongBytes, ReasonWrongName, ReasonMixedRelease,
 		ReasonNotYetValid, ReasonExpired, ReasonUnmeasured, ReasonChanging, ReasonQuarantined, ReasonSymlink,
-		ReasonRestricted, ReasonQuorum, ReasonDisputed, ReasonStaleList, ReasonNoRule, ReasonOldPolicy:
+		ReasonRestricted, ReasonQuorum, ReasonDisputed, ReasonStaleList, ReasonStaleDaemon, ReasonNoRule, ReasonOldPolicy:
 	default:
 		return false
 	}

@@ -569,7 +569,7 @@ func TestExcuses(t *testing.T) {
 	f := &filesystem{view: d.view, clock: newClock(func() time.Time { return now }), auditUntil: now.Add(time.Hour)}
 	excused := []Reason{ReasonNoCapability, ReasonWrongSize, ReasonWrongBytes, ReasonWrongName, ReasonMixedRelease, ReasonNotYetValid,
 		ReasonExpired, ReasonUnmeasured, ReasonChanging, ReasonQuarantined, ReasonSymlink,
-		ReasonRestricted, ReasonQuorum, ReasonDisputed, ReasonStaleList, ReasonNoRule, ReasonOldPolicy}
+		ReasonRestricted, ReasonQuorum, ReasonDisputed, ReasonStaleList, ReasonStaleDaemon, ReasonNoRule, ReasonOldPolicy}
 	for _, r := range append(excused, "", "anything", ReasonGranted, ReasonRevoked, ReasonSpecial, ReasonWrite, ReasonUnreadable, ReasonInterrupted, ReasonTooSlow, ReasonPanic) {
 		if got := f.excuses(Verdict{Reason: r}, nil); got != slices.Contains(excused, r) {
 			t.Errorf("%q: excused %v", r, got)

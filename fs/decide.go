@@ -24,11 +24,12 @@ const (
 	ReasonNotYetValid  Reason = "not-yet-valid"
 	ReasonExpired      Reason = "expired"
 	ReasonRevoked      Reason = "revoked"
-	ReasonRestricted   Reason = "restricted" // granted to other users, paths or mounts
-	ReasonQuorum       Reason = "quorum"     // too few operators have measured the same
-	ReasonDisputed     Reason = "disputed"   // an operator has measured something else
-	ReasonStaleList    Reason = "stale-list" // the revocation list is too old, or there is none
-	ReasonNoRule       Reason = "no-rule"    // the policy says of no operators that they decide on the model
+	ReasonRestricted   Reason = "restricted"   // granted to other users, paths or mounts
+	ReasonQuorum       Reason = "quorum"       // too few operators have measured the same
+	ReasonDisputed     Reason = "disputed"     // an operator has measured something else
+	ReasonStaleList    Reason = "stale-list"   // the revocation list is too old, or there is none
+	ReasonStaleDaemon  Reason = "stale-daemon" // whoever tells of revocations has been silent for too long
+	ReasonNoRule       Reason = "no-rule"      // the policy says of no operators that they decide on the model
 	ReasonOldPolicy    Reason = "policy-expired"
 	ReasonUnmeasured   Reason = "unmeasured"  // a capability fits, and nobody has hashed the file
 	ReasonChanging     Reason = "changing"    // written to while it was measured
@@ -55,6 +56,10 @@ type Query struct {
 	Mount  string
 	UID    uint32
 	Anyone bool
+
+	// Silence is how long nobody has told of revocations; above MaxSilence nothing
+	// opens. Zero is no bound.
+	Silence, MaxSilence time.Duration
 
 	// Tree stands for the Sum where that is zero: the file was measured as an
 	// fs-verity tree alone. A capability binds a SHA-256 and an fs-verity digest
@@ -120,7 +125,7 @@ func refused(r Reason, detail, next string) Verdict {
 var rank = map[Reason]int{
 	ReasonWrongSize: 1, ReasonWrongBytes: 2, ReasonUnmeasured: 3, ReasonWrongName: 4,
 	ReasonNotYetValid: 5, ReasonExpired: 6, ReasonRevoked: 7, ReasonRestricted: 8, ReasonMixedRelease: 9,
-	ReasonQuorum: 10, ReasonNoRule: 11, ReasonDisputed: 12, ReasonStaleList: 13, ReasonOldPolicy: 14, ReasonGranted: 15,
+	ReasonQuorum: 10, ReasonNoRule: 11, ReasonDisputed: 12, ReasonStaleList: 13, ReasonStaleDaemon: 14, ReasonOldPolicy: 15, ReasonGranted: 16,
 }
 
 // Decide is the rule by which a file opens. It allows exactly if one of the
@@ -166,7 +171,7 @@ func Decide(q Query, grants []capstore.Grant) Verdict {
 // counts. That one has expired since is no reason: expiry says until when a file
 // may be opened. Nor is that the revocation list or the policy has become too old,
 // or that an operator dissents: a served model should not die because the network
-// did. What was opened under the very last condition of these is as good as
+// did; a silent daemon is none for the same reason. What was opened under the very last condition of these is as good as
 // opened before.
 func lost(q Query, since time.Time, grants []capstore.Grant) (Verdict, bool) {
 	if q.Shown == "" {
@@ -278,8 +283,8 @@ func judge(q Query, c capstore.Capability, s capstore.Subject, r capstore.Revoca
 }
 
 // agree asks for what has to stand beside a capability that allows the file: a
-// policy that is not over, a revocation list that is no older than the policy
-// asks, no other result of the same attestation, and as many operators as the
+// policy that is not over, somebody who tells of revocations, a revocation list that
+// is no older than the policy asks, no other result of the same attestation, and as many operators as the
 // policy asks, each with a capability of this very result that allows this very
 // use.
 func agree(q Query, g capstore.Grant, s capstore.Subject, granted Verdict, p *poll) Verdict {
@@ -297,6 +302,13 @@ func agree(q Query, g capstore.Grant, s capstore.Subject, granted Verdict, p *po
 		v.Reason = ReasonOldPolicy
 		v.Detail = fmt.Sprintf("%s is granted, and the policy was valid until %s, now is %s", release(c, s), instant(end), instant(q.Now))
 		v.Next = "clawfs policy install FILE, with the next version of the policy"
+		return v
+	}
+	if q.MaxSilence > 0 && q.Silence > q.MaxSilence {
+		v.Reason = ReasonStaleDaemon
+		v.Detail = fmt.Sprintf("%s was granted when the daemon was heard last, %v ago; expected no more than %v, because it may have been revoked since (mount.max_daemon_age)",
+			release(c, s), q.Silence.Round(time.Second), q.MaxSilence)
+		v.Next = "clawfs status, then clawfs daemon; it opens again by itself when the daemon is heard"
 		return v
 	}
 	if needed && !q.Now.Before(until) {

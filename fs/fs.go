@@ -85,6 +85,12 @@ type Config struct {
 	// own time only goes forward.
 	Clock func() time.Time
 
+	// MaxSilence is how long nobody may have told View of revocations for a file to
+	// open, and Silence how long it has been; what is open stays open. Zero and nil
+	// are no bound; one without the other is an error.
+	MaxSilence time.Duration
+	Silence    func() time.Duration
+
 	// CacheBytes bounds what an open may put into the kernel's page cache, in
 	// bytes. Zero means half of the memory that is available then; below zero it
 	// puts nothing there.
@@ -218,6 +224,9 @@ func assemble(c *Config) (*filesystem, *fuse.MountOptions, error) {
 	}
 	if c.Verify != VerifyAuto && c.Verify != VerifyStream {
 		return nil, nil, fmt.Errorf("mount: way %d to verify a file: unknown", c.Verify)
+	}
+	if c.MaxSilence < 0 || (c.MaxSilence > 0) != (c.Silence != nil) {
+		return nil, nil, fmt.Errorf("mount: a silence of at most %v, measured: %t; want both or none", c.MaxSilence, c.Silence != nil)
 	}
 	if c.Bind != BindName && c.Bind != BindRelease {
 		return nil, nil, fmt.Errorf("mount: way %d to bind a name: unknown", c.Bind)
@@ -401,6 +410,8 @@ type filesystem struct {
 	claims     claimIndex
 	bind       Bind
 	releases   releaseIndex
+	maxSilence time.Duration
+	silence    func() time.Duration // nil: no bound
 	auditUntil time.Time
 	unchecked  handles[*unchecked]
 	quarantine quarantine
@@ -434,6 +445,8 @@ func newFilesystem(c Config, src *source, v *vault) *filesystem {
 		nodes:         newNodeTable(),
 		vault:         v,
 		bind:          c.Bind,
+		maxSilence:    c.MaxSilence,
+		silence:       c.Silence,
 		auditUntil:    c.AuditUntil.Round(0),
 		cacheBytes:    c.CacheBytes,
 		ctx:           ctx,

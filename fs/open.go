@@ -274,6 +274,9 @@ func (f *filesystem) query(path string, fl *flight, a asker) Query {
 func (f *filesystem) about(p proof, path string, a asker) Query {
 	q := p.query(path, f.clock.now(), f.shown(path))
 	q.Mount, q.UID, q.Anyone = f.mountpoint, a.uid, a.anyone
+	if f.silence != nil {
+		q.Silence, q.MaxSilence = f.silence(), f.maxSilence
+	}
 	return q
 }
 

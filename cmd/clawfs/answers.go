@@ -84,11 +84,26 @@ func (d *daemon) loggedCapabilities(now time.Time) ([]control.Capability, error)
 	return list, nil
 }
 
+// resources are what this process uses. What the kernel does not say is 0.
+func (d *daemon) resources() control.Resources {
+	r := control.Resources{Goroutines: runtime.NumGoroutine(), Connections: control.Connections(d.listener)}
+	if list, err := os.ReadDir("/proc/self/fd"); err == nil {
+		r.Descriptors = len(list) - 1 // the one that reads this
+	}
+	var size, resident int64
+	if b, err := os.ReadFile("/proc/self/statm"); err == nil {
+		if _, err := fmt.Sscan(string(b), &size, &resident); err == nil {
+			r.ResidentBytes = resident * int64(os.Getpagesize())
+		}
+	}
+	return r
+}
+
 func (d *daemon) status() (control.Status, error) {
 	s := control.Status{
-		Version: readVersion().Version, PID: os.Getpid(), State: string(d.state), StartedAt: d.started,
+		Version: readVersion().Version, Protocol: control.Protocol(), Resources: d.resources(), PID: os.Getpid(), State: string(d.state), StartedAt: d.started,
 		Jobs: map[string]int{}, Mounts: d.mounts.list(), Revocations: len(d.store.View().InForce()), Warnings: d.warnings(),
-		Generation: d.store.View().Extent(), Goroutines: runtime.NumGoroutine(),
+		Generation: d.store.View().Extent(),
 	}
 	jobs, err := d.store.Jobs()
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"time"
 
@@ -54,6 +55,8 @@ type daemon struct {
 	pinned  pinned
 	clock   *wallclock
 	started time.Time
+
+	listener net.Listener // set by run
 }
 
 func (a *app) runDaemon(ctx context.Context, background bool) error {

@@ -5,9 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/openclaw/clawfs/capstore"
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/control"
@@ -23,6 +26,7 @@ type feed struct {
 	log    *slog.Logger
 
 	connected atomic.Bool
+	heard     atomic.Int64  // sinceBoot when the stream was last known to be whole; 0: never
 	complete  chan struct{} // closed after the first whole snapshot
 	changed   chan struct{} // holds one token when the daemon does not know yet how far this view is
 
@@ -70,6 +74,9 @@ func (f *feed) follow(ctx context.Context) error {
 	f.mu.Unlock()
 	records := 0
 	err := f.client.View(ctx, func(l control.ViewLine) error {
+		if f.connected.Load() {
+			f.heard.Store(int64(sinceBoot()))
+		}
 		switch l.Kind {
 		case control.LineHeartbeat:
 		case control.LineSnapshot:
@@ -101,6 +108,7 @@ func (f *feed) follow(ctx context.Context) error {
 // begin lets the mount go by the view.
 func (f *feed) begin() {
 	f.connected.Store(true)
+	f.heard.Store(int64(sinceBoot()))
 	select {
 	case <-f.complete:
 	default:
@@ -117,6 +125,25 @@ func (f *feed) resubscribe() {
 	if f.cancel != nil {
 		f.cancel(errAgain)
 	}
+}
+
+// silence is how long ago the daemon said something when it had said everything.
+func (f *feed) silence() time.Duration {
+	now := sinceBoot()
+	if heard := time.Duration(f.heard.Load()); heard > 0 && now > 0 {
+		return max(now-heard, 0)
+	}
+	return math.MaxInt64
+}
+
+// sinceBoot is a clock that nobody sets and that goes on while the machine sleeps,
+// unlike the wall clock and Go's monotonic one. 0: there is none.
+func sinceBoot() time.Duration {
+	var t unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &t) != nil {
+		return 0
+	}
+	return time.Duration(t.Nano())
 }
 
 func (f *feed) tell() {

@@ -26,6 +26,8 @@ type host struct {
 	started time.Time
 	front   front
 
+	listener net.Listener // of the control socket; set by run before its parts
+
 	// Of the goroutine of serveStore, once run has begun.
 	daemon   *daemon   // nil: the store is not open
 	stricken *stricken // nil: it is
@@ -75,12 +77,17 @@ func (h *host) open(ctx context.Context) error {
 		return err
 	}
 	h.daemon = d
+	d.listener = h.listener
 	h.front.set(d.repinned(d.handler()))
 	return nil
 }
 
 // run works until ctx ends or a part fails. Mount processes are left alone.
 func (h *host) run(ctx context.Context, lock *control.Lock, l net.Listener) error {
+	h.listener = l
+	if h.daemon != nil {
+		h.daemon.listener = l
+	}
 	err := together(ctx, h.log, map[string]func(context.Context) error{
 		"control socket": func(ctx context.Context) error { return control.Serve(ctx, l, &h.front, h.log) },
 		"mounts":         h.mounts.run,

@@ -88,6 +88,9 @@ const settingsText = `# clawfs.toml: where programs are and how much of this mac
 # What the name of a file demands. "name": that its capability gives it this name;
 # "release": and that all files of one model come from one release of it.
 #bind = "name"
+# Refuse new opens once the daemon, which tells of revocations, has been silent for
+# this long, from 10s on. What is open stays open. Default: no bound.
+#max_daemon_age = "15m"
 # Hash new files in the background, so that the first open seldom waits.
 #preverify = true
 `

@@ -47,6 +47,8 @@ type mountProcess struct {
 	pins    capstore.Trust // what the view goes by
 	oldKeys bool           // the policy names others, and they could not be taken over
 
+	maxDaemonAge time.Duration // since the daemon was heard, for files to open; 0: no bound
+
 	auditUntil time.Time // zero: enforcement
 	reminded   time.Time // of audit mode, in the log
 
@@ -106,6 +108,11 @@ func (p *mountProcess) run(ctx context.Context, ready func()) error {
 	if err := p.feed.await(ctx, snapshotPatience); err != nil {
 		return err
 	}
+	p.maxDaemonAge = time.Duration(m.MaxDaemonAge)
+	var silence func() time.Duration
+	if p.maxDaemonAge > 0 {
+		silence = p.feed.silence
+	}
 	c := fs.Config{
 		Source: p.record.Source, Mountpoint: p.record.Mountpoint, View: p.view, Log: p.log,
 		Audit:       auditTrail(p.record.Mountpoint, p.record.AuditUntil, p.audit, p.errors),
@@ -113,6 +120,7 @@ func (p *mountProcess) run(ctx context.Context, ready func()) error {
 		HashWorkers: m.HashWorkers, Clock: p.clock.now,
 		Seal: how, Private: private, PrivateBytes: int64(m.PrivateBytes),
 		Bind: binds[m.Bind], Preverify: m.Preverify, AuditUntil: p.auditUntil,
+		MaxSilence: p.maxDaemonAge, Silence: silence,
 	}
 	if p.from == nil {
 		p.srv, err = fs.Mount(c)
@@ -295,7 +303,7 @@ func (p *mountProcess) report() control.MountReport {
 		mode = modeAudit
 	}
 	return control.MountReport{
-		PID: os.Getpid(), Mode: mode, AuditUntil: p.auditUntil, PreverifyPending: s.PreverifyPending, Tier: tier, TierReason: why, Seal: p.seal, Private: s.Private, PrivateBytes: s.PrivateBytes, Unsealed: s.Unsealed,
+		PID: os.Getpid(), Version: readVersion().Version, Protocol: control.Protocol(), MaxDaemonAgeSeconds: int64(p.maxDaemonAge / time.Second), Mode: mode, AuditUntil: p.auditUntil, PreverifyPending: s.PreverifyPending, Tier: tier, TierReason: why, Seal: p.seal, Private: s.Private, PrivateBytes: s.PrivateBytes, Unsealed: s.Unsealed,
 		Generation: p.view.Extent(), Stale: !p.feed.connected.Load(), OldKeys: p.oldKeys, At: time.Now().UTC(),
 		Counters: map[string]int64{
 			"granted": s.Granted, "refused": s.Refused, "errors": s.Errors, "hashed": s.Hashed, "hashedBytes": s.HashedBytes,

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -50,7 +51,7 @@ open its store it says why, and ends with exit code 3.`,
 func (a *app) showStatus(s control.Status) {
 	if s.Store != nil {
 		a.showTrouble(s)
-		a.showMounts(s.Mounts)
+		a.showMounts(s.Mounts, s.Version, s.Protocol)
 		a.showWarnings(s.Warnings)
 		return
 	}
@@ -69,12 +70,13 @@ func (a *app) showStatus(s control.Status) {
 	}
 	a.table([]string{"daemon", fmt.Sprintf("pid %d, version %s, up %s", s.PID, s.Version, time.Since(s.StartedAt).Round(time.Second))}, [][]string{
 		{"state", s.State},
+		{"uses", fmt.Sprintf("%s, %d descriptors, %d connections", humanize.IBytes(uint64(s.Resources.ResidentBytes)), s.Resources.Descriptors, s.Resources.Connections)},
 		{"jobs", dash(strings.Join(jobs, ", "))},
 		{"capabilities", counts},
 		{"revocations", strconv.Itoa(s.Revocations)},
 		{"rejected rows", strconv.Itoa(len(s.Rejected))},
 	})
-	a.showMounts(s.Mounts)
+	a.showMounts(s.Mounts, s.Version, s.Protocol)
 	for _, r := range s.Rejected {
 		a.printf("rejected row %s: %s\n", printable(r.Key), printable(r.Reason))
 	}
@@ -103,7 +105,9 @@ func (a *app) showWarnings(list []string) {
 	}
 }
 
-func (a *app) showMounts(mounts []control.Mount) {
+// showMounts shows mounts, and which of them a program of another version than the
+// daemon's serves; version is empty if there is no daemon.
+func (a *app) showMounts(mounts []control.Mount, version, protocol string) {
 	if len(mounts) == 0 {
 		a.printf("no mounts\n")
 		return
@@ -120,9 +124,23 @@ func (a *app) showMounts(mounts []control.Mount) {
 		if until := auditUntil(m); !until.IsZero() {
 			mode = "audit until " + until.UTC().Format(time.RFC3339)
 		}
-		rows = append(rows, []string{m.Mountpoint, m.State, mode, tier, strconv.Itoa(m.PID), granted, refused, m.Source, dash(strings.Join(a.mountNotes(m), "; "))})
+		rows = append(rows, []string{m.Mountpoint, m.State, mode, tier, strconv.Itoa(m.PID), granted, refused, m.Source, dash(strings.Join(append(a.versionNotes(m, version, protocol), a.mountNotes(m)...), "; "))})
 	}
 	a.table([]string{"MOUNT", "STATE", "MODE", "TIER", "PID", "GRANTED", "REFUSED", "SOURCE", "NOTE"}, rows)
+}
+
+// versionNotes tells of a mount process that is older or newer than the daemon: it
+// goes on until it is mounted again.
+func (a *app) versionNotes(m control.Mount, version, protocol string) []string {
+	r := m.Report
+	if version == "" || r == nil || r.Version == version && r.Protocol == protocol {
+		return nil
+	}
+	note := fmt.Sprintf("served by version %s, the daemon is %s", cmp.Or(r.Version, "unknown"), version)
+	if r.Protocol != protocol {
+		note += fmt.Sprintf(" (control protocol %s and %s)", cmp.Or(r.Protocol, "unknown"), protocol)
+	}
+	return []string{note + fmt.Sprintf("; next, when its readers have ended: %s, then %s", a.command("umount", m.Mountpoint), a.command("mount", m.Source, m.Mountpoint))}
 }
 
 // mountNotes is what a person should know of a mount beside the columns.
@@ -133,6 +151,9 @@ func (a *app) mountNotes(m control.Mount) (notes []string) {
 	if r := m.Report; r != nil {
 		if r.Stale {
 			notes = append(notes, "without the daemon's stream")
+		}
+		if r.MaxDaemonAgeSeconds > 0 {
+			notes = append(notes, fmt.Sprintf("opens only while the daemon was heard within %v", time.Duration(r.MaxDaemonAgeSeconds)*time.Second))
 		}
 		if r.Private > 0 {
 			notes = append(notes, fmt.Sprintf("private files: %d, %s", r.Private, humanize.IBytes(uint64(r.PrivateBytes))))
@@ -171,11 +192,14 @@ func (a *app) statusWithoutDaemon(ctx context.Context, unreachable error) error 
 	}
 	policy, err := a.config().LoadPolicy()
 	warnings := slices.Concat(policyWarnings(policy, err, time.Now()), memoryWarnings(a.config()), auditWarnings(s.list()))
+	if settings, err := a.config().LoadSettings(os.Geteuid()); err == nil && settings.Mount.MaxDaemonAge > 0 && len(s.mounts) > 0 {
+		warnings = append(warnings, fmt.Sprintf("mounts open nothing new once the daemon has been silent for %v (mount.max_daemon_age); next: clawfs daemon", time.Duration(settings.Mount.MaxDaemonAge)))
+	}
 	if err := a.print(struct {
 		Daemon   *int            `json:"daemon"` // null: none answers
 		Mounts   []control.Mount `json:"mounts"`
 		Warnings []string        `json:"warnings,omitempty"`
-	}{nil, s.list(), warnings}, func() { a.showMounts(s.list()); a.showWarnings(warnings) }); err != nil {
+	}{nil, s.list(), warnings}, func() { a.showMounts(s.list(), "", ""); a.showWarnings(warnings) }); err != nil {
 		return err
 	}
 	return a.answered(unreachable)

@@ -75,11 +75,16 @@ func (s *supervisor) run(ctx context.Context) error {
 	s.ctx = ctx
 	s.mu.Unlock()
 	close(s.begun)
+	said := ""
 	for ctx.Err() == nil {
-		// Foreground mounts write their records themselves, so look again.
+		// Foreground mounts write their records themselves, so look again. Whoever
+		// cannot look now, for want of descriptors or memory, still answers others.
 		records, bad, err := readRecords(s.state)
-		if err != nil {
-			return fmt.Errorf("mount records: %w", err)
+		if text := fmt.Sprint(err); text != said {
+			said = text
+			if err != nil {
+				s.log.Error("the mount records cannot be read; those of before are watched", "error", err)
+			}
 		}
 		for _, err := range bad {
 			s.log.Error("a mount record cannot be read; the mount is not watched", "error", err)
@@ -212,14 +217,20 @@ func (s *supervisor) watch(ctx context.Context, id string) {
 		if time.Now().Before(next) {
 			continue
 		}
-		if err == nil {
+		dead := err == nil // or nobody knows
+		if dead {
 			err = s.revive(ctx, r)
 		}
 		backoff = min(max(2*backoff, firstBackoff), lastBackoff)
 		next = time.Now().Add(backoff)
 		if err != nil && ctx.Err() == nil {
-			s.note(id, func(w *watched) { w.state, w.pid, w.err = mountDead, 0, err })
-			s.log.Error("mount is not served", "id", id, "error", err, "next_try", backoff.String())
+			s.note(id, func(w *watched) {
+				w.err = err
+				if dead {
+					w.state, w.pid = mountDead, 0
+				}
+			})
+			s.log.Error("mount is not served, or cannot be looked at", "id", id, "error", err, "next_try", backoff.String())
 		}
 	}
 }

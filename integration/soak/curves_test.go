@@ -39,7 +39,7 @@ func (p *sampler) watch() {
 				continue // the daemon is away
 			}
 			records := int64(s.Capabilities.Live + s.Capabilities.Expired + s.Capabilities.Revoked + s.Revocations)
-			p.look(sample{world: w.name, role: "daemon", pid: s.PID, goroutines: int64(s.Goroutines), records: records})
+			p.look(sample{world: w.name, role: "daemon", pid: s.PID, goroutines: int64(s.Resources.Goroutines), records: records})
 			for _, m := range s.Mounts {
 				if m.Report != nil && m.PID != 0 && m.Report.PID == m.PID {
 					p.look(sample{world: w.name, role: filepath.Base(m.Mountpoint), pid: m.PID, goroutines: m.Report.Counters["goroutines"], records: records})

@@ -218,7 +218,7 @@ func (w *world) ask(method, path string, in, out any) error {
 type status struct {
 	PID          int
 	Generation   uint64
-	Goroutines   int
+	Resources    struct{ Goroutines int }
 	Capabilities struct{ Live, Expired, Revoked int }
 	Revocations  int
 	Rejected     []struct{ Key, Reason string }

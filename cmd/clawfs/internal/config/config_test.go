@@ -213,7 +213,7 @@ func TestSettings(t *testing.T) {
 		name, text, want string
 	}{
 		{"empty", "", ""},
-		{"all", "[build]\nruntime = \"/usr/sbin/runc\"\nconcurrency = 2\n[capability]\nlifetime = \"24h\"\n[mount]\nallow_other = false\nhash_workers = 4\nseal = \"copy\"\nprivate_dir = \"/srv/private\"\nprivate_bytes = \"200GiB\"\nbind = \"release\"\npreverify = false\n", ""},
+		{"all", "[build]\nruntime = \"/usr/sbin/runc\"\nconcurrency = 2\n[capability]\nlifetime = \"24h\"\n[mount]\nallow_other = false\nhash_workers = 4\nseal = \"copy\"\nprivate_dir = \"/srv/private\"\nprivate_bytes = \"200GiB\"\nbind = \"release\"\npreverify = false\nmax_daemon_age = \"15m\"\n", ""},
 		{"bytes as a number", "[mount]\nprivate_bytes = 1073741824\n", ""},
 		{"unknown table", "[buidl]\nconcurrency = 1\n", "unknown setting buidl"},
 		{"misspelt key", "[mount]\nseel = \"off\"\n", "unknown setting mount.seel; want one of build.runtime, build.concurrency, build.executor, build.slurm.shared_dir, build.slurm.clawfs, build.slurm.partition, build.slurm.sbatch_args, build.slurm.commands, build.slurm.conf, fetch.cache_bytes, fetch.cache_dir, fetch.hosts, fetch.local_roots, fetch.mirrors, fetch.docker_config, fetch.plain_http, fetch.git_ca, fetch.ssh_key, fetch.ssh_known_hosts, capability.lifetime, mount.allow_other, mount.hash_workers, mount.seal, mount.private_dir"},
@@ -249,6 +249,12 @@ func TestSettings(t *testing.T) {
 		{"private bytes without end", "[mount]\nprivate_bytes = \"9999999EiB\"\n", "not a number of bytes"},
 		{"private bytes in words", "[mount]\nprivate_bytes = \"half\"\n", "not a number of bytes"},
 		{"unknown bind", "[mount]\nbind = \"digest\"\n", "bind \"digest\": want name or release"},
+		{"silence of the daemon", "[mount]\nmax_daemon_age = \"10s\"\n", ""},
+		{"no bound for the silence of the daemon", "[mount]\nmax_daemon_age = \"0s\"\n", ""},
+		{"silence shorter than a restart", "[mount]\nmax_daemon_age = \"9s\"\n", "max_daemon_age 9s: want 0s, for no bound, or 10s to 8784h"},
+		{"silence below zero", "[mount]\nmax_daemon_age = \"-1h\"\n", "max_daemon_age"},
+		{"silence of years", "[mount]\nmax_daemon_age = \"10000h\"\n", "max_daemon_age"},
+		{"silence as a number", "[mount]\nmax_daemon_age = 60\n", "max_daemon_age"},
 		{"preverify as text", "[mount]\npreverify = \"yes\"\n", "preverify"},
 		{"audit mode is no setting", "[mount]\nmode = \"audit\"\n", "unknown setting mount.mode"},
 		{"nor is its end", "[mount]\naudit_until = \"72h\"\n", "unknown setting mount.audit_until"},
@@ -275,7 +281,7 @@ func TestSettings(t *testing.T) {
 	if err != nil || v.Build.Concurrency != 3 || v.Mount.PrivateBytes != 3<<29 || v.Mount.Seal != "off" || time.Duration(v.Capability.Lifetime) != 90*24*time.Hour || v.Mount.AllowOther {
 		t.Errorf("ParseSettings = %+v, %v, want concurrency 3, 1.5 GiB, and the defaults of a user: 90 days, not for others, nothing sealed", v, err)
 	}
-	if m := Defaults(0).Mount; !m.AllowOther || m.Seal != "reflink" || m.Bind != "name" || !m.Preverify {
+	if m := Defaults(0).Mount; !m.AllowOther || m.Seal != "reflink" || m.Bind != "name" || !m.Preverify || m.MaxDaemonAge != 0 {
 		t.Errorf("a mount of root is by default %+v, want it for others, sealed by reflink, bound by name, verified ahead", m)
 	}
 }

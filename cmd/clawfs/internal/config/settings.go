@@ -99,6 +99,10 @@ type Mount struct {
 	PrivateBytes Bytes `toml:"private_bytes"`
 	// Bind is what the name of a file demands: one of Binds.
 	Bind string `toml:"bind"`
+	// MaxDaemonAge is how long ago the daemon may have been heard for a file to open,
+	// from 10s to 8784h (366 days); 0: no bound. Longer ago, revocations may have been
+	// missed. What is open stays open.
+	MaxDaemonAge Duration `toml:"max_daemon_age"`
 	// Preverify measures new files in the background, before somebody opens them.
 	Preverify bool `toml:"preverify"`
 }
@@ -129,6 +133,11 @@ func (m Mount) Check() error {
 	}
 	if n := m.PrivateBytes; n != 0 && n < minPrivate {
 		return fmt.Errorf("private_bytes %d: want at least 1MiB, such as \"200GiB\"", n)
+	}
+	// A stream with nothing to say says so every two seconds, and a restart of the
+	// daemon must not be noticed.
+	if d := time.Duration(m.MaxDaemonAge); d != 0 && (d < 10*time.Second || d > 366*24*time.Hour) {
+		return fmt.Errorf("max_daemon_age %s: want 0s, for no bound, or 10s to 8784h", d)
 	}
 	return nil
 }

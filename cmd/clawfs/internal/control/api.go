@@ -141,6 +141,7 @@ type Serves struct {
 // Status is what the daemon knows of itself.
 type Status struct {
 	Version      string         `json:"version"`
+	Protocol     string         `json:"protocol"`
 	PID          int            `json:"pid"`
 	State        string         `json:"state"` // the state directory
 	StartedAt    time.Time      `json:"startedAt"`
@@ -150,8 +151,8 @@ type Status struct {
 	Capabilities Counts         `json:"capabilities"`
 	Revocations  int            `json:"revocations"`
 	Rejected     []Rejected     `json:"rejected,omitempty"`
+	Resources    Resources      `json:"resources"`
 	Generation   uint64         `json:"generation"` // Extent of the store's view; a mount that reports it has everything
-	Goroutines   int            `json:"goroutines"` // of the daemon
 	Mounts       []Mount        `json:"mounts"`
 }
 
@@ -164,6 +165,14 @@ type StoreTrouble struct {
 	Since   time.Time `json:"since"`
 	RetryAt time.Time `json:"retryAt"` // when the daemon tries to open it again
 	Waiting int       `json:"waiting"` // revocations and lists that were acknowledged without it
+}
+
+// Resources are what the daemon's process uses now.
+type Resources struct {
+	Goroutines    int   `json:"goroutines"`
+	Descriptors   int   `json:"descriptors"`
+	Connections   int   `json:"connections"`
+	ResidentBytes int64 `json:"residentBytes"`
 }
 
 // Counts are the capabilities by what they are good for now.
@@ -312,21 +321,26 @@ type Mount struct {
 
 // MountReport is what a mount process says of itself every few seconds.
 type MountReport struct {
-	PID              int              `json:"pid"`
-	Mode             string           `json:"mode,omitzero"`             // enforce, audit
-	AuditUntil       time.Time        `json:"auditUntil,omitzero"`       // when audit mode ends
-	Tier             string           `json:"tier"`                      // the best that a file of it can have: blocks, sealed, verity
-	TierReason       string           `json:"tierReason,omitzero"`       // why it is not a better one
-	Seal             string           `json:"seal,omitzero"`             // how it was told to seal: reflink, copy, off
-	Private          int64            `json:"private,omitzero"`          // private files, now
-	PrivateBytes     int64            `json:"privateBytes,omitzero"`     // of them
-	Unsealed         int64            `json:"unsealed,omitzero"`         // contents served in tier blocks because sealing failed
-	PreverifyPending int64            `json:"preverifyPending,omitzero"` // files that are to be measured ahead, now
-	Generation       uint64           `json:"generation"`                // Extent of its view
-	Stale            bool             `json:"stale"`                     // not connected to the daemon's stream
-	OldKeys          bool             `json:"oldKeys,omitzero"`          // the policy names other keys or rules than it goes by
-	At               time.Time        `json:"at"`
-	Counters         map[string]int64 `json:"counters,omitempty"`
+	PID              int       `json:"pid"`
+	Version          string    `json:"version,omitzero"`          // of the program that serves
+	Protocol         string    `json:"protocol,omitzero"`         // which it speaks with the daemon
+	Mode             string    `json:"mode,omitzero"`             // enforce, audit
+	AuditUntil       time.Time `json:"auditUntil,omitzero"`       // when audit mode ends
+	Tier             string    `json:"tier"`                      // the best that a file of it can have: blocks, sealed, verity
+	TierReason       string    `json:"tierReason,omitzero"`       // why it is not a better one
+	Seal             string    `json:"seal,omitzero"`             // how it was told to seal: reflink, copy, off
+	Private          int64     `json:"private,omitzero"`          // private files, now
+	PrivateBytes     int64     `json:"privateBytes,omitzero"`     // of them
+	Unsealed         int64     `json:"unsealed,omitzero"`         // contents served in tier blocks because sealing failed
+	PreverifyPending int64     `json:"preverifyPending,omitzero"` // files that are to be measured ahead, now
+	Generation       uint64    `json:"generation"`                // Extent of its view
+	Stale            bool      `json:"stale"`                     // not connected to the daemon's stream
+	// MaxDaemonAgeSeconds is how long the daemon may have been silent for files to
+	// open; 0: no bound.
+	MaxDaemonAgeSeconds int64            `json:"maxDaemonAgeSeconds,omitzero"`
+	OldKeys             bool             `json:"oldKeys,omitzero"` // the policy names other keys or rules than it goes by
+	At                  time.Time        `json:"at"`
+	Counters            map[string]int64 `json:"counters,omitempty"`
 }
 
 func (c *Client) Status(ctx context.Context) (s Status, err error) {

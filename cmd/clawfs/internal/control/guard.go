@@ -113,6 +113,17 @@ func (g *guarded) Accept() (net.Conn, error) {
 	}
 }
 
+// Connections is how many connections of l, which Listen returned, are open.
+func Connections(l net.Listener) int {
+	g, ok := l.(*guarded)
+	if !ok {
+		return 0
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return len(g.open)
+}
+
 // admit counts a connection, or says why it is one too many. Before a client is
 // refused for what others hold, the oldest connection that asks for nothing goes.
 func (g *guarded) admit(c *net.UnixConn, p Peer) (*conn, error) {

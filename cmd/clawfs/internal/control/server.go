@@ -35,6 +35,10 @@ const (
 	smallBody      = 64 << 10
 	maxLong        = 8
 	maxLongProcess = 2 // of one process
+
+	// maxViewProcess bounds the view streams of one process: each may hold a line of
+	// maxLine bytes for a client that does not read. A mount process has one.
+	maxViewProcess = 4
 )
 
 // Serve answers requests on l with h until ctx ends, then lets open requests
@@ -76,7 +80,7 @@ type connKey struct{}
 // bounded keeps what a client can take within its bounds, and clients of another
 // protocol away.
 func bounded(h http.Handler) http.Handler {
-	long := newTurns(maxLong, maxLongProcess)
+	long, views := newTurns(maxLong, maxLongProcess), newTurns(MaxConnections, maxViewProcess)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set(protocolHeader, protocol)
 		var from uint32
@@ -101,6 +105,13 @@ func bounded(h http.Handler) http.Handler {
 				return
 			}
 			defer long.giveBack(from)
+		}
+		if r.URL.Path == "/v1/view" {
+			if !views.take(from) {
+				refuse(&Error{Status: http.StatusServiceUnavailable, Message: fmt.Sprintf("process %d follows the view %d times already", from, maxViewProcess)})
+				return
+			}
+			defer views.giveBack(from)
 		}
 		h.ServeHTTP(w, r)
 	})
