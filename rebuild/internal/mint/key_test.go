@@ -143,6 +143,7 @@ func TestOpenRefusals(t *testing.T) {
 		"the public half":  {put(key.Public().PEM(), 0o600), "opening mint key"},
 		"cut short":        {put(text[:len(text)/2], 0o600), "opening mint key"},
 		"too long":         {put(bytes.Repeat([]byte("x"), maxKeyFile+1), 0o600), "more than 16384 bytes"},
+		"as long as may be": {put(bytes.Repeat([]byte("x"), maxKeyFile), 0o600), "opening mint key " + "/"},
 		"symbolic link": {func(t *testing.T, path string) {
 			put(text, 0o600)(t, path+".real")
 			if err := os.Symlink(path+".real", path); err != nil {
