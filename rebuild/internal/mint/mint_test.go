@@ -440,6 +440,25 @@ func TestSignRefusesANamedDigest(t *testing.T) {
 			}
 		})
 	}
+	// A digest that the two alphabets of base64 spell differently.
+	for i := 0; ; i++ {
+		s := hashpipe.SumBytes(fmt.Appendf(nil, "weights %d", i))
+		raw, err := hex.DecodeString(s.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		plain, forURLs := base64.StdEncoding.EncodeToString(raw), base64.URLEncoding.EncodeToString(raw)
+		if plain == forURLs {
+			continue
+		}
+		subjects := []capstore.Subject{{Name: "a", Digest: s.Claim(), Verity: m.Tree().Claim(), Size: m.Size()}}
+		for _, text := range []string{plain, forURLs} {
+			if err := unnamed([]byte(`{"argv":["`+text+`"]}`), subjects); !errors.Is(err, ErrNamed) {
+				t.Errorf("unnamed of %s = %v, want ErrNamed", text, err)
+			}
+		}
+		break
+	}
 	if err := unnamed([]byte(`{"a":`), subjects); err == nil || errors.Is(err, ErrNamed) {
 		t.Errorf("a cut ledger: %v, want an error", err)
 	}
