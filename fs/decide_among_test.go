@@ -103,6 +103,24 @@ func TestVerdictAgreement(t *testing.T) {
 	}
 }
 
+// Whoever may open by one grant, and not by the others that have to stand beside
+// it, is told of all of them.
+func TestVotesForOthers(t *testing.T) {
+	c := newCouncil(t)
+	id := c.by("alice", rebuilt).ID()
+	c.by("bob", rebuilt, only(t, nil, []int64{1001}, nil))
+	q := c.query()
+	mine := slices.DeleteFunc(c.grants(q), func(g capstore.Grant) bool { return g.ID() != id })
+	v := Decide(q, mine)
+	if v.Reason != ReasonRestricted || !strings.Contains(v.Detail, "of alice, bob not all grant it to user 1000") || !strings.HasPrefix(v.Next, "open it as the grants say") {
+		t.Errorf("%s (%s; %s)", v.Reason, v.Detail, v.Next)
+	}
+	why, gone := lost(q, c.now, mine)
+	if !gone || why.Reason != ReasonRestricted || why.Next != v.Next {
+		t.Errorf("lost: %v, %s (%s)", gone, why.Reason, why.Next)
+	}
+}
+
 // A policy decides until the instant at which it ends.
 func TestPolicyUntil(t *testing.T) {
 	for after, want := range map[time.Duration]Reason{time.Second: ReasonGranted, 0: ReasonOldPolicy, -time.Second: ReasonOldPolicy} {
