@@ -74,3 +74,44 @@ func TestAccessControlList(t *testing.T) {
 		m.reads(name, data)
 	}
 }
+
+// A list that is not there changes nothing; one that cannot be read leaves the
+// owner alone.
+func TestLimitMode(t *testing.T) {
+	strict := aclText([3]uint32{aclUserObj, 6, noID}, [3]uint32{aclGroupObj, 0, noID}, [3]uint32{aclMask, 0, noID}, [3]uint32{aclOther, 0, noID})
+	for _, tt := range []struct {
+		name       string
+		mode, want uint32
+		list       []byte
+		err        error
+	}{
+		{"no list", unix.S_IFREG | 0o644, unix.S_IFREG | 0o644, nil, unix.ENODATA},
+		{"no lists here", unix.S_IFDIR | 0o755, unix.S_IFDIR | 0o755, nil, unix.EOPNOTSUPP},
+		{"a list", unix.S_IFREG | 0o664, unix.S_IFREG | 0o604, strict, nil},
+		{"a directory's", unix.S_IFDIR | 0o775, unix.S_IFDIR | 0o705, strict, nil},
+		{"more entries than are read", unix.S_IFREG | 0o644, unix.S_IFREG | 0o600, nil, unix.ERANGE},
+		{"a broken disk", unix.S_IFDIR | 0o755, unix.S_IFDIR | 0o700, nil, unix.EIO},
+		{"not allowed to look", unix.S_IFREG | 0o640, unix.S_IFREG | 0o600, nil, unix.EPERM},
+	} {
+		st := unix.Stat_t{Mode: tt.mode}
+		asked := ""
+		limitMode(&st, func(name string, value []byte) (int, error) {
+			asked = name
+			return copy(value, tt.list), tt.err
+		})
+		if st.Mode != tt.want || asked != aclName {
+			t.Errorf("%s: mode %o, want %o; asked for %q", tt.name, st.Mode, tt.want, asked)
+		}
+	}
+	// Of what nobody else may use, and of links, whose mode says nothing, no list is asked.
+	for _, mode := range []uint32{unix.S_IFREG | 0o600, unix.S_IFDIR | 0o700, unix.S_IFLNK | 0o777, unix.S_IFIFO | 0o666} {
+		st := unix.Stat_t{Mode: mode}
+		limitMode(&st, func(string, []byte) (int, error) {
+			t.Errorf("mode %o: the list was asked for", mode)
+			return 0, unix.EIO
+		})
+		if st.Mode != mode {
+			t.Errorf("mode %o became %o", mode, st.Mode)
+		}
+	}
+}

@@ -161,7 +161,7 @@ func TestDecideAgreement(t *testing.T) {
 		{name: "one of two is over", setup: func(c *council) {
 			c.by("alice", rebuilt)
 			c.by("bob", rebuilt, window(c.now, -time.Hour, -time.Minute))
-		}, want: ReasonExpired},
+		}, want: ReasonExpired, next: "for what the others have renewed"},
 		{name: "one of two is over since before another began and ended", setup: func(c *council) {
 			c.by("alice", rebuilt, window(c.now, -time.Hour, time.Hour))
 			c.by("bob", rebuilt, window(c.now, -time.Hour, -time.Minute))

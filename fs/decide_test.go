@@ -103,6 +103,8 @@ func TestDecide(t *testing.T) {
 		{name: "other directory of a two-part name", q: query("v2/langid.bin", good), setup: func(d *desk) { d.grant("v1/langid.bin", good) }, want: ReasonWrongName},
 		{name: "two approved files exchanged", q: query("langid.bin", other), setup: func(d *desk) { d.grant("langid.bin", good); d.grant("other.bin", other) }, want: ReasonWrongName},
 		{name: "hash name over other bytes", q: query("blobs/"+sumOf(good), evil), setup: func(d *desk) { d.grant("langid.bin", good) }, want: ReasonWrongBytes},
+		{name: "hash name of another approved file", q: query("blobs/"+sumOf(good), other), setup: func(d *desk) { d.grant("langid.bin", good); d.grant("other.bin", other) }, want: ReasonWrongName},
+		{name: "hash name of one over another that alone is approved", q: query("blobs/"+sumOf(good), other), setup: func(d *desk) { d.grant("other.bin", other) }, want: ReasonWrongName},
 		{name: "hash name in upper case", q: query("blobs/"+strings.ToUpper(sumOf(good)), good), setup: func(d *desk) { d.grant("langid.bin", good) }, want: ReasonWrongName},
 		{name: "hash name with a suffix", q: query("blobs/"+sumOf(good)+".part", good), setup: func(d *desk) { d.grant("langid.bin", good) }, want: ReasonWrongName},
 		{name: "hash name of another algorithm", q: query("blobs/sha512-"+sumOf(good), good), setup: func(d *desk) { d.grant("langid.bin", good) }, want: ReasonWrongName},
@@ -273,6 +275,13 @@ func TestQuoted(t *testing.T) {
 		"/it's":               `'/it'\''s'`,
 		"/x;rm -r y":          "'/x;rm -r y'",
 		"/\x1b[31m":           "'/\x1b[31m'",
+		"/a@b:0123456789":     "/a@b:0123456789",
+		"/azAZ":               "/azAZ",
+		"/x{":                 "'/x{'",
+		"/x`":                 "'/x`'",
+		"/x[":                 "'/x['",
+		"/x$":                 "'/x$'",
+		"/x;":                 "'/x;'",
 		"":                    "",
 	} {
 		if got := quoted(in); got != want {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -229,6 +230,8 @@ func TestLedgerRefused(t *testing.T) {
 		{"relative workdir", func(s st) { params(s).Stages[0].WorkDir = "in/source" }, "workdir"},
 		{"workdir that climbs", func(s st) { params(s).Stages[0].WorkDir = "/in/../etc" }, "workdir"},
 		{"workdir with a line break", func(s st) { params(s).Stages[0].WorkDir = "/in\n" }, "workdir"},
+		{"workdir with a DEL", func(s st) { params(s).Stages[0].WorkDir = "/in\x7f" }, "workdir"},
+		{"4097 arguments", func(s st) { params(s).Stages[0].Argv = slices.Repeat([]string{"x"}, 4097) }, "argv: expected at most 4096"},
 		{"negative timeout", func(s st) { params(s).Stages[0].TimeoutSeconds = -1 }, "timeoutSeconds"},
 		{"timeout beyond time.Duration", func(s st) { params(s).Stages[0].TimeoutSeconds = 1 << 40 }, "timeoutSeconds"},
 		{"variable with =", func(s st) { params(s).Env["A=B"] = "" }, "env: expected a name"},
@@ -289,6 +292,7 @@ func TestLedgerRefused(t *testing.T) {
 		{"a dataset without files", func(s st) { dep(s, dataset).Annotations.Files = 0 }, "at least one file"},
 		{"a dataset of negative bytes", func(s st) { dep(s, dataset).Annotations.Bytes = -5 }, "one byte"},
 		{"a dataset of 2^53 bytes", func(s st) { dep(s, dataset).Annotations.Bytes = 1 << 53 }, "one byte"},
+		{"a dataset of 2^53 files", func(s st) { dep(s, dataset).Annotations.Files = 1 << 53 }, "one file"},
 		{"a dataset without a name", func(s st) { dep(s, dataset).Name = "dataset:" }, "expected a name of letters"},
 		{"a dataset named ..", func(s st) { dep(s, dataset).Name = "dataset:.." }, "expected a name of letters"},
 		{"a dataset that is a path", func(s st) { dep(s, dataset).Name = "dataset:a/b" }, "expected a name of letters"},
@@ -371,6 +375,14 @@ func TestLedgerAccepts(t *testing.T) {
 		"no environment set": func(s st) { s.Predicate.BuildDefinition.ExternalParameters.Env = nil },
 		"an empty argument": func(s st) {
 			s.Predicate.BuildDefinition.ExternalParameters.Stages[0].Argv = []string{"x", "", "é\n"}
+		},
+		"as many and as long arguments as there may be": func(s st) {
+			argv := slices.Repeat([]string{""}, 4096)
+			argv[0], argv[1] = "x", strings.Repeat("x", 64<<10)
+			s.Predicate.BuildDefinition.ExternalParameters.Stages[0].Argv = argv
+		},
+		"the largest dataset": func(s st) {
+			(*deps(s))[3].Annotations = &verifier.Annotations{Files: 1<<53 - 1, Bytes: 1<<53 - 1}
 		},
 		"outputs in folders": func(s st) {
 			s.Predicate.BuildDefinition.ExternalParameters.Outputs = []verifier.Output{{Name: "a/b", Path: "c/d"}, {Name: "a/c", Path: "c/e"}}

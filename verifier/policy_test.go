@@ -250,6 +250,10 @@ func TestPolicyRefused(t *testing.T) {
 		{"a publisher that mints", func(c *verifier.Policy) { c.Mints[0].Keys[0] = p.publisher.Public() }, "would not be independent"},
 		{"a publisher twice", func(c *verifier.Policy) { c.Publishers = append(c.Publishers, rule("acme", "other/*")) }, `publishers: "acme" is given twice`},
 		{"two rules for one pattern", func(c *verifier.Policy) { c.Publishers = append(c.Publishers, rule("other", "acme/*")) }, `models: "acme/*" is given twice`},
+		{"a minimum of 2^53", func(c *verifier.Policy) { c.Publishers[0].MinimumSequence = map[string]int64{"acme/langid": 1 << 53} }, "minimumSequence: acme/langid: expected 1 to 2^53-1"},
+		{"a minimum of 0", func(c *verifier.Policy) { c.Publishers[0].MinimumSequence = map[string]int64{"acme/langid": 0} }, "minimumSequence: acme/langid: expected 1 to 2^53-1"},
+		{"more processes than a kernel has", func(c *verifier.Policy) { c.Builds.Limits.Processes = 1<<22 + 1 }, "processes: expected 1 to 4194304"},
+		{"more memory than JSON counts", func(c *verifier.Policy) { c.Builds.Limits.MemoryBytes = 1 << 53 }, "memoryBytes: expected 1 to"},
 		{"a minimum that another rule hides", func(c *verifier.Policy) { c.Publishers = append(c.Publishers, rule("other", "acme/langid")) }, "not a model of this rule"},
 	}
 	for _, tt := range tests {

@@ -135,6 +135,8 @@ func TestRotationRefused(t *testing.T) {
 		{"no reason", `"reason":"yearly"`, `"reason":""`, "reason"},
 		{"a reason that moves the cursor", `"reason":"yearly"`, `"reason":"\u001b[2J"`, "reason"},
 		{"a reason that reads backwards", `"reason":"yearly"`, `"reason":"a\u202eb"`, "reason"},
+		{"a reason with a space before it", `"reason":"yearly"`, `"reason":" yearly"`, "reason"},
+		{"a reason with a space after it", `"reason":"yearly"`, `"reason":"yearly "`, "reason"},
 		{"a long reason", `"reason":"yearly"`, `"reason":"` + strings.Repeat("x", 1025) + `"`, "reason"},
 		{"an unknown field", `"role":`, `"threshold":1,"role":`, "threshold"},
 		{"a field twice", `"name":"acme"`, `"name":"other","name":"acme"`, "duplicate"},
@@ -152,8 +154,12 @@ func TestRotationRefused(t *testing.T) {
 			t.Errorf("%s: ParseRotation = %v, want a malformed record with %q", tt.name, err, tt.want)
 		}
 	}
-	if r, err := verifier.ParseRotation(sign(t, "application/json", text, old, fresh)); err == nil {
-		t.Errorf("another payload type: %v", r.Predicate())
+	var refusal *verifier.Refusal
+	if r, err := verifier.ParseRotation(sign(t, "application/json", text, old, fresh)); !errors.As(err, &refusal) || refusal.Reason != verifier.ReasonMalformed {
+		t.Errorf("another payload type: %v, %v, want a malformed record", r.Predicate(), err)
+	}
+	if envelope, err := verifier.SignRotation(t.Context(), rotation(t, old, fresh, func(p *verifier.RotationPredicate) { p.Reason = "" }), old, fresh); err == nil || envelope != nil {
+		t.Errorf("a record without a reason was signed: %s", envelope)
 	}
 	// A ledger is no rotation, and a rotation is no ledger.
 	p := newParty(t, dsse.Ed25519)

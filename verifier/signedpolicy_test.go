@@ -2,6 +2,7 @@ package verifier_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/base64"
 	"errors"
 	"slices"
@@ -187,6 +188,10 @@ func TestNextPolicies(t *testing.T) {
 	second := f.policy(2, 1, x)
 	second.Expires = verifier.At(now.AddDate(-1, 0, 0))
 	e1, e2, e3 := f.sign(current, f.a, f.b), f.sign(second, f.a, f.b, x), f.sign(f.policy(3, 1, y), x, y)
+	unrooted, err := dsse.Sign(verifier.PolicyPayloadType, encode(t, f.base), f.a, f.b)
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, tt := range []struct {
 		name string
 		list [][]byte
@@ -199,6 +204,9 @@ func TestNextPolicies(t *testing.T) {
 		{"one twice", [][]byte{e2, e2, e3}, "expected revision 3, got 2"},
 		{"the old one after the new one", [][]byte{e2, e1}, "not signed by the required keys"},
 		{"the last has expired", [][]byte{e2}, "expired"},
+		{"one without a root before them", [][]byte{unrooted, e2, e3}, "it has no root"},
+		{"no envelope before them", [][]byte{[]byte("{}"), e2, e3}, "signed policy"},
+		{"no envelope among them", [][]byte{e2, nil, e3}, "signed policy"},
 		{"nothing new", [][]byte{e1}, "expected revision 2, got 1"},
 		{"nothing", nil, "there is none"},
 	} {
@@ -218,6 +226,10 @@ func TestFirstPolicy(t *testing.T) {
 	if got, err := verifier.FirstPolicy(f.base, f.sign(p, f.a, f.c), now); err != nil || got.Policy().Revision != 7 || len(got.Signers()) != 2 {
 		t.Fatalf("FirstPolicy: %v", err)
 	}
+	var r *verifier.Refusal
+	if _, err := verifier.FirstPolicy(f.policy(1, 1, f.a), f.sign(p, f.a, f.c), now); !errors.As(err, &r) || r.Reason != verifier.ReasonPolicy {
+		t.Errorf("where there is a root: %v, want a refusal of the policy", err)
+	}
 	for what, err := range map[string]error{
 		"signed by one":      errorOf(verifier.FirstPolicy(f.base, f.sign(p, f.a), now)),
 		"expired":            errorOf(verifier.FirstPolicy(f.base, f.sign(p, f.a, f.c), p.Expires.Time())),
@@ -230,6 +242,13 @@ func TestFirstPolicy(t *testing.T) {
 		}
 	}
 }
+
+// broken is a signer whose machine does not answer.
+type broken struct{ dsse.PrivateKey }
+
+var errBroken = errors.New("the machine does not answer")
+
+func (broken) Sign(context.Context, string, []byte) ([]byte, error) { return nil, errBroken }
 
 func errorOf(_ verifier.SignedPolicy, err error) error { return err }
 
@@ -262,6 +281,12 @@ func TestAddSignature(t *testing.T) {
 	unrooted, err := dsse.Sign(verifier.PolicyPayloadType, encode(t, f.base), f.a)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if ids, err := verifier.PolicySigners(one, p.Root.Keys); err != nil || !slices.Equal(ids, []dsse.PublicKey{f.b.Public()}) {
+		t.Errorf("signers %v, %v, want b", ids, err)
+	}
+	if e, err := verifier.AddSignature(t.Context(), one, broken{f.a}); !errors.Is(err, errBroken) || e != nil {
+		t.Errorf("a signer that fails: %s, %v", e, err)
 	}
 	for what, bad := range map[string][]byte{"nothing": nil, "no envelope": []byte("{}"), "a bare policy": encode(t, p), "another type": foreign} {
 		ids, err := verifier.PolicySigners(bad, []dsse.PublicKey{f.a.Public()})
@@ -315,11 +340,15 @@ func TestSplitPolicies(t *testing.T) {
 		"a damaged second": {slices.Concat(one, []byte("\n"), two[1:]), 0},
 		"a ledger's type":  {bytes.Replace(one, []byte("clawfs.policy"), []byte("in-toto"), 1), 0},
 		"nothing":          {nil, 0},
+		"too large":        {append(bytes.Repeat([]byte("\n"), verifier.MaxPolicyFile), one...), 0},
 		"too many":         {bytes.Repeat(append(slices.Clone(one), '\n'), 1025), 0},
 	} {
 		got, err := verifier.SplitPolicies(tt.data)
 		if (err == nil) != (tt.want > 0) || len(got) != tt.want {
 			t.Errorf("%s: %d envelopes, %v, want %d", what, len(got), err, tt.want)
+		}
+		if bound := "at most 67108864 bytes"; (what == "too large") != (err != nil && strings.Contains(err.Error(), bound)) {
+			t.Errorf("%s: %v", what, err)
 		}
 	}
 }

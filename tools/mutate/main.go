@@ -17,15 +17,18 @@ package main
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"crypto/sha256"
 	"flag"
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -38,6 +41,7 @@ func main() {
 	root := flag.String("root", ".", "of the repository")
 	list := flag.String("survivors", "tools/mutate/survivors.txt", "faults that may survive, each with its reason")
 	least := flag.Float64("least", 80, "share in percent that must be noticed in each area")
+	tests := flag.String("tests", "^(Test|Fuzz|Example)", "only tests whose name matches")
 	dry := flag.Bool("list", false, "print the faults and plant none")
 	flag.Parse()
 	if flag.NArg() > 0 {
@@ -58,7 +62,10 @@ func main() {
 	if err := os.Chmod(work, 0o755); err != nil {
 		fail(err)
 	}
-	r := &run{root: abs, work: work, seed: *seed, number: *number, workers: *workers, area: *area, only: *only, dry: *dry, reasons: reasons, out: os.Stdout}
+	// What a test has started and mounted must not stay.
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	r := &run{ctx: ctx, root: abs, work: work, seed: *seed, number: *number, workers: *workers, area: *area, only: *only, tests: *tests, dry: *dry, reasons: reasons, out: os.Stdout}
 	ok, err := r.all(areas, *least)
 	clear(work)
 	if err != nil {
@@ -109,13 +116,14 @@ func readReasons(file string) (map[string]string, error) {
 }
 
 type run struct {
-	root, work      string
-	seed            int64
-	number, workers int
-	area, only      string
-	dry             bool
-	reasons         map[string]string
-	out             io.Writer
+	ctx               context.Context
+	root, work        string
+	seed              int64
+	number, workers   int
+	area, only, tests string
+	dry               bool
+	reasons           map[string]string
+	out               io.Writer
 }
 
 // count is a line of the table.
@@ -253,7 +261,7 @@ func (r *run) part(p part, loaded *pkg, mutants []*mutant, c *count) error {
 			break
 		}
 		from := time.Now()
-		s, err := build(r.root, folder, work, overlay)
+		s, err := build(r.ctx, r.root, folder, r.tests, work, overlay)
 		if err != nil {
 			return err
 		}
@@ -261,7 +269,9 @@ func (r *run) part(p part, loaded *pkg, mutants []*mutant, c *count) error {
 			return err
 		}
 		fmt.Fprintf(r.out, "%s: %d faults for %d tests of %s, recorded in %s\n", p.folder, len(left), len(s.tests), folder, time.Since(from).Round(time.Second))
-		left = r.suite(s, work, left)
+		if left = r.suite(s, work, left); r.ctx.Err() != nil {
+			return r.ctx.Err()
+		}
 	}
 	c.noticed += len(mutants) - len(left)
 	for _, m := range left {
@@ -284,6 +294,9 @@ func (r *run) suite(s *suite, work string, mutants []*mutant) []*mutant {
 	for range r.workers {
 		wg.Go(func() {
 			for m := range queue {
+				if r.ctx.Err() != nil {
+					continue
+				}
 				from := time.Now()
 				res, asked := s.show(work, m.id)
 				mu.Lock()

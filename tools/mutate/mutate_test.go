@@ -105,7 +105,7 @@ func toyRun(t *testing.T) *run {
 			t.Fatal(err)
 		}
 	}
-	return &run{root: root, work: t.TempDir(), seed: 1, workers: 2, reasons: map[string]string{}, out: new(bytes.Buffer)}
+	return &run{ctx: t.Context(), root: root, work: t.TempDir(), seed: 1, tests: "^Test", workers: 2, reasons: map[string]string{}, out: new(bytes.Buffer)}
 }
 
 func TestPlants(t *testing.T) {

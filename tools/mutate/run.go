@@ -20,6 +20,7 @@ import (
 // suite is the compiled tests of one package, with the mutants of some package
 // in them.
 type suite struct {
+	ctx                 context.Context // done: the user wants to stop
 	folder, dir, binary string
 	tests               []test
 }
@@ -36,7 +37,7 @@ type test struct {
 var again = []string{"TestStormSeesPlantedFaults"}
 
 // build compiles the tests of a folder with the overlay.
-func build(root, folder, work string, overlay map[string]string) (*suite, error) {
+func build(ctx context.Context, root, folder, tests, work string, overlay map[string]string) (*suite, error) {
 	text, err := json.Marshal(map[string]any{"Replace": overlay})
 	if err != nil {
 		return nil, err
@@ -45,13 +46,13 @@ func build(root, folder, work string, overlay map[string]string) (*suite, error)
 	if err := os.WriteFile(file, text, 0o600); err != nil {
 		return nil, err
 	}
-	s := &suite{folder: folder, dir: filepath.Join(root, folder), binary: filepath.Join(work, strings.ReplaceAll(folder, "/", "-")+".test")}
+	s := &suite{ctx: ctx, folder: folder, dir: filepath.Join(root, folder), binary: filepath.Join(work, strings.ReplaceAll(folder, "/", "-")+".test")}
 	cmd := exec.Command("go", "test", "-c", "-vet=off", "-overlay", file, "-o", s.binary, "./"+folder)
 	cmd.Dir = root
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("compiling the tests of %s: %w\n%s", folder, err, out)
 	}
-	cmd = exec.Command(s.binary, "-test.list", "^(Test|Fuzz|Example)")
+	cmd = exec.Command(s.binary, "-test.list", tests)
 	cmd.Dir = s.dir
 	out, err := cmd.Output()
 	if err != nil {
@@ -73,6 +74,9 @@ func build(root, folder, work string, overlay map[string]string) (*suite, error)
 // mutants it passes. Children of the test write into the same file.
 func (s *suite) record(work string, out io.Writer) error {
 	for i := range s.tests {
+		if s.ctx.Err() != nil {
+			return s.ctx.Err()
+		}
 		t := &s.tests[i]
 		seen := filepath.Join(work, "seen")
 		if err := os.WriteFile(seen, nil, 0o666); err != nil {
@@ -126,7 +130,7 @@ func (s *suite) run(work string, names []string, mutant int, seen string, limit 
 	for _, n := range names {
 		quoted = append(quoted, regexp.QuoteMeta(n))
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), limit+10*time.Second)
+	ctx, cancel := context.WithTimeout(s.ctx, limit+10*time.Second)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, s.binary, "-test.run", "^("+strings.Join(quoted, "|")+")$", "-test.failfast", "-test.timeout", limit.String())
 	cmd.Dir = s.dir
@@ -180,7 +184,7 @@ const budget = 60 * time.Second
 
 // show runs the tests that pass a mutant, the quick ones and those that pass
 // few others first, until one notices it. A notice counts if the same test
-// fails again.
+// fails again, a timeout if three times the time is too short too.
 func (s *suite) show(work string, id int) (r result, asked int) {
 	var order []*test
 	for i := range s.tests {
@@ -209,10 +213,10 @@ func (s *suite) show(work string, id int) (r result, asked int) {
 		if !r.noticed {
 			continue
 		}
-		if r.by == "a timeout" {
-			return r, asked
-		}
 		failed := r.failed
+		if r.by == "a timeout" {
+			failed, limit = names, 3*limit // others may have had the machine
+		}
 		if len(failed) == 0 {
 			failed = names
 		}

@@ -127,8 +127,11 @@ func TestVerifyRefuses(t *testing.T) {
 			t.Errorf("%s: Verify = %q, %v, %v, want nothing and an error with %q", tt.name, got, signers, err, tt.want)
 		}
 	}
-	if _, _, err := (dsse.Envelope{}).Verify(dsse.PayloadType, publics(a), 1); err == nil {
-		t.Error("the zero Envelope verified")
+	for _, typ := range []string{dsse.PayloadType, ""} {
+		var form *dsse.FormatError
+		if _, _, err := (dsse.Envelope{}).Verify(typ, publics(a), 1); !errors.As(err, &form) {
+			t.Errorf("the zero Envelope as %q: %v, want a *FormatError", typ, err)
+		}
 	}
 }
 
@@ -439,7 +442,19 @@ func TestMerge(t *testing.T) {
 	for range dsse.MaxSignatures + 1 {
 		many = append(many, sign("t", "text", newKey(t, dsse.Ed25519)))
 	}
+	// Each of two is as large as may be; together they are larger.
+	text := strings.Repeat("x", (dsse.MaxEnvelope-200)/4*3)
+	large := [][]byte{sign("t", text, a), sign("t", text, newKey(t, dsse.Ed25519))}
+	for _, e := range large {
+		if _, err := dsse.Parse(e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, err := dsse.Merge(large[0]); err != nil || len(got) > dsse.MaxEnvelope {
+		t.Errorf("one large envelope: %d bytes, %v", len(got), err)
+	}
 	for what, list := range map[string][][]byte{
+		"too large together":  large,
 		"nothing":             nil,
 		"another payload":     {one, sign("t", "Text", b)},
 		"another type":        {one, sign("u", "text", b)},

@@ -320,6 +320,7 @@ func TestPublicKeyRefuses(t *testing.T) {
 
 func TestPrivateKeyRefuses(t *testing.T) {
 	p384 := must(x509.MarshalPKCS8PrivateKey(must(ecdsa.GenerateKey(elliptic.P384(), rand.Reader))))
+	rsaKey := must(rsa.GenerateKey(rand.Reader, 2048))
 	good := string(must(newKey(t, dsse.Ed25519).PEM()))
 	block := func(typ string, der []byte) string {
 		return string(pem.EncodeToMemory(&pem.Block{Type: typ, Bytes: der}))
@@ -328,6 +329,8 @@ func TestPrivateKeyRefuses(t *testing.T) {
 		{"nothing", "", "expected a PEM block"},
 		{"a public key", string(newKey(t, dsse.Ed25519).Public().PEM()), `got "PUBLIC KEY"`},
 		{"P-384", block("PRIVATE KEY", p384), "got P-384"},
+		{"RSA", block("PRIVATE KEY", must(x509.MarshalPKCS8PrivateKey(rsaKey))), "expected Ed25519 or ECDSA P-256, got *rsa.PrivateKey"},
+		{"RSA of OpenSSH", string(pem.EncodeToMemory(must(ssh.MarshalPrivateKey(rsaKey, "")))), "expected Ed25519 or ECDSA P-256, got *rsa.PrivateKey"},
 		{"damaged DER", block("PRIVATE KEY", p384[:50]), "private key:"},
 		{"encrypted PKCS#8", block("ENCRYPTED PRIVATE KEY", p384), "ssh-keygen"},
 		{"SEC 1", block("EC PRIVATE KEY", p384), `got "EC PRIVATE KEY"`},
@@ -337,7 +340,7 @@ func TestPrivateKeyRefuses(t *testing.T) {
 		{"too large", good + strings.Repeat(" ", 1<<20), "expected at most"},
 	}
 	for _, tt := range tests {
-		if _, err := dsse.ParsePrivateKey([]byte(tt.data), nil); err == nil || !strings.Contains(err.Error(), tt.want) {
+		if k, err := dsse.ParsePrivateKey([]byte(tt.data), nil); err == nil || !strings.Contains(err.Error(), tt.want) || !k.Public().IsZero() {
 			t.Errorf("%s: ParsePrivateKey: %v, want an error with %q", tt.name, err, tt.want)
 		}
 	}
@@ -401,6 +404,16 @@ func TestVerifySHA256(t *testing.T) {
 			t.Fatal(err)
 		}
 		k := key.Public()
+		// Nobody knows a message of the zero digest, whatever is signed of it.
+		signer := pkcs8(t, must(key.PEM()))
+		zero := make([]byte, 32)
+		var ofZero []byte
+		if algorithm == dsse.ECDSAP256 {
+			ofZero = must(signer.Sign(rand.Reader, zero, crypto.SHA256))
+		}
+		if k.VerifySHA256(hashpipe.Digest{}, ofZero) {
+			t.Errorf("%s: a signature of the zero digest verifies", algorithm)
+		}
 		if got := k.VerifySHA256(message, sig); got != want {
 			t.Errorf("%s: VerifySHA256 = %v, want %v", algorithm, got, want)
 		}

@@ -25,7 +25,7 @@ func TestMatches(t *testing.T) {
 }
 
 func TestBest(t *testing.T) {
-	lists := [][]string{{"other/*", "acme/*"}, {"acme/a/*"}, {"acme/x"}, {"acme/x"}}
+	lists := [][]string{{"other/*", "acme/*"}, {"acme/a/*"}, {"acme/x"}, {"acme/x"}, {"acme/*", "acme/a/*"}}
 	for model, want := range map[string]int{
 		"acme/b": 0, "acme/a/b": 1, "acme/x": 2, "acme/xy": 0, "other/z": 0, "third/z": -1, "": -1,
 	} {

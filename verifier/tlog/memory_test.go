@@ -241,6 +241,7 @@ func TestParseMemoryRefuses(t *testing.T) {
 		{"fork of two sizes", head + pair(note, w.note(t, 9)), "expected a fork"},
 		{"fork of two logs", head + pair(note, other), "expected a fork"},
 		{"257 logs", many, "expected at most 256 logs"},
+		{"as long as may be", strings.Repeat(" ", tlog.MaxMemory), "clawfs-log-memory/v1"},
 		{"too long", head + strings.Repeat(" ", tlog.MaxMemory), "expected at most 16777216 bytes"},
 	}
 	for _, tt := range tests {

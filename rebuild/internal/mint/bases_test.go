@@ -26,7 +26,7 @@ func TestSignBases(t *testing.T) {
 		}
 	}
 	slices.SortFunc(want, func(a, b hashpipe.Digest) int { return strings.Compare(a.String(), b.String()) })
-	att := attestStatement(t, argv, nil, inputs, "a")
+	att := attestStatement(t, argv, nil, inputs, []verifier.Output{{Name: "a", Path: "a"}})
 	envelope, err := k.Sign(att, run(t, att, "one", argv, "a"), run(t, att, "two", argv, "a"), terms())
 	if err != nil {
 		t.Fatal(err)

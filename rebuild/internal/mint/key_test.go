@@ -133,16 +133,17 @@ func TestOpenRefusals(t *testing.T) {
 		make func(t *testing.T, path string)
 		want string
 	}{
-		"nothing there":    {func(*testing.T, string) {}, "no such file"},
-		"group may read":   {put(text, 0o640), "chmod 600"},
-		"others may read":  {put(text, 0o604), "chmod 600"},
-		"group may write":  {put(text, 0o620), "chmod 600"},
-		"others may enter": {put(text, 0o601), "chmod 600"},
-		"empty":            {put(nil, 0o600), "opening mint key"},
-		"no key":           {put([]byte("hello\n"), 0o600), "opening mint key"},
-		"the public half":  {put(key.Public().PEM(), 0o600), "opening mint key"},
-		"cut short":        {put(text[:len(text)/2], 0o600), "opening mint key"},
-		"too long":         {put(bytes.Repeat([]byte("x"), maxKeyFile+1), 0o600), "more than 16384 bytes"},
+		"nothing there":     {func(*testing.T, string) {}, "no such file"},
+		"group may read":    {put(text, 0o640), "chmod 600"},
+		"others may read":   {put(text, 0o604), "chmod 600"},
+		"group may write":   {put(text, 0o620), "chmod 600"},
+		"others may enter":  {put(text, 0o601), "chmod 600"},
+		"empty":             {put(nil, 0o600), "opening mint key"},
+		"no key":            {put([]byte("hello\n"), 0o600), "opening mint key"},
+		"the public half":   {put(key.Public().PEM(), 0o600), "opening mint key"},
+		"cut short":         {put(text[:len(text)/2], 0o600), "opening mint key"},
+		"too long":          {put(bytes.Repeat([]byte("x"), maxKeyFile+1), 0o600), "more than 16384 bytes"},
+		"as long as may be": {put(bytes.Repeat([]byte("x"), maxKeyFile), 0o600), "opening mint key " + "/"},
 		"symbolic link": {func(t *testing.T, path string) {
 			put(text, 0o600)(t, path+".real")
 			if err := os.Symlink(path+".real", path); err != nil {

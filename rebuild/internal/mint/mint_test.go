@@ -95,11 +95,16 @@ func attest(t *testing.T, argv []string, outputs ...string) verifier.Attestation
 // attestArtifacts is attest with artifacts of the one stage.
 func attestArtifacts(t *testing.T, argv, artifacts []string, outputs ...string) verifier.Attestation {
 	t.Helper()
-	return attestStatement(t, argv, artifacts, nil, outputs...)
+	var named []verifier.Output
+	for _, o := range outputs {
+		named = append(named, verifier.Output{Name: o, Path: o})
+	}
+	return attestStatement(t, argv, artifacts, nil, named)
 }
 
-// attestStatement is attestArtifacts of a ledger with further inputs.
-func attestStatement(t *testing.T, argv, artifacts []string, inputs []verifier.Dependency, outputs ...string) verifier.Attestation {
+// attestStatement is attestArtifacts of a ledger with further inputs, and
+// outputs that are called otherwise than their files.
+func attestStatement(t *testing.T, argv, artifacts []string, inputs []verifier.Dependency, outputs []verifier.Output) verifier.Attestation {
 	t.Helper()
 	publisher, err := dsse.GenerateKey(dsse.ECDSAP256)
 	if err != nil {
@@ -125,9 +130,7 @@ func attestStatement(t *testing.T, argv, artifacts []string, inputs []verifier.D
 		},
 	}
 	st.Predicate.BuildDefinition.ResolvedDependencies = append(st.Predicate.BuildDefinition.ResolvedDependencies, inputs...)
-	for _, o := range outputs {
-		st.Predicate.BuildDefinition.ExternalParameters.Outputs = append(st.Predicate.BuildDefinition.ExternalParameters.Outputs, verifier.Output{Name: o, Path: o})
-	}
+	st.Predicate.BuildDefinition.ExternalParameters.Outputs = outputs
 	payload, err := st.Payload()
 	if err != nil {
 		t.Fatal(err)
@@ -174,17 +177,24 @@ func run(t *testing.T, att verifier.Attestation, host string, argv []string, nam
 
 func runArtifacts(t *testing.T, att verifier.Attestation, host string, argv, artifacts []string, names ...string) sandbox.Result {
 	t.Helper()
+	var wanted []sandbox.Wanted
+	for _, n := range names {
+		wanted = append(wanted, sandbox.Wanted{Name: n, Path: n})
+	}
+	return runWanted(t, att, host, argv, artifacts, wanted)
+}
+
+func runWanted(t *testing.T, att verifier.Attestation, host string, argv, artifacts []string, wanted []sandbox.Wanted) sandbox.Result {
+	t.Helper()
 	w, err := world()
 	if err != nil {
 		t.Fatal(err)
 	}
 	spec := sandbox.Spec{
 		Recipe: att.Digest(), Rootfs: w.image, Dir: t.TempDir(), Variation: sandbox.Variation{Hostname: host},
-		Stages: []sandbox.Stage{{Name: "train", Argv: argv, Artifacts: artifacts}},
-		Limits: sandbox.Limits{MemoryBytes: 128 << 20, OutputBytes: 8 << 20, LogBytes: 64 << 10, Processes: 64, CPUs: 1, Wall: 30 * time.Second},
-	}
-	for _, n := range names {
-		spec.Outputs = append(spec.Outputs, sandbox.Wanted{Name: n, Path: n})
+		Stages:  []sandbox.Stage{{Name: "train", Argv: argv, Artifacts: artifacts}},
+		Outputs: wanted,
+		Limits:  sandbox.Limits{MemoryBytes: 128 << 20, OutputBytes: 8 << 20, LogBytes: 64 << 10, Processes: 64, CPUs: 1, Wall: 30 * time.Second},
 	}
 	res, err := w.runtime.Run(context.Background(), spec)
 	if err != nil {
@@ -327,6 +337,28 @@ func TestSignRefusals(t *testing.T) {
 	}
 }
 
+// What no store would take is an error of the build.
+func TestSignRefusesWhatNoStoreTakes(t *testing.T) {
+	k := newKey(t)
+	argv := []string{"say"}
+	var outputs []verifier.Output
+	var wanted []sandbox.Wanted
+	for i := range 300 {
+		file := fmt.Sprintf("f%d", i)
+		name := strings.Repeat(strings.Repeat("d", 249)+"/", 6) + file
+		argv = append(argv, file, file)
+		outputs = append(outputs, verifier.Output{Name: name, Path: file})
+		wanted = append(wanted, sandbox.Wanted{Name: name, Path: file})
+	}
+	att := attestStatement(t, argv, nil, nil, outputs)
+	first, second := runWanted(t, att, "one", argv, nil, wanted), runWanted(t, att, "two", argv, nil, wanted)
+	envelope, err := k.Sign(att, first, second, terms())
+	wantError(t, err, "minting", fmt.Sprintf("at most %d are stored", capstore.MaxRecord))
+	if envelope != nil {
+		t.Error("an envelope came with the error")
+	}
+}
+
 func TestSignArtifacts(t *testing.T) {
 	k := newKey(t)
 	argv := []string{"say", "a", "alpha", "b", "hostname", "c", "gamma"}
@@ -407,6 +439,25 @@ func TestSignRefusesANamedDigest(t *testing.T) {
 				t.Errorf("unnamed = %v, want named %v", err, tc.named)
 			}
 		})
+	}
+	// A digest that the two alphabets of base64 spell differently.
+	for i := 0; ; i++ {
+		s := hashpipe.SumBytes(fmt.Appendf(nil, "weights %d", i))
+		raw, err := hex.DecodeString(s.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		plain, forURLs := base64.StdEncoding.EncodeToString(raw), base64.URLEncoding.EncodeToString(raw)
+		if plain == forURLs {
+			continue
+		}
+		subjects := []capstore.Subject{{Name: "a", Digest: s.Claim(), Verity: m.Tree().Claim(), Size: m.Size()}}
+		for _, text := range []string{plain, forURLs} {
+			if err := unnamed([]byte(`{"argv":["`+text+`"]}`), subjects); !errors.Is(err, ErrNamed) {
+				t.Errorf("unnamed of %s = %v, want ErrNamed", text, err)
+			}
+		}
+		break
 	}
 	if err := unnamed([]byte(`{"a":`), subjects); err == nil || errors.Is(err, ErrNamed) {
 		t.Errorf("a cut ledger: %v, want an error", err)
