@@ -64,10 +64,11 @@ type host struct {
 	ended chan struct{} // closed when the daemon that was started last has ended
 	said  string        // path of what it wrote to standard error
 
-	// mu guards facts and order.
-	mu    sync.Mutex
+	serial int    // of names
+	undo   func() // of the operation that is tried
+
+	mu    sync.Mutex       // guards facts
 	facts map[string]*fact // by the record's id
-	order []string         // of the facts, as they were sent
 }
 
 // fact is one signed record that the client sent.
@@ -75,6 +76,7 @@ type fact struct {
 	kind, name string
 	envelope   []byte
 	target     string // of a revocation: the capability that is taken back
+	sequence   int64  // of a list
 	acked      bool   // the daemon has answered that it is recorded
 }
 
@@ -234,6 +236,18 @@ func (h *host) tail() string {
 	return string(text[max(0, len(text)-1500):])
 }
 
+// lastWords are the lines with which a process that died began to die, else the
+// end of what it wrote.
+func (h *host) lastWords() string {
+	text, _ := os.ReadFile(h.said)
+	for line := range strings.Lines(string(text)) {
+		if strings.Contains(line, "SIGBUS") || strings.HasPrefix(line, "panic") || strings.HasPrefix(line, "fatal") {
+			return strings.TrimSpace(line)
+		}
+	}
+	return strings.TrimSpace(h.tail())
+}
+
 // kill is kill -9 of the daemon, if there is one.
 func (h *host) kill() {
 	if h.pid == 0 {
@@ -355,7 +369,6 @@ func (h *host) send(f fact) (*fact, error) {
 	if !again {
 		sent = &f
 		h.facts[id] = sent
-		h.order = append(h.order, id)
 	}
 	h.mu.Unlock()
 	var err error
@@ -500,6 +513,7 @@ func (h *host) compare() found {
 	defer h.mu.Unlock()
 	var f found
 	there := make(map[string]bool)
+	var newest int64 // list
 	for _, r := range records {
 		id := recordID(r.Envelope)
 		sent, known := h.facts[id]
@@ -510,6 +524,9 @@ func (h *host) compare() found {
 			f.half = append(f.half, r.Kind+" "+id)
 		}
 		there[id] = true
+		if known {
+			newest = max(newest, sent.sequence)
+		}
 	}
 	for _, r := range status.Rejected {
 		f.half = append(f.half, "rejected row "+r.Key+": "+r.Reason)
@@ -519,7 +536,7 @@ func (h *host) compare() found {
 		switch {
 		case sent.acked:
 			f.acked++
-			if !there[id] {
+			if outgrown := sent.sequence > 0 && sent.sequence <= newest; !there[id] && !outgrown {
 				f.lost = append(f.lost, sent.kind+" "+id)
 			}
 			if sent.target != "" {
