@@ -19,7 +19,7 @@ export GOTOOLCHAIN := local
 #   fsverity              known answers for the fs-verity digest
 #   attr                  getfattr: the reason of a refusal without clawfs
 #   e2fsprogs             mke2fs: the bounded /out of a build
-#   xfsprogs mount        a source whose files can be cloned, in tests
+#   xfsprogs mount        a source whose files can be cloned, and the power losses, in tests
 #   fio                   reads through the mount in each of its ways, in tests
 #   qemu-user-static      the arm64 run of the hashing tests
 #   mmdebstrap zstd       environment images of the examples
@@ -62,7 +62,7 @@ UNIT    := ./...
 #   openssh-server libwrap0   sshd: the source of a ledger over ssh
 SERVER_DEBS := docker-registry openssh-server libwrap0
 
-.PHONY: deps clients client-deps servers slurm slurm-deps build install demo demo-torch demo-xgboost demo-quantize demo-quorum demo-all test test-arm64 test-verity race lint fuzz mutate bench repro ci clean tools
+.PHONY: deps clients client-deps servers slurm slurm-deps build install demo demo-torch demo-xgboost demo-quantize demo-quorum demo-all test test-arm64 test-verity race faults lint fuzz mutate bench repro ci clean tools
 
 # $(call install,PACKAGES) installs those that are missing.
 define install
@@ -172,6 +172,12 @@ test-verity: deps
 race: export GORACE := atexit_sleep_ms=10
 race: build clients servers slurm
 	CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 60m $(UNIT)
+
+# What the suite has a short form of: 200 kills, 40 power losses, each call of each
+# operation that fails, each damage of each file. About an hour.
+FAULTFLAGS ?= -rounds 200 -power 20 -full -within 5s
+faults: build ## the long form of the tests of faults
+	$(GO) test -count=1 -timeout 4h -v -run '^TestFault' ./integration $(FAULTFLAGS)
 
 lint: deps
 	@out=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$out" ] || { echo "gofmt would change:"; echo "$$out"; exit 1; }

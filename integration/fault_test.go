@@ -64,10 +64,11 @@ type host struct {
 	ended chan struct{} // closed when the daemon that was started last has ended
 	said  string        // path of what it wrote to standard error
 
-	// mu guards facts and order.
-	mu    sync.Mutex
+	serial int    // of names
+	undo   func() // of the operation that is tried
+
+	mu    sync.Mutex       // guards facts
 	facts map[string]*fact // by the record's id
-	order []string         // of the facts, as they were sent
 }
 
 // fact is one signed record that the client sent.
@@ -75,6 +76,7 @@ type fact struct {
 	kind, name string
 	envelope   []byte
 	target     string // of a revocation: the capability that is taken back
+	sequence   int64  // of a list
 	acked      bool   // the daemon has answered that it is recorded
 }
 
@@ -120,20 +122,13 @@ func hostOf(w *world) *host {
 }
 
 // end kills what the host has started and takes its mounts away.
-func (h *host) end() {
-	h.kill()
-	h.dropMounts()
-}
+func (h *host) end() { h.dropMounts() }
 
-// dropMounts kills the mount processes, as a machine that loses its power does.
+// dropMounts kills everything that runs for this state directory, as a machine
+// does that loses its power, and takes the mounts away.
 func (h *host) dropMounts() {
-	locks, _ := filepath.Glob(filepath.Join(h.state, "run", "mounts", "*.lock"))
-	for _, lock := range locks {
-		if pid := holder(lock); pid > 0 {
-			syscall.Kill(pid, syscall.SIGKILL)
-			h.eventually("the mount process is gone", func() bool { return !alive(pid) })
-		}
-	}
+	h.kill()
+	h.killAll()
 	table, err := os.ReadFile("/proc/self/mounts")
 	if err != nil {
 		h.t.Error(err)
@@ -145,17 +140,40 @@ func (h *host) dropMounts() {
 	}
 }
 
-// holder returns the process that a lock file names, if it lives.
-func holder(lock string) int {
-	text, err := os.ReadFile(lock)
+// killAll kills the processes whose command line has this state directory and
+// all of the words, until there is none.
+func (h *host) killAll(words ...string) {
+	h.eventually("the processes are gone", func() bool {
+		gone := true
+		for _, pid := range h.processes(words...) {
+			gone = false
+			syscall.Kill(pid, syscall.SIGKILL)
+		}
+		return gone
+	})
+}
+
+func (h *host) processes(words ...string) (list []int) {
+	all, err := os.ReadDir("/proc")
 	if err != nil {
-		return 0
+		h.t.Fatal(err)
 	}
-	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
-	if err != nil || !alive(pid) {
-		return 0
+	for _, e := range all {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		line, _ := os.ReadFile("/proc/" + e.Name() + "/cmdline")
+		args := strings.Split(string(line), "\x00")
+		has := slices.Contains(args, h.state) && alive(pid)
+		for _, w := range words {
+			has = has && slices.Contains(args, w)
+		}
+		if has {
+			list = append(list, pid)
+		}
 	}
-	return pid
+	return list
 }
 
 func alive(pid int) bool {
@@ -234,7 +252,20 @@ func (h *host) tail() string {
 	return string(text[max(0, len(text)-1500):])
 }
 
-// kill is kill -9 of the daemon, if there is one.
+// lastWords are the lines with which a process that died began to die, else the
+// end of what it wrote.
+func (h *host) lastWords() string {
+	text, _ := os.ReadFile(h.said)
+	for line := range strings.Lines(string(text)) {
+		if strings.Contains(line, "SIGBUS") || strings.HasPrefix(line, "panic") || strings.HasPrefix(line, "fatal") {
+			return strings.TrimSpace(line)
+		}
+	}
+	return strings.TrimSpace(h.tail())
+}
+
+// kill is kill -9 of the daemon, if there is one, also of one that a verb has
+// started.
 func (h *host) kill() {
 	if h.pid == 0 {
 		return
@@ -242,6 +273,7 @@ func (h *host) kill() {
 	syscall.Kill(h.pid, syscall.SIGKILL)
 	<-h.ended
 	h.pid = 0
+	h.killAll("daemon")
 }
 
 // hasEnded reports whether the daemon is gone.
@@ -355,7 +387,6 @@ func (h *host) send(f fact) (*fact, error) {
 	if !again {
 		sent = &f
 		h.facts[id] = sent
-		h.order = append(h.order, id)
 	}
 	h.mu.Unlock()
 	var err error
@@ -430,6 +461,7 @@ type found struct {
 	half             []string // there, and not as it was sent
 	never            []string // there, and never sent
 	unacked, present int      // sent and not acknowledged, and how many of these are there
+	cut              int      // unfinished ends of journals that the start cut off, and told of
 }
 
 func (f found) bad() bool {
@@ -500,6 +532,7 @@ func (h *host) compare() found {
 	defer h.mu.Unlock()
 	var f found
 	there := make(map[string]bool)
+	var newest int64 // list
 	for _, r := range records {
 		id := recordID(r.Envelope)
 		sent, known := h.facts[id]
@@ -510,8 +543,15 @@ func (h *host) compare() found {
 			f.half = append(f.half, r.Kind+" "+id)
 		}
 		there[id] = true
+		if known {
+			newest = max(newest, sent.sequence)
+		}
 	}
 	for _, r := range status.Rejected {
+		if strings.HasPrefix(r.Key, "kept/") && strings.Contains(r.Reason, "nobody was told of") {
+			f.cut++
+			continue
+		}
 		f.half = append(f.half, "rejected row "+r.Key+": "+r.Reason)
 	}
 	takenBack := make(map[string]bool) // capabilities, by an acknowledged revocation
@@ -519,7 +559,7 @@ func (h *host) compare() found {
 		switch {
 		case sent.acked:
 			f.acked++
-			if !there[id] {
+			if outgrown := sent.sequence > 0 && sent.sequence <= newest; !there[id] && !outgrown {
 				f.lost = append(f.lost, sent.kind+" "+id)
 			}
 			if sent.target != "" {

@@ -13,8 +13,8 @@ import (
 // built holds the programs that TestMain builds, and the environment image
 // whose only program is the trainer.
 var built struct {
-	dir, clawfs, forger string
-	image, digest       string
+	dir, clawfs, forger, faultfs string
+	image, digest                string
 }
 
 func TestMain(m *testing.M) {
@@ -48,12 +48,14 @@ func run(m *testing.M) (int, error) {
 	built.dir = dir
 	built.clawfs = filepath.Join(dir, "clawfs")
 	built.forger = filepath.Join(dir, "forger")
+	built.faultfs = filepath.Join(dir, "faultfs")
 	built.image = filepath.Join(dir, "image")
 	trainer := filepath.Join(dir, "trainer")
 	for program, pkg := range map[string]string{
-		built.clawfs: "../cmd/clawfs",
-		built.forger: "./testdata/forger",
-		trainer:      "./testdata/trainer",
+		built.clawfs:  "../cmd/clawfs",
+		built.forger:  "./testdata/forger",
+		built.faultfs: "./testdata/faultfs",
+		trainer:       "./testdata/trainer",
 	} {
 		build := exec.Command("go", "build", "-trimpath", "-o", program, pkg)
 		build.Env = append(os.Environ(), "CGO_ENABLED=0")
