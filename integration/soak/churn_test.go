@@ -3,7 +3,6 @@ package soak
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -233,7 +232,7 @@ func (w *world) storm() {
 				}
 			}
 		}
-		if errors.Is(err, syscall.ENOSPC) || errors.Is(err, fs.ErrPermission) {
+		if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EIO) {
 			w.run.fail("turning %s over: %v", dir, err)
 		}
 		w.run.count.add("storm", 1)

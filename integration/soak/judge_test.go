@@ -83,18 +83,16 @@ func (l *life) judge(s *seat, fates ...*fate) {
 	}
 }
 
-// measureRevocation notes how long after the confirmation the last open succeeded
-// that had begun before; an open that begins later is the model's.
+// measureRevocation notes how long after the reply an open still succeeded. That is
+// before the mount has confirmed it: an open later than that is the model's.
 func (l *life) measureRevocation(s *seat, f *fate, events []event) {
 	last := int64(0)
 	for _, e := range events {
-		if e.Errno == 0 && e.Call > f.call {
-			last = max(last, e.Call)
+		if e.Errno == 0 && e.Call > f.replied {
+			last = max(last, e.Call-f.replied)
 		}
 	}
-	if last > 0 {
-		l.world.run.count.slowest("revocation sent to last open", time.Duration(last-f.call))
-	}
+	l.world.run.count.slowest("last open after the reply to "+f.how+", world "+l.world.name, time.Duration(last))
 }
 
 // written are the errors of an open or a read of a file that others write to: it is

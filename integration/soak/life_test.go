@@ -38,6 +38,8 @@ type fate struct {
 	call int64
 	how  string
 
+	replied int64 // by the daemon or the verb
+
 	mu  sync.Mutex // guards ret
 	ret map[*mountpoint]int64
 }
@@ -183,6 +185,7 @@ func (l *life) send(f *fate, attempt func() (confirmed []*mountpoint, err error)
 		now := monotonic()
 		var no *refusal
 		if err == nil {
+			f.replied = now
 			for _, m := range sure {
 				f.returned(m, now)
 			}
