@@ -258,8 +258,7 @@ var stressors = [][]string{
 	{"--flock", "1"},
 	{"--open", "1", "--open-max", "64"},
 	{"--xattr", "1"},
-	{"--copy-file", "1", "--copy-file-bytes", "16M"},
-	{"--punch", "1", "--punch-bytes", "16M"},
+	{"--copy-file", "1", "--copy-file-bytes", "128M"},
 	{"--filename", "1"},
 }
 

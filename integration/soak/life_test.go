@@ -172,7 +172,7 @@ func writeFile(path string, c content) error {
 
 // sendPatience bounds how long a record is sent again. The daemon is never away
 // for so long.
-const sendPatience = 40 * time.Second
+const sendPatience = 90 * time.Second
 
 // send hands a record over until the daemon takes it, by the socket or by a verb.
 // It returns the mounts that a verb said nothing of: they have the record.
