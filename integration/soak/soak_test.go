@@ -36,6 +36,8 @@ type soak struct {
 	count   *tally
 	keys    atomic.Int64
 
+	sink func(string) // takes failures instead of the test, if it is not nil
+
 	ctx   context.Context // ends when the time is over
 	parts sync.WaitGroup
 
@@ -49,6 +51,10 @@ const maxFailures = 30
 func (s *soak) fail(format string, args ...any) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.sink != nil {
+		s.sink(fmt.Sprintf(format, args...))
+		return
+	}
 	if s.failures++; s.failures <= maxFailures {
 		s.t.Errorf("%.1f s: %s", time.Since(s.began).Seconds(), fmt.Sprintf(format, args...))
 	}
