@@ -35,10 +35,10 @@ type life struct {
 // at each.
 type fate struct {
 	kind kind
-	call int64
 	how  string
 
-	replied int64 // by the daemon or the verb
+	calls   []int64 // of the attempts
+	replied int64   // by the daemon or the verb, to the last of them; 0: nobody knows
 
 	mu  sync.Mutex // guards ret
 	ret map[*mountpoint]int64
@@ -179,8 +179,8 @@ const sendPatience = 90 * time.Second
 func (l *life) send(f *fate, attempt func() (confirmed []*mountpoint, err error)) error {
 	w := l.world
 	f.ret = make(map[*mountpoint]int64)
-	f.call = monotonic()
 	for end := time.Now().Add(sendPatience); ; w.run.count.add("sent again", 1) {
+		f.calls = append(f.calls, monotonic())
 		sure, err := attempt()
 		now := monotonic()
 		var no *refusal
@@ -202,6 +202,10 @@ func (l *life) send(f *fate, attempt func() (confirmed []*mountpoint, err error)
 		if errors.As(err, &no) && no.status < 500 {
 			return fmt.Errorf("%s of %s refused: %w", f.how, l.name, err)
 		}
+		if errors.Is(err, errKilled) {
+			w.run.count.add("clients killed", 1)
+			return nil
+		}
 		if time.Now().After(end) {
 			return fmt.Errorf("%s of %s: not taken in %v: %w", f.how, l.name, sendPatience, err)
 		}
@@ -219,6 +223,9 @@ func cause(err error) string {
 	parts := strings.Split(strings.TrimSpace(err.Error()), ": ")
 	return parts[len(parts)-1]
 }
+
+// errKilled says that the client was killed, and that nobody asks again.
+var errKilled = errors.New("the client was killed")
 
 // byVerb runs a verb that takes a record. Only what the daemon's absence explains
 // is tried again.
@@ -254,11 +261,18 @@ func (l *life) revoke(text []byte) (*fate, error) {
 	ask := func() ([]*mountpoint, error) {
 		return nil, l.world.ask(http.MethodPost, "/v1/revocations", map[string]any{"envelope": text}, nil)
 	}
-	if rand.IntN(4) == 0 && !l.world.socketOnly {
+	switch n := rand.IntN(12); {
+	case l.world.socketOnly:
+	case n < 3:
 		f.how = "revocation by the verb"
 		ask = func() ([]*mountpoint, error) {
 			// A revocation of its own: the verb signs one at each attempt.
 			return l.byVerb("revoke", "--kind", "file", l.sum, "--reason", "the soak takes it back")
+		}
+	case n == 3:
+		f.how = "revocation by a verb that is killed"
+		ask = func() ([]*mountpoint, error) {
+			return nil, l.world.killedVerb("revoke", "--kind", "file", l.sum, "--reason", "the soak takes it back")
 		}
 	}
 	err := l.send(f, ask)

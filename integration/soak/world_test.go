@@ -169,6 +169,20 @@ func (w *world) verb(args ...string) (result, error) {
 	return result{cmd.ProcessState.ExitCode(), out.String(), errs.String()}, nil
 }
 
+// killedVerb runs a verb and kills it a moment later. If it has ended by then, it is
+// as if it had been killed after its last act: the answer is not looked at.
+func (w *world) killedVerb(args ...string) error {
+	cmd := exec.Command(w.bin, append([]string{"--state", w.state}, args...)...)
+	cmd.Env = w.environment()
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	time.Sleep(rand.N(w.run.phase / 2))
+	cmd.Process.Kill()
+	cmd.Wait()
+	return errKilled
+}
+
 func (w *world) must(args ...string) {
 	w.t.Helper()
 	if r, err := w.verb(args...); err != nil || r.code != 0 {
