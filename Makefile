@@ -62,7 +62,7 @@ UNIT    := ./...
 #   openssh-server libwrap0   sshd: the source of a ledger over ssh
 SERVER_DEBS := docker-registry openssh-server libwrap0
 
-.PHONY: deps clients client-deps servers slurm slurm-deps build install demo demo-torch demo-xgboost demo-quantize demo-quorum demo-all test test-arm64 test-verity race faults lint fuzz mutate bench repro ci clean tools
+.PHONY: deps clients client-deps servers slurm slurm-deps build install demo demo-torch demo-xgboost demo-quantize demo-quorum demo-all test test-arm64 test-verity race faults soak lint fuzz mutate bench repro ci clean tools
 
 # $(call install,PACKAGES) installs those that are missing.
 define install
@@ -187,6 +187,14 @@ lint: deps
 	shellcheck $$(git ls-files '*.sh' '*/clawfs-signer-*' .ci/run)
 	$(GO) mod tidy -diff
 	$(GO) mod verify
+
+# Everything at once for SOAK, with the race detector; curves.csv and summary.txt
+# of the run are left in build/soak. stress-ng works in the source of the mounts.
+SOAK ?= 5m
+SOAK_DEBS := stress-ng
+soak: deps
+	$(call install,$(SOAK_DEBS))
+	CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 0 -v -run '^TestSoak$$' ./integration/soak -soak.time $(SOAK) -soak.stress-ng -soak.out $(CURDIR)/build/soak
 
 FUZZTIME ?= 20s
 fuzz: deps ## every fuzz target for FUZZTIME

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"net"
 	"os"
 	"reflect"
 	"runtime"
@@ -84,9 +85,10 @@ func (d *daemon) loggedCapabilities(now time.Time) ([]control.Capability, error)
 	return list, nil
 }
 
-// resources are what this process uses. What the kernel does not say is 0.
-func (d *daemon) resources() control.Resources {
-	r := control.Resources{Goroutines: runtime.NumGoroutine(), Connections: control.Connections(d.listener)}
+// resources are what this process uses, whose control socket is l. What the kernel
+// does not say is 0.
+func resources(l net.Listener) control.Resources {
+	r := control.Resources{Goroutines: runtime.NumGoroutine(), Connections: control.Connections(l)}
 	if list, err := os.ReadDir("/proc/self/fd"); err == nil {
 		r.Descriptors = len(list) - 1 // the one that reads this
 	}
@@ -101,7 +103,7 @@ func (d *daemon) resources() control.Resources {
 
 func (d *daemon) status() (control.Status, error) {
 	s := control.Status{
-		Version: readVersion().Version, Protocol: control.Protocol(), Resources: d.resources(), PID: os.Getpid(), State: string(d.state), StartedAt: d.started,
+		Version: readVersion().Version, Protocol: control.Protocol(), Resources: resources(d.listener), PID: os.Getpid(), State: string(d.state), StartedAt: d.started,
 		Jobs: map[string]int{}, Mounts: d.mounts.list(), Revocations: len(d.store.View().InForce()), Warnings: d.warnings(),
 		Generation: d.store.View().Extent(),
 	}

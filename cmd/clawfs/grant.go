@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/openclaw/clawfs/capstore"
+	"github.com/openclaw/clawfs/cmd/clawfs/internal/config"
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/control"
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/memory"
 	"github.com/openclaw/clawfs/rebuild"
@@ -292,23 +293,34 @@ func (a *app) await(ctx context.Context, c *control.Client, job capstore.Job, ti
 }
 
 // awaitMounts waits a moment until every mount has what the store has now, and
-// returns those that have not said so.
+// returns those that have not said so: also those of which the daemon does not know
+// yet, because it has just started, and all of them if it does not answer any more.
 func (a *app) awaitMounts(ctx context.Context, c *control.Client) (late []string) {
 	for end := time.Now().Add(2 * time.Second); ; wait(ctx, time.After(20*time.Millisecond)) {
-		s, err := c.Status(ctx)
-		if err != nil {
-			return nil
-		}
-		late = nil
-		for _, m := range s.Mounts {
-			if m.Report == nil || m.Report.Generation < s.Generation {
-				late = append(late, m.Mountpoint)
-			}
-		}
-		if len(late) == 0 || ctx.Err() != nil || time.Now().After(end) {
+		s, err := c.Status(ctx) // of what came before: the zero status has no mounts
+		late = unconfirmed(a.config(), s)
+		if err == nil && len(late) == 0 || ctx.Err() != nil || time.Now().After(end) {
 			return late
 		}
 	}
+}
+
+// unconfirmed are the mounts, of a status and of those that are wished for, which
+// have not reported to be as far as the store.
+func unconfirmed(state config.State, s control.Status) (late []string) {
+	confirmed := make(map[string]bool)
+	for _, m := range s.Mounts {
+		if confirmed[m.Mountpoint] = m.Report != nil && m.Report.Generation >= s.Generation; !confirmed[m.Mountpoint] {
+			late = append(late, m.Mountpoint)
+		}
+	}
+	records, _, _ := readRecords(state)
+	for _, r := range records {
+		if _, known := confirmed[r.Mountpoint]; !known {
+			late = append(late, r.Mountpoint)
+		}
+	}
+	return late
 }
 
 // bareHash matches a SHA-256 as people copy it, also as sha256sum prints it.

@@ -179,7 +179,7 @@ func (s *stricken) status() control.Status {
 		warnings = append(warnings, fmt.Sprintf("%d revocations are in force on the mounts and on no disk: they are lost if the daemon and the mounts end; next: make room in the file system of %s", unsaved, s.h.state.Kept()))
 	}
 	return control.Status{
-		Version: readVersion().Version, PID: os.Getpid(), State: string(s.h.state), StartedAt: s.h.started,
+		Version: readVersion().Version, Protocol: control.Protocol(), Resources: resources(s.h.listener), PID: os.Getpid(), State: string(s.h.state), StartedAt: s.h.started,
 		Store: &control.StoreTrouble{Cause: t.cause, Error: t.Error(), Next: t.next(s.h.state), Since: s.since, RetryAt: retry, Waiting: waiting},
 		Jobs:  map[string]int{}, Mounts: s.h.mounts.list(), Warnings: warnings,
 	}

@@ -14,7 +14,7 @@ import (
 
 // backPatience is how long a mount may be away that nobody wants to be away, and
 // how long a daemon may take to end that was told to.
-const backPatience = 30 * time.Second
+const backPatience = time.Minute
 
 // wreck does one thing after the other to the processes of a world until the soak
 // ends, and leaves everything running.

@@ -3,7 +3,6 @@ package soak
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -233,7 +232,7 @@ func (w *world) storm() {
 				}
 			}
 		}
-		if errors.Is(err, syscall.ENOSPC) || errors.Is(err, fs.ErrPermission) {
+		if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EIO) {
 			w.run.fail("turning %s over: %v", dir, err)
 		}
 		w.run.count.add("storm", 1)
@@ -259,8 +258,7 @@ var stressors = [][]string{
 	{"--flock", "1"},
 	{"--open", "1", "--open-max", "64"},
 	{"--xattr", "1"},
-	{"--copy-file", "1", "--copy-file-bytes", "16M"},
-	{"--punch", "1", "--punch-bytes", "16M"},
+	{"--copy-file", "1", "--copy-file-bytes", "128M"},
 	{"--filename", "1"},
 }
 

@@ -49,7 +49,7 @@ func (l *life) judge(s *seat, fates ...*fate) {
 	run := l.world.run
 	var history []porcupine.Operation
 	for _, f := range fates {
-		history = append(history, porcupine.Operation{Input: input{kind: f.kind}, Output: true, Call: f.call, Return: f.at(s.at), Metadata: f.how})
+		history = append(history, f.operations(s.at)...)
 	}
 	s.mu.Lock()
 	events := s.events
@@ -83,18 +83,35 @@ func (l *life) judge(s *seat, fates ...*fate) {
 	}
 }
 
-// measureRevocation notes how long after the confirmation the last open succeeded
-// that had begun before; an open that begins later is the model's.
+// operations are what a fate is for the model, at one mount.
+func (f *fate) operations(m *mountpoint) (list []porcupine.Operation) {
+	last := len(f.calls) - 1
+	op := porcupine.Operation{Input: input{kind: f.kind}, Output: true, Call: f.calls[0], Return: f.at(m), Metadata: f.how}
+	if f.kind == grant {
+		return append(list, op)
+	}
+	for i, call := range f.calls {
+		if op.Call = call; i == last && f.replied != 0 {
+			return append(list, op)
+		}
+		list = append(list, porcupine.Operation{Input: input{kind: attempt}, Output: true, Call: call, Return: pending, Metadata: f.how})
+	}
+	return list
+}
+
+// measureRevocation notes how long after the reply an open still succeeded. That is
+// before the mount has confirmed it: an open later than that is the model's.
 func (l *life) measureRevocation(s *seat, f *fate, events []event) {
+	if f.replied == 0 {
+		return
+	}
 	last := int64(0)
 	for _, e := range events {
-		if e.Errno == 0 && e.Call > f.call {
-			last = max(last, e.Call)
+		if e.Errno == 0 && e.Call > f.replied {
+			last = max(last, e.Call-f.replied)
 		}
 	}
-	if last > 0 {
-		l.world.run.count.slowest("revocation sent to last open", time.Duration(last-f.call))
-	}
+	l.world.run.count.slowest("last open after the reply to "+f.how+", world "+l.world.name, time.Duration(last))
 }
 
 // written are the errors of an open or a read of a file that others write to: it is

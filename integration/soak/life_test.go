@@ -35,8 +35,10 @@ type life struct {
 // at each.
 type fate struct {
 	kind kind
-	call int64
 	how  string
+
+	calls   []int64 // of the attempts
+	replied int64   // by the daemon or the verb, to the last of them; 0: nobody knows
 
 	mu  sync.Mutex // guards ret
 	ret map[*mountpoint]int64
@@ -170,19 +172,20 @@ func writeFile(path string, c content) error {
 
 // sendPatience bounds how long a record is sent again. The daemon is never away
 // for so long.
-const sendPatience = 40 * time.Second
+const sendPatience = 90 * time.Second
 
 // send hands a record over until the daemon takes it, by the socket or by a verb.
 // It returns the mounts that a verb said nothing of: they have the record.
 func (l *life) send(f *fate, attempt func() (confirmed []*mountpoint, err error)) error {
 	w := l.world
 	f.ret = make(map[*mountpoint]int64)
-	f.call = monotonic()
 	for end := time.Now().Add(sendPatience); ; w.run.count.add("sent again", 1) {
+		f.calls = append(f.calls, monotonic())
 		sure, err := attempt()
 		now := monotonic()
 		var no *refusal
 		if err == nil {
+			f.replied = now
 			for _, m := range sure {
 				f.returned(m, now)
 			}
@@ -198,6 +201,10 @@ func (l *life) send(f *fate, attempt func() (confirmed []*mountpoint, err error)
 		}
 		if errors.As(err, &no) && no.status < 500 {
 			return fmt.Errorf("%s of %s refused: %w", f.how, l.name, err)
+		}
+		if errors.Is(err, errKilled) {
+			w.run.count.add("clients killed", 1)
+			return nil
 		}
 		if time.Now().After(end) {
 			return fmt.Errorf("%s of %s: not taken in %v: %w", f.how, l.name, sendPatience, err)
@@ -216,6 +223,9 @@ func cause(err error) string {
 	parts := strings.Split(strings.TrimSpace(err.Error()), ": ")
 	return parts[len(parts)-1]
 }
+
+// errKilled says that the client was killed, and that nobody asks again.
+var errKilled = errors.New("the client was killed")
 
 // byVerb runs a verb that takes a record. Only what the daemon's absence explains
 // is tried again.
@@ -251,11 +261,18 @@ func (l *life) revoke(text []byte) (*fate, error) {
 	ask := func() ([]*mountpoint, error) {
 		return nil, l.world.ask(http.MethodPost, "/v1/revocations", map[string]any{"envelope": text}, nil)
 	}
-	if rand.IntN(4) == 0 {
+	switch n := rand.IntN(12); {
+	case l.world.socketOnly:
+	case n < 3:
 		f.how = "revocation by the verb"
 		ask = func() ([]*mountpoint, error) {
 			// A revocation of its own: the verb signs one at each attempt.
 			return l.byVerb("revoke", "--kind", "file", l.sum, "--reason", "the soak takes it back")
+		}
+	case n == 3:
+		f.how = "revocation by a verb that is killed"
+		ask = func() ([]*mountpoint, error) {
+			return nil, l.world.killedVerb("revoke", "--kind", "file", l.sum, "--reason", "the soak takes it back")
 		}
 	}
 	err := l.send(f, ask)
@@ -277,7 +294,7 @@ func (l *life) grant() (*fate, capstore.Predicate, capstore.Subject, error) {
 		}
 		return nil, err
 	}
-	if rand.IntN(4) == 0 {
+	if rand.IntN(4) == 0 && !l.world.socketOnly {
 		f.how = "grant by the verb"
 		file := filepath.Join(l.world.run.dir, l.name+"."+l.world.name+".cap")
 		if err := os.WriteFile(file, text, 0o600); err != nil {

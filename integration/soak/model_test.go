@@ -16,6 +16,7 @@ type kind int
 const (
 	grant kind = iota
 	revoke
+	attempt // to revoke, of which nobody knows what became
 	open
 )
 
@@ -32,7 +33,7 @@ const pending = math.MaxInt64
 
 // model says what grant, revoke and open of one content at one mount promise.
 //
-// A content is first unknown, then granted, then revoked, which is for ever; a
+// A content is unknown, granted or revoked. What is revoked stays so; a
 // revocation that comes before its grant holds too ("revoked on arrival"). An open
 // succeeds in the state granted and in no other. It is refused with EACCES in the
 // others, and in the state granted only if somebody writes to the file.
@@ -49,10 +50,18 @@ const pending = math.MaxInt64
 //
 // Until then an open may see the old state or the new one, but once one has seen
 // the new one, none that begins later sees the old one: the view of a mount process
-// only grows, and its successor begins with all that the daemon has. An operation
-// whose answer was lost (the daemon was killed, the client was) is sent again, for
-// a record twice is the record once; all attempts are one operation. If none is
-// answered it is pending to the end.
+// only grows, and its successor begins with all that the daemon has.
+//
+// A grant whose answer was lost (the daemon was killed, or the client) is sent
+// again: a record twice is the record once, and all attempts are one operation. If
+// none is answered it is pending to the end.
+//
+// A revocation whose answer was lost promises nothing either way. It is in force
+// before it is on the disk, so mounts may obey it already, and forget it if the
+// daemon and the mount process are killed in that moment: they err on the side that
+// refuses. So such an attempt is an operation of its own, after which a granted
+// content is in doubt: an open of it may do either. It is sent again, and what is
+// then acknowledged is the revocation.
 //
 // Opens that end otherwise (a mount that is away, a file being written) say nothing
 // about the state; excused judges them.
@@ -61,15 +70,20 @@ var model = porcupine.Model{
 	Step: func(state, in, out any) (bool, any) {
 		switch op := in.(input); op.kind {
 		case grant:
-			if state == "revoked" {
-				return true, "revoked"
+			if state == "unknown" {
+				return true, "granted"
 			}
-			return true, "granted"
+			return true, state
 		case revoke:
 			return true, "revoked"
+		case attempt:
+			if state == "granted" {
+				return true, "in doubt"
+			}
+			return true, state
 		default:
 			if out.(bool) {
-				return state == "granted", state
+				return state == "granted" || state == "in doubt", state
 			}
 			return state != "granted" || op.lenient, state
 		}
@@ -80,6 +94,8 @@ var model = porcupine.Model{
 			return "grant"
 		case revoke:
 			return "revoke"
+		case attempt:
+			return "attempt to revoke"
 		}
 		if out.(bool) {
 			return "open: ok"

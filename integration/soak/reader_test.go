@@ -152,21 +152,28 @@ func readOnce(a assignment) (e event) {
 			e.Failed, e.At = errno(err), monotonic()
 		}
 	}
+	// A read may be short where the next one fails. One of nothing before the
+	// content's end is wrong.
 	part := func(off int64, buf []byte) bool {
-		n, err := unix.Pread(fd, buf, off)
-		if err != nil {
-			fail(err)
-			return false
+		for end := min(off+int64(len(buf)), a.Content.Size); off < end; {
+			n, err := unix.Pread(fd, buf[:end-off], off)
+			if err != nil {
+				fail(err)
+				return false
+			}
+			if n == 0 && e.Wrong == "" {
+				e.Wrong = fmt.Sprintf("the content of %d bytes ends at %d", a.Content.Size, off)
+			}
+			if n == 0 {
+				return false
+			}
+			if d := a.Content.differs(off, buf[:n]); d != "" && e.Wrong == "" {
+				e.Wrong = d
+			}
+			e.Bytes += int64(n)
+			off += int64(n)
 		}
-		if want := min(int64(len(buf)), a.Content.Size-off); int64(n) != want && e.Wrong == "" {
-			e.Wrong = fmt.Sprintf("read %d bytes at %d, want %d", n, off, want)
-			return false
-		}
-		e.Bytes += int64(n)
-		if d := a.Content.differs(off, buf[:n]); d != "" && e.Wrong == "" {
-			e.Wrong = d
-		}
-		return n > 0
+		return true
 	}
 	random := func() int64 { return rand.Int64N(a.Content.Size) }
 	switch e.Way {

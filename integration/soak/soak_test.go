@@ -36,6 +36,8 @@ type soak struct {
 	count   *tally
 	keys    atomic.Int64
 
+	sink func(string) // takes failures instead of the test, if it is not nil
+
 	ctx   context.Context // ends when the time is over
 	parts sync.WaitGroup
 
@@ -49,6 +51,10 @@ const maxFailures = 30
 func (s *soak) fail(format string, args ...any) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.sink != nil {
+		s.sink(fmt.Sprintf(format, args...))
+		return
+	}
 	if s.failures++; s.failures <= maxFailures {
 		s.t.Errorf("%.1f s: %s", time.Since(s.began).Seconds(), fmt.Sprintf(format, args...))
 	}
@@ -150,6 +156,10 @@ func TestSoak(t *testing.T) {
 	s := newSoak(t, *soakTime)
 	s.worlds = []*world{newWorld(t, s, "rough", "off", "copy", "reflink"), newWorld(t, s, "calm", "off", "reflink")}
 	rough, calm := s.worlds[0], s.worlds[1]
+	acme, err := calm.newPublisher()
+	if err != nil {
+		t.Fatal(err)
+	}
 	stop := s.start(4)
 	defer stop()
 	var work sync.WaitGroup
@@ -160,6 +170,7 @@ func TestSoak(t *testing.T) {
 		work.Go(func() { calm.cell(i, i%2 == 1) })
 	}
 	work.Go(rough.wreck)
+	work.Go(func() { calm.rebuilds(acme) })
 	for _, w := range s.worlds {
 		work.Go(w.storm)
 		for _, m := range w.mounts {
@@ -177,6 +188,7 @@ func TestSoak(t *testing.T) {
 	p := &sampler{run: s}
 	work.Go(p.watch)
 	s.finish(&work)
+	s.count.slowest("end after the time was over", time.Since(s.began)-s.length)
 	s.conclude(p)
 }
 
@@ -259,7 +271,7 @@ func (s *soak) conclude(p *sampler) {
 	}
 	t.Logf("\n%s", text)
 	// A soak in which nothing happened shows nothing.
-	for _, what := range []string{"opens", "bytes", "contents", "histories", "churn", "storm", "open off: ok", "open copy: ok", "open reflink: ok", "open off: " + unix.EACCES.Error()} {
+	for _, what := range []string{"opens", "bytes", "contents", "histories", "churn", "storm", "rebuilds", "open off: ok", "open copy: ok", "open reflink: ok", "open off: " + unix.EACCES.Error()} {
 		if s.count.get(what) == 0 {
 			t.Errorf("nothing happened: %s is 0", what)
 		}

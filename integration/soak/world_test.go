@@ -42,6 +42,7 @@ type world struct {
 	revoker    dsse.PrivateKey
 	publisher  dsse.PrivateKey
 	seen       watcher
+	socketOnly bool // no verbs: the client's socket is not the daemon's
 
 	// breaking is held while somebody ends or starts processes of this world.
 	breaking sync.Mutex
@@ -83,6 +84,16 @@ func (m *mountpoint) wasAway(from, to int64) bool {
 	return slices.ContainsFunc(m.outages, func(o outage) bool { return o.start <= to && from <= o.end })
 }
 
+func socketClient(path string) *http.Client {
+	return &http.Client{Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, "unix", path)
+		},
+		DisableKeepAlives: true,
+	}}
+}
+
 // newWorld initialises a state directory and mounts its source by each of seals.
 // The source is on xfs, so that every tier can be had.
 func newWorld(t *testing.T, s *soak, name string, seals ...string) *world {
@@ -91,13 +102,7 @@ func newWorld(t *testing.T, s *soak, name string, seals ...string) *world {
 	w := &world{
 		t: t, run: s, name: name, bin: build(t), state: filepath.Join(base, "state"), src: filepath.Join(s.disk, name),
 	}
-	w.client = &http.Client{Transport: &http.Transport{
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			var d net.Dialer
-			return d.DialContext(ctx, "unix", filepath.Join(w.state, "run", "clawfs.sock"))
-		},
-		DisableKeepAlives: true,
-	}}
+	w.client = socketClient(filepath.Join(w.state, "run", "clawfs.sock"))
 	if err := errors.Join(os.Mkdir(base, 0o755), os.Mkdir(w.src, 0o755)); err != nil {
 		t.Fatal(err)
 	}
@@ -162,6 +167,20 @@ func (w *world) verb(args ...string) (result, error) {
 		return result{}, fmt.Errorf("clawfs %q: %w", args, err)
 	}
 	return result{cmd.ProcessState.ExitCode(), out.String(), errs.String()}, nil
+}
+
+// killedVerb runs a verb and kills it a moment later. If it has ended by then, it is
+// as if it had been killed after its last act: the answer is not looked at.
+func (w *world) killedVerb(args ...string) error {
+	cmd := exec.Command(w.bin, append([]string{"--state", w.state}, args...)...)
+	cmd.Env = w.environment()
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	time.Sleep(rand.N(w.run.phase / 2))
+	cmd.Process.Kill()
+	cmd.Wait()
+	return errKilled
 }
 
 func (w *world) must(args ...string) {
