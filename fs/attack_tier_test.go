@@ -231,9 +231,17 @@ func TestRevokeChurn(t *testing.T) {
 				}
 			})
 			all.Go(func() {
-				s := m.attack("storm", m.at(name), sumOf(data), fmt.Sprint(raceTime(t).Seconds()/3), "3")
-				if s.Bad+s.LateSealed != 0 || s.Text != "" || s.Good == 0 || s.Refused == 0 {
-					t.Errorf("%s: %+v", name, s)
+				// On a busy machine one round may meet nothing.
+				good, refused := 0, 0
+				for round := 0; round < 10 && (good == 0 || refused == 0 || m.stats().Held == 0); round++ {
+					s := m.attack("storm", m.at(name), sumOf(data), fmt.Sprint(raceTime(t).Seconds()/3), "3")
+					if s.Bad+s.LateSealed != 0 || s.Text != "" {
+						t.Errorf("%s: %+v", name, s)
+					}
+					good, refused = good+s.Good, refused+s.Refused
+				}
+				if good == 0 || refused == 0 {
+					t.Errorf("%s: %d reads approved and %d opens refused, want both", name, good, refused)
 				}
 			})
 		}

@@ -2,6 +2,7 @@ package fs
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -279,14 +280,25 @@ func TestAuditModeEnds(t *testing.T) {
 func TestAuditModeEndsUnderLoad(t *testing.T) {
 	m := mountEmpty(t, anHour)
 	bad := sample(2, 3*hashpipe.UnitSize+77)
-	m.write("bad.bin", bad)
 	results := make(chan result, 4)
-	for range cap(results) {
-		go func() { results <- m.run("loop", m.at("bad.bin"), sumOf(bad), "2") }()
+	for i := range cap(results) {
+		name := fmt.Sprintf("bad-%d.bin", i)
+		m.write(name, bad)
+		go func() { results <- m.run("loop until refused", m.at(name), sumOf(bad), "25") }()
 	}
-	time.Sleep(time.Second)
+	for i := range cap(results) {
+		waitFor(t, "each reader has read, and opened again", func() bool {
+			n := 0
+			for _, r := range m.ask(request{Op: "records"}).Records {
+				if r.Path == fmt.Sprintf("bad-%d.bin", i) && r.Decision == Audited {
+					n++
+				}
+			}
+			return n > 1
+		})
+	}
 	m.do(request{Op: "clock", Shift: pastTheHour})
-	m.refuses("bad.bin", syscall.EACCES, ReasonNoCapability)
+	m.refuses("bad-0.bin", syscall.EACCES, ReasonNoCapability)
 	for range cap(results) {
 		if r := <-results; r.Bad != 0 || r.Text != "" || r.Good == 0 || r.Failed == 0 {
 			t.Errorf("%d reads of the bytes, %d failed, %d of others; %s", r.Good, r.Failed, r.Bad, r.Text)

@@ -194,7 +194,9 @@ func act(args []string) result {
 	case "hold":
 		return hold(p)
 	case "loop":
-		return loop(p, args[2], args[3])
+		return loop(p, args[2], args[3], 0)
+	case "loop until refused":
+		return loop(p, args[2], args[3], 20)
 	case "time":
 		return timeAll(p, args[2:])
 	case "keep":
@@ -489,11 +491,15 @@ func hold(p string) result {
 }
 
 // loop reads a file again and again, by read and by mapping, for a while, and
-// counts what it saw. Approved is the only sum that counts as good.
-func loop(p, approved, seconds string) result {
+// counts what it saw. Approved is the only sum that counts as good. It ends early
+// once it saw that, and then so many errors, if enough is not 0.
+func loop(p, approved, seconds string, enough int) result {
 	n, _ := strconv.ParseFloat(seconds, 64)
 	var out result
 	for deadline := time.Now().Add(time.Duration(n * float64(time.Second))); time.Now().Before(deadline); {
+		if enough > 0 && out.Good > 0 && out.Failed >= enough {
+			break
+		}
 		for _, r := range []result{readAll(p, unix.O_RDONLY), mapAll(p, unix.PROT_READ, unix.MAP_SHARED)} {
 			switch {
 			case r.Errno != 0:

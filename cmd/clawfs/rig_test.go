@@ -25,13 +25,14 @@ import (
 	"github.com/openclaw/clawfs/verifier/dsse"
 )
 
-// binary builds the program under test once.
+// binary builds the program under test once, of the packages that the test
+// itself is compiled of: with -trimpath all would be compiled again.
 var binary = sync.OnceValues(func() (string, error) {
 	path, err := filepath.Abs("../../bin/clawfs-under-test")
 	if err != nil {
 		return "", err
 	}
-	args := []string{"build", "-trimpath", "-buildvcs=false", "-o", path}
+	args := []string{"build", "-buildvcs=false", "-o", path}
 	if raceEnabled {
 		args = append(args, "-race")
 	}
