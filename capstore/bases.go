@@ -1,6 +1,7 @@
 package capstore
 
 import (
+	"slices"
 	"time"
 
 	"github.com/openclaw/clawfs/hashpipe"
@@ -25,12 +26,12 @@ type LostBase struct {
 func (v *View) LostBases(c Capability) []LostBase {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
-	return v.lostBases(c, make(map[hashpipe.Digest]LostBase))
+	return v.look().lostBases(c, make(map[hashpipe.Digest]LostBase))
 }
 
-func (v *View) lostBases(c Capability, known map[hashpipe.Digest]LostBase) (lost []LostBase) {
+func (x lens) lostBases(c Capability, known map[hashpipe.Digest]LostBase) (lost []LostBase) {
 	for _, claim := range c.predicate().Bases {
-		if l := v.lost(claim, known); !l.By.IsZero() {
+		if l := x.lost(claim, known); !l.By.IsZero() {
 			lost = append(lost, l)
 		}
 	}
@@ -42,37 +43,37 @@ func (v *View) lostBases(c Capability, known map[hashpipe.Digest]LostBase) (lost
 func (v *View) Lost(claim hashpipe.Digest) LostBase {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
-	return v.lost(claim, make(map[hashpipe.Digest]LostBase))
+	return v.look().lost(claim, make(map[hashpipe.Digest]LostBase))
 }
 
 // lost finds what takes a claim back; known holds the claims that were asked
 // for already, so that each is looked at once however deep the chain is: one that
 // was followed to a bound would be granted beyond it. Callers hold v.mu.
-func (v *View) lost(claim hashpipe.Digest, known map[hashpipe.Digest]LostBase) LostBase {
+func (x lens) lost(claim hashpipe.Digest, known map[hashpipe.Digest]LostBase) LostBase {
 	l, ok := known[claim]
 	if !ok {
 		known[claim] = LostBase{Claim: claim} // honest mints sign no ring of claims
-		l = v.findLost(claim, known)
+		l = x.findLost(claim, known)
 		known[claim] = l
 	}
 	return l
 }
 
-func (v *View) findLost(claim hashpipe.Digest, known map[hashpipe.Digest]LostBase) LostBase {
-	if r, ok := v.revoked[target{KindClaim, claim}]; ok {
+func (x lens) findLost(claim hashpipe.Digest, known map[hashpipe.Digest]LostBase) LostBase {
+	if r := x.revokedBy(target{KindClaim, claim}); !r.IsZero() {
 		return LostBase{claim, r, true}
 	}
 	var all Revocation
-	held := v.byClaim[claim]
+	held := x.ofClaim(claim)
 	if len(held) > 0 { // a claim names the files
 		for _, s := range held[0].rec.subjects {
-			if r, ok := v.revoked[target{KindFile, s.Digest}]; ok {
+			if r := x.revokedBy(target{KindFile, s.Digest}); !r.IsZero() {
 				return LostBase{claim, r, true}
 			}
 		}
 	}
 	for i, c := range held {
-		r := v.against(c)
+		r := x.against(c)
 		if r.IsZero() {
 			all = r
 			break
@@ -86,7 +87,7 @@ func (v *View) findLost(claim hashpipe.Digest, known map[hashpipe.Digest]LostBas
 	}
 	for _, c := range held {
 		for _, base := range c.predicate().Bases {
-			if l := v.lost(base, known); !l.By.IsZero() {
+			if l := x.lost(base, known); !l.By.IsZero() {
 				return LostBase{claim, l.By, false}
 			}
 		}
@@ -104,13 +105,14 @@ func (v *View) findLost(claim hashpipe.Digest, known map[hashpipe.Digest]LostBas
 func (v *View) Live(claim hashpipe.Digest, now time.Time) (Capability, bool) {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
-	if l := v.lost(claim, make(map[hashpipe.Digest]LostBase)); claim.IsZero() || !l.By.IsZero() {
+	x := v.look()
+	if l := x.lost(claim, make(map[hashpipe.Digest]LostBase)); claim.IsZero() || !l.By.IsZero() {
 		return Capability{}, false
 	}
 	var best Capability
-	beside, enough := v.standings(noRevocation), make(map[*Standing]bool)
-	for _, c := range v.byClaim[claim] {
-		if !v.against(c).IsZero() || now.Before(c.NotBefore()) || !now.Before(c.NotAfter()) || c.Restricted() {
+	beside, enough := x.standings(noRevocation), make(map[*Standing]bool)
+	for _, c := range x.ofClaim(claim) {
+		if !x.against(c).IsZero() || now.Before(c.NotBefore()) || !now.Before(c.NotAfter()) || c.Restricted() {
 			continue
 		}
 		s := beside.of(c)
@@ -136,17 +138,12 @@ func (v *View) Live(claim hashpipe.Digest, now time.Time) (Capability, bool) {
 func (v *View) BuiltFrom(claim hashpipe.Digest) []Grant {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
-	from := make(map[hashpipe.Digest][]Capability) // what was built from a claim
-	for _, c := range v.byID {
-		for _, base := range c.predicate().Bases {
-			from[base] = append(from[base], c)
-		}
-	}
+	x := v.look()
 	var list []Capability
 	found := map[hashpipe.Digest]bool{claim: true}
 	taken := make(map[hashpipe.Digest]bool)
 	for next := []hashpipe.Digest{claim}; len(next) > 0; next = next[1:] {
-		for _, c := range from[next[0]] {
+		for _, c := range x.builtOn(next[0]) {
 			if !taken[c.ID()] {
 				taken[c.ID()] = true
 				list = append(list, c)
@@ -157,5 +154,10 @@ func (v *View) BuiltFrom(claim hashpipe.Digest) []Grant {
 			}
 		}
 	}
-	return v.grants(list, noRevocation)
+	return x.grants(list, noRevocation)
+}
+
+// builtOn returns the capabilities that name a base. Callers hold v.mu.
+func (x lens) builtOn(base hashpipe.Digest) []Capability {
+	return x.those(x.index.byBase.all(tagOf(base)), func(c Capability) bool { return slices.Contains(c.predicate().Bases, base) })
 }

@@ -47,22 +47,22 @@ func TestDraft(t *testing.T) {
 		t.Errorf("the store while a draft is made: %v, want ErrLocked", err)
 	}
 	for name, r := range map[string]Record{
-		"a stranger's capability": {RecordCapability, other.capability(t, "", "x.bin")},
-		"a stranger's revocation": {RecordRevocation, other.revocation(t, KindFile, digestOf("a.bin").String())},
-		"a capability as a list":  {RecordList, w.capability(t, "", "a.bin")},
-		"another kind":            {"job", w.capability(t, "", "a.bin")},
-		"nothing":                 {RecordRevocation, nil},
+		"a stranger's capability": {Kind: RecordCapability, Envelope: other.capability(t, "", "x.bin")},
+		"a stranger's revocation": {Kind: RecordRevocation, Envelope: other.revocation(t, KindFile, digestOf("a.bin").String())},
+		"a capability as a list":  {Kind: RecordList, Envelope: w.capability(t, "", "a.bin")},
+		"another kind":            {Kind: "job", Envelope: w.capability(t, "", "a.bin")},
+		"nothing":                 {Kind: RecordRevocation, Envelope: nil},
 	} {
 		var refused *RefusedError
 		if added, err := d.Add(r, false); added || !errors.As(err, &refused) {
 			t.Errorf("%s: added %v, %v", name, added, err)
 		}
 	}
-	records := []Record{{RecordRevocation, w.revocation(t, KindFile, digestOf("a.bin").String())}, {RecordList, keptList(t, w, 3)}}
+	records := []Record{{Kind: RecordRevocation, Envelope: w.revocation(t, KindFile, digestOf("a.bin").String())}, {Kind: RecordList, Envelope: keptList(t, w, 3)}}
 	for i := range 500 { // several transactions
-		records = append(records, Record{RecordCapability, w.capability(t, "", fmt.Sprintf("%d.bin", i))})
+		records = append(records, Record{Kind: RecordCapability, Envelope: w.capability(t, "", fmt.Sprintf("%d.bin", i))})
 	}
-	records = append(records, Record{RecordCapability, w.capability(t, "", "a.bin")})
+	records = append(records, Record{Kind: RecordCapability, Envelope: w.capability(t, "", "a.bin")})
 	for _, want := range []bool{true, false} {
 		for i, r := range records {
 			if added, err := d.Add(r, true); err != nil || added != want {
@@ -105,7 +105,7 @@ func TestDraftIsGivenUp(t *testing.T) {
 	}
 	closeStore(t, s)
 	d := newDraft(t, dir, w.trust())
-	if _, err := d.Add(Record{RecordCapability, w.capability(t, "", "b.bin")}, false); err != nil {
+	if _, err := d.Add(Record{Kind: RecordCapability, Envelope: w.capability(t, "", "b.bin")}, false); err != nil {
 		t.Fatal(err)
 	}
 	if err := d.Discard(); err != nil {
@@ -145,7 +145,7 @@ func TestCrashInSwap(t *testing.T) {
 		}
 		closeStore(t, s)
 		d := newDraft(t, dir, w.trust())
-		if _, err := d.Add(Record{RecordCapability, w.capability(t, "", "new.bin")}, false); err != nil {
+		if _, err := d.Add(Record{Kind: RecordCapability, Envelope: w.capability(t, "", "new.bin")}, false); err != nil {
 			t.Fatal(err)
 		}
 		if err := errors.Join(d.flush(), writeHead(d.newMemory(), d.s.key, d.s.head), d.s.shut(), d.held.Close()); err != nil {

@@ -43,6 +43,15 @@ type fact struct {
 	entry
 }
 
+// newFact is what is said of a record when it comes.
+func newFact(kind string, id hashpipe.Digest, text []byte, e entry) fact {
+	return fact{kind: kind, id: id, envelope: hashpipe.SumBytes(text).Claim(), entry: e}
+}
+
+func (c Capability) fact() fact { return newFact(RecordCapability, c.ID(), c.rec.envelope, c.entry()) }
+func (r Revocation) fact() fact { return newFact(RecordRevocation, r.ID(), r.rec.envelope, r.entry()) }
+func (l List) fact() fact       { return newFact(RecordList, l.ID(), l.rec.envelope, l.entry()) }
+
 // entry is what an index holds of a record.
 type entry struct {
 	signer hashpipe.Digest // key id of the mint or of the revoker
@@ -172,19 +181,29 @@ func (c *cutter) count() int              { return int(binary.BigEndian.Uint16(c
 // readFact takes a log row's content apart. It accepts what body and a hash make,
 // and nothing else. body is part of content.
 func readFact(content []byte) (f fact, body []byte, hash hashpipe.Digest, err error) {
-	c := cutter{b: content}
+	if len(content) < 32 {
+		return fact{}, nil, hash, fmt.Errorf("%d bytes are not a fact", len(content))
+	}
+	body = content[:len(content)-32]
+	f, err = readBody(body)
+	return f, body, hashpipe.ClaimedDigest([32]byte(content[len(body):])), err
+}
+
+// readBody takes what body made apart.
+func readBody(body []byte) (f fact, err error) {
+	c := cutter{b: body}
 	kind := int(c.take(1)[0])
 	at := c.uint64()
 	f.at = int64(min(at, math.MaxInt64))
 	f.id, f.envelope, f.signer = c.digest(), c.digest(), c.digest()
 	if kind < 1 || kind > len(factKinds) {
-		return fact{}, nil, hash, fmt.Errorf("kind %d: want 1 to %d", kind, len(factKinds))
+		return fact{}, fmt.Errorf("kind %d: want 1 to %d", kind, len(factKinds))
 	}
 	switch f.kind = factKinds[kind-1]; f.kind {
 	case RecordRevocation:
 		k := int(c.take(1)[0])
 		if k < 1 || k > len(kinds) {
-			return fact{}, nil, hash, fmt.Errorf("a revocation of kind %d: want 1 to %d", k, len(kinds))
+			return fact{}, fmt.Errorf("a revocation of kind %d: want 1 to %d", k, len(kinds))
 		}
 		f.target = target{kinds[k-1], c.digest()}
 	case RecordCapability:
@@ -209,17 +228,15 @@ func readFact(content []byte) (f fact, body []byte, hash hashpipe.Digest, err er
 			f.paths[i] = tag(c.uint64())
 		}
 	}
-	body = content[:len(content)-len(c.b)]
-	hash = c.digest()
 	switch {
 	case c.short || len(c.b) != 0:
-		return fact{}, nil, hash, fmt.Errorf("%d bytes are not a fact about one %s", len(content), f.kind)
+		return fact{}, fmt.Errorf("%d bytes are not a fact about one %s", len(body), f.kind)
 	case at > math.MaxInt64 || f.id.IsZero() || f.envelope.IsZero() || f.signer.IsZero():
-		return fact{}, nil, hash, errors.New("a digest or the time is missing")
+		return fact{}, errors.New("a digest or the time is missing")
 	case f.kind == RecordRevocation && f.target.digest.IsZero():
-		return fact{}, nil, hash, errors.New("a revocation of nothing")
+		return fact{}, errors.New("a revocation of nothing")
 	case f.kind == RecordCapability && len(f.outputs) == 0:
-		return fact{}, nil, hash, errors.New("a capability without outputs")
+		return fact{}, errors.New("a capability without outputs")
 	}
-	return f, body, hash, nil
+	return f, nil
 }

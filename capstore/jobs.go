@@ -126,10 +126,9 @@ func (s *Store) finish(j Job, envelope []byte) (Capability, error) {
 	if have, stored := s.view.capability(c.ID()); c.IsZero() || stored {
 		return have, s.commit(reserveWrite, s.head.n, r)
 	}
-	if err := s.record(reserveWrite, Record{RecordCapability, c.rec.envelope}, c.ID(), c.entry(), r); err != nil {
+	if err := s.admit(c, r); err != nil {
 		return Capability{}, err
 	}
-	s.grant(c)
 	return c, nil
 }
 

@@ -159,8 +159,8 @@ func (s *Store) take(r kept.Record) (refused, err error) {
 		if !s.view.revocation(v.ID()).IsZero() {
 			return nil, nil
 		}
-		s.view.addRevocation(v)
-		return nil, s.record(reserveRevoke, Record{RecordRevocation, v.rec.envelope}, v.ID(), v.entry())
+		s.view.addLoose(v)
+		return nil, s.recordRevocation(v)
 	case RecordList:
 		l, err := readList(s.view.revokers, r.Envelope)
 		if err != nil {
@@ -170,7 +170,7 @@ func (s *Store) take(r kept.Record) (refused, err error) {
 			return nil, nil
 		}
 		s.view.addList(l) // an older one, too: it was acknowledged
-		return nil, s.record(reserveRevoke, Record{RecordList, l.rec.envelope}, l.ID(), l.entry())
+		return nil, s.recordList(l)
 	}
 	return fmt.Errorf("a record of kind %q does not wait for a store", r.Kind), nil
 }

@@ -305,7 +305,7 @@ func TestForgedFactsAreNotHonoured(t *testing.T) {
 		if f.kind == RecordRevocation {
 			e = entry{signer: keyDigest(w.stranger.Public().ID()), target: target{KindCapability, real.ID()}}
 		}
-		if err := s.record(reserveWrite, Record{f.kind, f.envelope}, digestOf(string(rune('a'+i))), e); err != nil {
+		if err := s.record(reserveWrite, newFact(f.kind, digestOf(string(rune('a'+i))), f.envelope, e), f.envelope); err != nil {
 			t.Fatal(err)
 		}
 	}

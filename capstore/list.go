@@ -473,12 +473,22 @@ func (s *Store) AdmitList(envelope []byte) (List, error) {
 	}
 	if have.IsZero() {
 		s.view.addList(l)
-		s.publish(Record{RecordList, l.Envelope()})
+		s.publish(Record{Kind: RecordList, Envelope: l.Envelope()})
 	}
-	if err := s.record(reserveRevoke, Record{RecordList, l.rec.envelope}, l.ID(), l.entry()); err != nil {
+	if err := s.recordList(l); err != nil {
 		s.unsaved[l.ID()] = true
 		return l, fmt.Errorf("revocation list %d is in force until this process ends, and is not recorded: %w", l.Sequence(), err)
 	}
 	delete(s.unsaved, l.ID())
 	return l, nil
+}
+
+// recordList writes a list that is in force. Callers hold s.mu.
+func (s *Store) recordList(l List) error {
+	if err := s.record(reserveRevoke, l.fact(), l.rec.envelope); err != nil {
+		return err
+	}
+	s.lists[l.ID()] = uint32(s.head.n)
+	s.view.own(uint32(s.head.n), l.fact())
+	return nil
 }

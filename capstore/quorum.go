@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/openclaw/clawfs/hashpipe"
+	"github.com/openclaw/clawfs/verifier/dsse"
 	"github.com/openclaw/clawfs/verifier/pattern"
 )
 
@@ -235,7 +236,7 @@ func (g Grant) Valid(now time.Time) bool {
 // all of one result, because there can be one for each user of a machine. Callers
 // hold v.mu.
 type standings struct {
-	view   *View
+	lens
 	also   func(Capability) Revocation
 	known  map[place]*Standing
 	rivals map[quarrel][]Capability
@@ -251,8 +252,8 @@ type quarrel struct {
 	model string
 }
 
-func (v *View) standings(also func(Capability) Revocation) standings {
-	return standings{v, also, make(map[place]*Standing), make(map[quarrel][]Capability)}
+func (x lens) standings(also func(Capability) Revocation) standings {
+	return standings{x, also, make(map[place]*Standing), make(map[quarrel][]Capability)}
 }
 
 func (x standings) of(c Capability) *Standing {
@@ -260,12 +261,11 @@ func (x standings) of(c Capability) *Standing {
 	if s := x.known[at]; s != nil {
 		return s
 	}
-	v := x.view
-	s := &Standing{local: v.rules.local, expires: v.rules.expires, list: v.list, last: new(lastAgreement)}
-	s.rule, s.ruled = v.rules.of(c.Model())
-	for _, p := range v.byClaim[c.Claim()] {
+	s := &Standing{local: x.rules.local, expires: x.rules.expires, list: x.list, last: new(lastAgreement)}
+	s.rule, s.ruled = x.rules.of(c.Model())
+	for _, p := range x.ofClaim(c.Claim()) {
 		if p.Result() == c.Result() {
-			s.peers = append(s.peers, Grant{held: p, revocation: v.standsAgainst(p, x.also)})
+			s.peers = append(s.peers, Grant{held: p, revocation: x.standsAgainst(p, x.also)})
 		}
 	}
 	for _, o := range x.rivalsOf(c, s.rule) {
@@ -286,8 +286,15 @@ func (x standings) rivalsOf(c Capability, r Rule) []Capability {
 	if known {
 		return list
 	}
-	for _, o := range x.view.byBuild[over.disputable] {
-		if len(list) == 1 && list[0].Result() == o.Result() || !r.counts(o.Operator()) || !x.view.against(o).IsZero() {
+	for _, n := range x.index.bySBA.all(tagOf(over.sba)) {
+		// A mint that lies can do so often, and reading each lie takes long: what was
+		// taken back with its mint, or does not count, is passed over unread.
+		by, ok := x.index.signer(n)
+		if !ok || !r.counts(x.mints.operator[dsse.KeyID(by.String())]) || !x.revokedBy(target{KindMint, by}).IsZero() {
+			continue
+		}
+		o := x.at(n)
+		if o.IsZero() || o.disputable() != over.disputable || len(list) == 1 && list[0].Result() == o.Result() || !r.counts(o.Operator()) || !x.against(o).IsZero() {
 			continue
 		}
 		if list = append(list, o); len(list) == 2 {
@@ -298,8 +305,8 @@ func (x standings) rivalsOf(c Capability, r Rule) []Capability {
 	return list
 }
 
-func (v *View) standsAgainst(c Capability, also func(Capability) Revocation) Revocation {
-	if r := v.against(c); !r.IsZero() {
+func (x lens) standsAgainst(c Capability, also func(Capability) Revocation) Revocation {
+	if r := x.against(c); !r.IsZero() {
 		return r
 	}
 	return also(c)

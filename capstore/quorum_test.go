@@ -9,7 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/openclaw/clawfs/hashpipe"
 	"github.com/openclaw/clawfs/verifier/dsse"
 )
 
@@ -599,7 +598,7 @@ func TestStoredLists(t *testing.T) {
 	cancel()
 	var order []string
 	other := view(t, trust)
-	for _, r := range snapshot {
+	for _, r := range recordsOf(t, snapshot) {
 		order = append(order, r.Kind)
 		if err := other.Apply(r); err != nil {
 			t.Error(err)
@@ -702,13 +701,9 @@ func TestManyConflicts(t *testing.T) {
 	c := newCouncil(t)
 	v := view(t, c.trust(twoOf("alice", "bob")))
 	for i := range n {
-		// What the mint signed is not what is tested.
-		st := c.statement(t, "", fmt.Sprintf("%d.bin", i))
-		st.Predicate.Minter.KeyID = c.keys["alice"][0].Public().ID()
-		v.addCapability(Capability{&capability{
-			id: digestOf(fmt.Sprint(i)), chain: []Statement{st}, ids: []hashpipe.Digest{digestOf(fmt.Sprint(i))},
-			subjects: st.subjects(), result: st.result(), minter: Signer{"alice", c.keys["alice"][0].Public()},
-		}})
+		if _, err := v.Admit(c.by(t, "alice", 0, c.statement(t, "", fmt.Sprintf("%d.bin", i)))); err != nil {
+			t.Fatal(err)
+		}
 	}
 	honest := c.statement(t, "", "a.bin")
 	if _, err := v.Admit(c.by(t, "bob", 0, honest)); err != nil {
@@ -720,12 +715,14 @@ func TestManyConflicts(t *testing.T) {
 	for i := range n {
 		st := honest
 		st.Predicate.Restrict = restrict(t, nil, []int64{int64(i)}, nil)
-		st.Predicate.Minter.KeyID = c.keys["bob"][0].Public().ID()
-		v.addCapability(Capability{&capability{
-			id: digestOf(fmt.Sprint("bob", i)), chain: []Statement{st}, ids: []hashpipe.Digest{digestOf(fmt.Sprint("bob", i))},
-			subjects: st.subjects(), result: st.result(), minter: Signer{"bob", c.keys["bob"][0].Public()},
-		}})
+		if _, err := v.Admit(c.by(t, "bob", 0, st)); err != nil {
+			t.Fatal(err)
+		}
 	}
+	// Reading is what the machine makes of it.
+	began := time.Now()
+	v.readAll()
+	reading := time.Since(began)
 	done := make(chan [3]int, 1)
 	go func() {
 		var of [3]int
@@ -749,8 +746,8 @@ func TestManyConflicts(t *testing.T) {
 		if want := [3]int{n, n + 1, 0}; of != want {
 			t.Errorf("revoked, waiting, disputed: %d, want %d", of, want)
 		}
-	case <-time.After(20 * time.Second):
-		t.Fatalf("no state of %d capabilities within 20 s", 2*n)
+	case <-time.After(20*time.Second + 4*reading):
+		t.Fatalf("no state of %d capabilities within 20 s and four times what reading them takes, which is %v", 2*n, reading)
 	}
 }
 

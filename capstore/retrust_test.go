@@ -156,7 +156,7 @@ func TestRetrustRevokers(t *testing.T) {
 	both.Revokers = append(both.Revokers, Signer{"other", w.stranger.Public()})
 	alone, listed := signedBy(t, w.revoker, 1, "alone.bin", "listed.bin")
 	theirs, repeated := signedBy(t, w.stranger, 2, "theirs.bin", "listed.bin")
-	records := []Record{{RecordRevocation, alone}, {RecordList, listed}, {RecordRevocation, theirs}, {RecordList, repeated}}
+	records := []Record{{Kind: RecordRevocation, Envelope: alone}, {Kind: RecordList, Envelope: listed}, {Kind: RecordRevocation, Envelope: theirs}, {Kind: RecordList, Envelope: repeated}}
 	held, inStore := view(t, both), openStore(t, storeDir(t), both)
 	for _, name := range []string{"alone.bin", "listed.bin", "theirs.bin"} {
 		envelope := w.capability(t, "", name)
@@ -214,13 +214,13 @@ func TestRetrustRevokers(t *testing.T) {
 	}
 	// A mount's view, which has the newer list, takes the older one of a key that is
 	// trusted again.
-	if err := held.Apply(Record{RecordList, repeated}); err != nil {
+	if err := held.Apply(Record{Kind: RecordList, Envelope: repeated}); err != nil {
 		t.Fatal(err)
 	}
 	retrust(t, held, without(Trust{Mints: both.Mints, Revokers: append(both.Revokers, Signer{"mint", w.publisher.Public()})}, "nobody"))
 	snapshot, _, cancel := inStore.Subscribe(1)
 	cancel()
-	for _, r := range snapshot {
+	for _, r := range recordsOf(t, snapshot) {
 		if err := held.Apply(r); err != nil {
 			t.Error(err)
 		}
@@ -301,7 +301,7 @@ func TestRetrustKeepsWhatIsNotOnDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.mu.Lock()
-	s.view.addRevocation(r)
+	s.view.addLoose(r)
 	s.view.addList(l)
 	s.unsaved[r.ID()], s.unsaved[l.ID()] = true, true
 	s.mu.Unlock()
@@ -361,7 +361,7 @@ func TestRetrustConcurrently(t *testing.T) {
 			v.Suppose(KindFile, digestOf("a.bin"), time.Now())
 		})
 	}
-	during(func() { v.Admit(envelopes[1]); v.Apply(Record{RecordCapability, envelopes[2]}) })
+	during(func() { v.Admit(envelopes[1]); v.Apply(Record{Kind: RecordCapability, Envelope: envelopes[2]}) })
 	during(func() { s.Admit(envelopes[1]); s.Rejected() })
 	for i := range 20 {
 		retrust(t, v, trusts[(i+1)%2])

@@ -1,9 +1,9 @@
 package capstore
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
+	"maps"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -28,21 +28,29 @@ const (
 type row struct{ key, value []byte }
 
 func recordKey(kind string, id hashpipe.Digest) []byte {
+	return []byte(recordPrefix(kind) + id.String())
+}
+
+func recordPrefix(kind string) string {
 	switch kind {
 	case RecordRevocation:
-		return []byte(prefixRevocation + id.String())
+		return prefixRevocation
 	case RecordList:
-		return []byte(prefixList + id.String())
+		return prefixList
 	}
-	return []byte(prefixCapability + id.String())
+	return prefixCapability
 }
 
 // record writes one signed text, the fact that it was acknowledged, and the
-// contents of rows that have to stand or fall with it. Callers hold s.mu.
-func (s *Store) record(reserve int64, rec Record, id hashpipe.Digest, e entry, also ...row) error {
-	f := fact{kind: rec.Kind, at: max(time.Now().Unix(), s.head.at), id: id, envelope: hashpipe.SumBytes(rec.Envelope).Claim(), entry: e}
+// contents of rows that have to stand or fall with it. s.head.n is its number then.
+// Callers hold s.mu.
+func (s *Store) record(reserve int64, f fact, envelope []byte, also ...row) error {
+	if s.head.n >= maxNumber {
+		return fmt.Errorf("%d facts are the most that a store holds", s.head.n)
+	}
+	f.at = max(time.Now().Unix(), s.head.at)
 	next, content := s.head.follow(f)
-	rows := append([]row{{recordKey(f.kind, id), rec.Envelope}, {logKey(next.n), content}}, also...)
+	rows := append([]row{{recordKey(f.kind, f.id), envelope}, {logKey(next.n), content}}, also...)
 	if err := s.commit(reserve, next.n, rows...); err != nil {
 		return err
 	}
@@ -275,148 +283,83 @@ func isEmpty(db *badger.DB) (bool, error) {
 	return err == nil, err
 }
 
-// acknowledged is a fact by number.
-type acknowledged struct {
-	n uint64
-	fact
-	row string // "missing", "altered", or "" if it is intact
-}
-
-// load reads the facts, compares them with the head, and fills the view with the
-// records that they name and that verify. It passes over the jobs without reading
-// them, because they can be most of the store, and grant nothing.
-//
-// A lost capability is reported: it only grants less. A lost revocation is
-// ErrDamaged. One whose row is intact and whose signer is no longer pinned has been
-// withdrawn by the operator: it is in Rejected.
+// load reads the facts, compares them with the head, and fills the index. Of the
+// records it reads the lists alone, which are few and each of which may take back
+// much: one that cannot be read is ErrDamaged. One whose signer is no longer pinned
+// has been withdrawn by the operator.
 func (s *Store) load() error {
 	_, outside, found, err := readHead(s.memory)
 	if err != nil {
 		return err
 	}
-	at := firstHead(s.key)
-	met := found && outside.is(at)
-	facts := make(map[string]*acknowledged) // by key of the row; a record that was written again counts once
-	err = scan(s.db, prefixLog, afterLog, func(item *badger.Item) error {
-		r, err := rowOf(item)
-		if err != nil {
-			return err
-		}
-		next, f, err := at.add(s.key, r)
-		if err != nil {
-			return err
-		}
-		at, met = next, met || outside.is(next)
-		facts[string(recordKey(f.kind, f.id))] = &acknowledged{at.n, f, "missing"}
-		return nil
+	if s.head.n == 0 {
+		s.head = firstHead(s.key)
+	}
+	met := found && outside.is(s.head)
+	s.lists = make(map[hashpipe.Digest]uint32)
+	err = s.readFacts(func(at head, f fact) {
+		s.head, met = at, met || outside.is(at)
+		s.learn(uint32(at.n), f)
 	})
 	if err != nil {
 		return err
 	}
 	if !met {
-		return s.short(outside, at)
+		return s.short(outside, s.head)
 	}
-	read := func(item *badger.Item) error {
-		r, err := rowOf(item)
+	if err := s.loadLists(s.view); err != nil {
+		return err
+	}
+	s.sweepAgain()
+	if !outside.is(s.head) {
+		return writeHead(s.memory, s.key, s.head)
+	}
+	return nil
+}
+
+// learn indexes a fact. A record that was written again counts once.
+func (s *Store) learn(number uint32, f fact) {
+	x := s.view.index // nobody else has the store yet
+	switch f.kind {
+	case RecordList:
+		if older, again := s.lists[f.id]; again {
+			x.kill(older)
+		}
+		s.lists[f.id] = number
+	case RecordRevocation:
+		if x.revByID.has(tagOf(f.id)) {
+			s.view.kill(s.view.find(f.kind, f.id)...)
+		}
+	default:
+		if x.byID.has(tagOf(f.id)) {
+			s.view.kill(s.view.find(f.kind, f.id)...)
+		}
+	}
+	x.add(number, f, s.view.pins)
+}
+
+// loadLists gives a view the lists by keys that it trusts.
+func (s *Store) loadLists(v *View) error {
+	for _, number := range slices.Sorted(maps.Values(s.lists)) {
+		f, err := s.source.fact(number)
 		if err != nil {
-			return err
+			return fmt.Errorf("fact %d: %w", number, err)
 		}
-		if why := s.loadRow(r, facts[string(r.key)]); why != nil {
-			s.reject(string(r.key), why)
-		}
-		return nil
-	}
-	for _, part := range [][2]string{{"", prefixJob}, {afterJobs, prefixLog}, {afterLog, ""}} {
-		if err := scan(s.db, part[0], part[1], read); err != nil {
-			return err
-		}
-	}
-	for key, f := range facts {
-		if f.row == "" {
+		if !v.pins(f.kind, f.signer) {
 			continue
 		}
-		why := fmt.Errorf("fact %d: %s %s was acknowledged, and its row is %s", f.n, f.kind, f.id, f.row)
-		if f.kind != RecordCapability {
-			return fmt.Errorf("%w: %w; %s", ErrDamaged, why, rebuildNext)
+		text, id, _, err := s.source.text(number)
+		var l List
+		if err == nil {
+			l, err = readList(v.revokers, text)
 		}
-		if f.row == "missing" { // the other is told already
-			s.reject(key, why)
+		if err == nil && l.ID() != id {
+			err = fmt.Errorf("the row holds revocation list %s", l.ID())
 		}
+		if err != nil {
+			return fmt.Errorf("%w: fact %d: %s %s was acknowledged: %w; %s", ErrDamaged, number, f.kind, f.id, err, rebuildNext)
+		}
+		v.addList(l)
 	}
-	s.head = at
-	if !outside.is(at) {
-		return writeHead(s.memory, s.key, at)
-	}
-	return nil
-}
-
-// loadRow takes one row that is neither a job's nor a fact's.
-func (s *Store) loadRow(r row, f *acknowledged) error {
-	if f != nil {
-		f.row = "altered"
-	} else if !slices.ContainsFunc([]string{formatKey, prefixCapability, prefixRevocation, prefixList}, func(kind string) bool { return strings.HasPrefix(string(r.key), kind) }) {
-		return errors.New("unknown kind of row")
-	}
-	sequence, content, err := s.key.open(r)
-	if err != nil {
-		return err
-	}
-	switch {
-	case string(r.key) == formatKey:
-		return nil
-	case f == nil:
-		return errors.New("no fact names it")
-	case f.n != sequence || !hashpipe.SumBytes(content).Is(f.envelope):
-		return fmt.Errorf("fact %d names another record", f.n)
-	}
-	f.row = ""
-	r.value = content
-	switch f.kind {
-	case RecordRevocation:
-		return s.loadRevocation(r)
-	case RecordList:
-		return s.loadList(r)
-	}
-	return s.loadCapability(r)
-}
-
-func (s *Store) reject(key string, why error) {
-	// A row that somebody planted can have any bytes as its key.
-	s.rejected = append(s.rejected, RejectedRow{Key: strings.Trim(fmt.Sprintf("%q", key), `"`), Reason: why.Error()})
-}
-
-func (s *Store) loadCapability(r row) error {
-	c, err := readCapability(s.view.mints, r.value)
-	if err != nil {
-		return err
-	}
-	if !bytes.Equal(r.key, recordKey(RecordCapability, c.ID())) {
-		return fmt.Errorf("the row holds capability %s", c.ID())
-	}
-	s.view.addCapability(c)
-	return nil
-}
-
-func (s *Store) loadRevocation(r row) error {
-	v, err := readRevocation(s.view.revokers, r.value)
-	if err != nil {
-		return err
-	}
-	if !bytes.Equal(r.key, recordKey(RecordRevocation, v.ID())) {
-		return fmt.Errorf("the row holds revocation %s", v.ID())
-	}
-	s.view.addRevocation(v)
-	return nil
-}
-
-func (s *Store) loadList(r row) error {
-	l, err := readList(s.view.revokers, r.value)
-	if err != nil {
-		return err
-	}
-	if !bytes.Equal(r.key, recordKey(RecordList, l.ID())) {
-		return fmt.Errorf("the row holds revocation list %s", l.ID())
-	}
-	s.view.addList(l)
 	return nil
 }

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"sync"
 
 	"github.com/dgraph-io/badger/v4"
@@ -45,18 +44,21 @@ type Store struct {
 	// mu guards what follows, and the Trust of the view: a record is checked, written
 	// and granted under one. It is held across the Badger write, so that records reach
 	// the disk, the view and the subscribers in one order.
-	mu       sync.Mutex
-	rejected []RejectedRow
-	db       *badger.DB
-	lock     *os.File
-	head     head
-	subs     map[chan Record]struct{}
-	failed   error // why nothing can be written any more
+	mu     sync.Mutex
+	db     *badger.DB
+	lock   *os.File
+	head   head
+	subs   map[chan Record]struct{}
+	failed error // why nothing can be written any more
 	// readers are those who read db without s.mu. Added to under s.mu only, and
 	// shut waits for them.
 	readers sync.WaitGroup
-	// unsaved are revocations in force here that are not yet on disk.
+	// unsaved are lists in force here that are not yet on disk. Revocations of that
+	// sort are the view's loose ones.
 	unsaved map[hashpipe.Digest]bool
+	lists   map[hashpipe.Digest]uint32 // by id, the newest fact of each list
+	source  *database
+	sweep   *sweep
 	kept    *kept.Journal // what was acknowledged, outside of Badger; see kept.go
 	behind  error         // why the journal lacks something; nil: it does not
 }
@@ -79,7 +81,8 @@ func Open(dir, memory string, t Trust) (*Store, error) {
 }
 
 func open(dir, memory string, t Trust) (_ *Store, err error) {
-	view, err := NewView(t)
+	source := new(database)
+	view, err := viewOf(t, source)
 	if err != nil {
 		return nil, err
 	}
@@ -92,7 +95,7 @@ func open(dir, memory string, t Trust) (_ *Store, err error) {
 			return nil, err
 		}
 	}
-	s := &Store{dir: dir, memory: memory, view: view, subs: make(map[chan Record]struct{}), unsaved: make(map[hashpipe.Digest]bool)}
+	s := &Store{dir: dir, memory: memory, view: view, subs: make(map[chan Record]struct{}), unsaved: make(map[hashpipe.Digest]bool), source: source}
 	if s.lock, err = lockFile(filepath.Join(dir, "lock")); err != nil {
 		return nil, err
 	}
@@ -110,6 +113,7 @@ func open(dir, memory string, t Trust) (_ *Store, err error) {
 	if err := s.identify(); err != nil {
 		return nil, err
 	}
+	source.open(s.db, s.key)
 	if err := s.load(); err != nil {
 		return nil, err
 	}
@@ -180,6 +184,10 @@ func (s *Store) shut() (err error) {
 	}
 	clear(s.subs)
 	if s.db != nil {
+		s.endSweep()
+		if s.source != nil { // a draft has none
+			s.source.close()
+		}
 		s.readers.Wait()
 		err = closeBadger(s.db)
 		s.db = nil
@@ -208,13 +216,11 @@ func (s *Store) Lookup(d hashpipe.Digest) []Grant { return s.view.Lookup(d) }
 // All is View().All.
 func (s *Store) All() []Grant { return s.view.All() }
 
-// Rejected lists the rows that did not verify when the store was opened, or at the
-// last Retrust.
-func (s *Store) Rejected() []RejectedRow {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return slices.Clone(s.rejected)
-}
+// Rejected lists the rows that are known not to verify: those that were asked for,
+// and what the sweep has found so far. See Swept.
+func (s *Store) Rejected() []RejectedRow { return s.view.bad.all() }
+
+func (s *Store) reject(key string, why error) { s.view.reject(shown([]byte(key)), why) }
 
 // Admit checks the envelope, and returns after its capability is on stable
 // storage and in the view. A capability that is already there is returned and
@@ -230,18 +236,23 @@ func (s *Store) Admit(envelope []byte) (Capability, error) {
 	if have, ok := s.view.capability(c.ID()); ok {
 		return have, nil
 	}
-	if err := s.record(reserveWrite, Record{RecordCapability, c.rec.envelope}, c.ID(), c.entry()); err != nil {
+	if err := s.admit(c); err != nil {
 		return Capability{}, fmt.Errorf("admitting capability %s: %w", c.ID(), err)
 	}
-	s.grant(c)
 	return c, nil
 }
 
-// grant puts a recorded capability into the view and tells the subscribers.
-func (s *Store) grant(c Capability) {
-	if _, added := s.view.addCapability(c); added {
-		s.publish(Record{RecordCapability, c.Envelope()})
+// admit records a capability that the store does not have, grants it and tells the
+// subscribers. Callers hold s.mu.
+func (s *Store) admit(c Capability, also ...row) error {
+	lost := s.view.find(RecordCapability, c.ID())
+	if err := s.record(reserveWrite, c.fact(), c.rec.envelope, also...); err != nil {
+		return err
 	}
+	s.view.addCapability(uint32(s.head.n), c)
+	s.view.kill(lost...)
+	s.publish(Record{Kind: RecordCapability, Envelope: c.Envelope()})
+	return nil
 }
 
 // Revoke checks the envelope, and returns after the revocation is in force in
@@ -254,17 +265,29 @@ func (s *Store) Revoke(envelope []byte) (Revocation, error) {
 	if err != nil {
 		return Revocation{}, fmt.Errorf("admitting revocation: %w", err)
 	}
-	have, added := s.view.addRevocation(r)
-	if !added && !s.unsaved[r.ID()] {
+	have := s.view.revocation(r.ID())
+	unsaved := s.view.isLoose(r.ID())
+	if !have.IsZero() && !unsaved {
 		return have, nil
 	}
-	if added {
-		s.publish(Record{RecordRevocation, r.Envelope()})
+	if !unsaved {
+		s.view.addLoose(r)
+		s.publish(Record{Kind: RecordRevocation, Envelope: r.Envelope()})
+		have = r
 	}
-	if err := s.record(reserveRevoke, Record{RecordRevocation, have.rec.envelope}, have.ID(), have.entry()); err != nil {
-		s.unsaved[r.ID()] = true
+	if err := s.recordRevocation(have); err != nil {
 		return have, fmt.Errorf("revocation %s is in force until this process ends, and is not recorded: %w", r.ID(), err)
 	}
-	delete(s.unsaved, r.ID())
 	return have, nil
+}
+
+// recordRevocation writes a revocation that is in force. Callers hold s.mu.
+func (s *Store) recordRevocation(r Revocation) error {
+	lost := s.view.find(RecordRevocation, r.ID())
+	if err := s.record(reserveRevoke, r.fact(), r.rec.envelope); err != nil {
+		return err
+	}
+	s.view.addRevocation(uint32(s.head.n), r)
+	s.view.kill(lost...)
+	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"iter"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -91,6 +92,18 @@ func TestStoreViewTakesNoRecords(t *testing.T) {
 	if len(s.All())+len(s.View().Revocations()) != 0 {
 		t.Error("the view took it all the same")
 	}
+}
+
+// recordsOf reads a snapshot.
+func recordsOf(t testing.TB, snapshot iter.Seq2[Record, error]) (list []Record) {
+	t.Helper()
+	for r, err := range snapshot {
+		if err != nil {
+			t.Fatal(err)
+		}
+		list = append(list, r)
+	}
+	return list
 }
 
 // forge builds the separate program that writes into Badger.
@@ -261,15 +274,6 @@ func TestDamageIsNoticed(t *testing.T) {
 				t.Fatal(err)
 			}
 		}, "2 facts were acknowledged"},
-		"revocation row deleted": {func(t *testing.T, dir string, r Revocation, _ Capability) {
-			write(dir, "rev/"+r.ID().String(), nil, "-delete")
-		}, "was acknowledged, and its row is missing"},
-		"revocation row emptied": {func(t *testing.T, dir string, r Revocation, _ Capability) {
-			write(dir, "rev/"+r.ID().String(), nil)
-		}, "was acknowledged, and its row is altered"},
-		"revocation row overwritten": {func(t *testing.T, dir string, r Revocation, c Capability) {
-			write(dir, "rev/"+r.ID().String(), c.Envelope())
-		}, "was acknowledged, and its row is altered"},
 		"revocation and its log row deleted": {func(t *testing.T, dir string, r Revocation, _ Capability) {
 			write(dir, "rev/"+r.ID().String(), nil, "-delete")
 			write(dir, string(logKey(2)), nil, "-delete")
@@ -353,6 +357,77 @@ func TestDamageIsNoticed(t *testing.T) {
 			}
 			if name == "capability row deleted" && (len(s.All()) != 0 || len(s.Rejected()) != 1) {
 				t.Errorf("%d capabilities, rejected %v", len(s.All()), s.Rejected())
+			}
+		})
+	}
+}
+
+// A revocation whose own row is lost or altered is in force all the same, here and at
+// every mount, and is told; recording it again mends it.
+func TestLostRevocationRefuses(t *testing.T) {
+	w, write := newWorld(t), forge(t)
+	for name, tc := range map[string]struct {
+		harm func(dir, key string, c Capability)
+		want string
+	}{
+		"deleted":     {func(dir, key string, _ Capability) { write(dir, key, nil, "-delete") }, "was acknowledged, and its row is missing"},
+		"emptied":     {func(dir, key string, _ Capability) { write(dir, key, nil) }, "was acknowledged, and its row is altered"},
+		"overwritten": {func(dir, key string, c Capability) { write(dir, key, c.Envelope()) }, "was acknowledged, and its row is altered"},
+		"overwritten, sealed": {func(dir, key string, c Capability) {
+			write(dir, key, keyOf(t, dir).seal([]byte(key), 2, c.Envelope()).value)
+		}, "its row is altered: it holds another record"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := storeDir(t)
+			s := openStore(t, dir, w.trust())
+			c, err := s.Admit(w.capability(t, "", "a.bin"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			envelope := w.revocation(t, KindFile, digestOf("a.bin").String())
+			r, err := s.Revoke(envelope)
+			if err != nil {
+				t.Fatal(err)
+			}
+			closeStore(t, s)
+			key := "rev/" + r.ID().String()
+			tc.harm(dir, key, c)
+			s = openStore(t, dir, w.trust())
+			refuses := func(v *View) {
+				t.Helper()
+				g := v.Lookup(digestOf("a.bin"))
+				if !isRevoked(t, g) || v.RevokedBy(KindFile, digestOf("a.bin")).IsZero() || len(v.InForce()) != 1 {
+					t.Fatal("what was revoked is granted")
+				}
+				if by, _ := g[0].Revoked(); !strings.Contains(by.Reason(), "text is lost") || by.ID() != r.ID() {
+					t.Errorf("the refusal says %q of %s", by.Reason(), by.ID())
+				}
+			}
+			refuses(s.View())
+			if bad := s.Rejected(); len(bad) != 1 || bad[0].Key != key || !strings.Contains(bad[0].Reason, tc.want) || !s.Swept() {
+				t.Errorf("rejected %v, want %s with %q", bad, key, tc.want)
+			}
+			snapshot, _, cancel := s.Subscribe(1)
+			cancel()
+			mount := w.view(t)
+			for _, rec := range recordsOf(t, snapshot) {
+				if err := mount.Apply(rec); err != nil {
+					t.Error(err)
+				}
+			}
+			refuses(mount)
+			if len(mount.Rejected()) != 1 || mount.Extent() != s.View().Extent() {
+				t.Errorf("the mount tells of %v; extent %d and %d", mount.Rejected(), mount.Extent(), s.View().Extent())
+			}
+			retrust(t, s, w.trust())
+			refuses(s.View())
+			if _, err := s.Revoke(envelope); err != nil {
+				t.Fatal(err)
+			}
+			closeStore(t, s)
+			s = openStore(t, dir, w.trust())
+			if by, _ := s.Lookup(digestOf("a.bin"))[0].Revoked(); by.Reason() != r.Reason() || len(s.Rejected()) != 0 || len(s.View().Revocations()) != 1 {
+				t.Errorf("recorded again: reason %q, rejected %v, %d revocations", by.Reason(), s.Rejected(), len(s.View().Revocations()))
 			}
 		})
 	}
@@ -526,7 +601,10 @@ func TestSubscribeLosesNothing(t *testing.T) {
 				}
 			}
 			grants := false
-			for _, r := range snapshot {
+			for r, err := range snapshot {
+				if err != nil {
+					t.Error(err)
+				}
 				if grants && r.Kind == RecordRevocation {
 					t.Error("a snapshot has a revocation after a capability")
 				}
@@ -592,8 +670,8 @@ func TestSlowSubscriberIsCutOff(t *testing.T) {
 	}
 	snapshot, updates, cancel := s.Subscribe(1)
 	defer cancel()
-	if len(snapshot) != 4 {
-		t.Errorf("subscribing again gave %d records, want 4", len(snapshot))
+	if n := len(recordsOf(t, snapshot)); n != 4 {
+		t.Errorf("subscribing again gave %d records, want 4", n)
 	}
 	closeStore(t, s)
 	if _, open := <-updates; open {

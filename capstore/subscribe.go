@@ -1,5 +1,11 @@
 package capstore
 
+import (
+	"errors"
+	"fmt"
+	"iter"
+)
+
 // Kinds of Record.
 const (
 	RecordCapability = "capability"
@@ -12,12 +18,15 @@ const (
 type Record struct {
 	Kind     string `json:"kind"`
 	Envelope []byte `json:"envelope"`
+	// Entry is what an index needs of a record in a snapshot: see View.Apply.
+	Entry []byte `json:"entry,omitzero"`
 }
 
 // Subscribe returns every record that the store holds now, revocations first,
 // so that a reader who applies them in order never grants what is revoked; and
 // a channel of every record after that, each once, in the order in which they
-// came into force.
+// came into force. The snapshot is read while it is asked for. An error ends it:
+// then it was not whole.
 //
 // The store waits for nobody. A subscriber that lets buffer records (at least
 // one) pile up has its channel closed after the last record that fitted: it
@@ -25,11 +34,11 @@ type Record struct {
 // view to be current meanwhile. The channel is also closed by Retrust, after which
 // the snapshot is another one, by cancel and by Close. cancel may be called any
 // number of times.
-func (s *Store) Subscribe(buffer int) (snapshot []Record, updates <-chan Record, cancel func()) {
+func (s *Store) Subscribe(buffer int) (snapshot iter.Seq2[Record, error], updates <-chan Record, cancel func()) {
 	ch := make(chan Record, max(buffer, 1))
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	snapshot = s.view.records()
+	snapshot = s.snapshot()
 	if s.db == nil {
 		close(ch)
 		return snapshot, ch, func() {}
@@ -40,6 +49,68 @@ func (s *Store) Subscribe(buffer int) (snapshot []Record, updates <-chan Record,
 		defer s.mu.Unlock()
 		s.drop(ch)
 	}
+}
+
+// snapshot is what the store holds. Callers hold s.mu; the snapshot itself needs no
+// lock, and what is added after now is not in it.
+func (s *Store) snapshot() iter.Seq2[Record, error] {
+	last, lists := uint32(s.head.n), s.view.Lists()
+	var loose []Revocation
+	s.view.mu.RLock()
+	for _, r := range s.view.loose {
+		loose = append(loose, r)
+	}
+	s.view.mu.RUnlock()
+	return func(yield func(Record, error) bool) {
+		of := func(kind string) bool {
+			for n := uint32(1); n <= last; n++ {
+				if s.view.kindOf(n) != kind {
+					continue
+				}
+				if r, ok, err := s.sent(n); ok && !yield(r, err) || err != nil {
+					return false
+				}
+			}
+			return true
+		}
+		for _, r := range inOrder(loose) {
+			if !yield(Record{Kind: RecordRevocation, Envelope: r.Envelope()}, nil) {
+				return
+			}
+		}
+		if !of(RecordRevocation) {
+			return
+		}
+		for _, l := range lists {
+			if !yield(Record{Kind: RecordList, Envelope: l.Envelope()}, nil) {
+				return
+			}
+		}
+		of(RecordCapability)
+	}
+}
+
+// sent is a record as a snapshot has it; ok is false if it is to be left out.
+func (s *Store) sent(number uint32) (_ Record, ok bool, err error) {
+	body, text, key, err := s.source.record(number)
+	switch {
+	case errors.Is(err, ErrClosed):
+		return Record{}, true, err
+	case err != nil && len(body) == 0:
+		return Record{}, true, fmt.Errorf("reading fact %d: %w", number, err)
+	}
+	f, bad := readBody(body)
+	if bad != nil {
+		return Record{}, true, fmt.Errorf("reading fact %d: %w", number, bad)
+	}
+	if err != nil {
+		s.view.reject(key, err)
+		if f.kind == RecordCapability {
+			s.view.kill(number)
+			return Record{}, false, nil
+		}
+	}
+	return Record{f.kind, text, body}, true, nil
 }
 
 // publish hands a record to each subscriber that has room. Callers hold s.mu.

@@ -173,7 +173,7 @@ func TestListsAreOutgrown(t *testing.T) {
 	snapshot, _, cancel := s.Subscribe(1)
 	cancel()
 	other := view(t, c.trust())
-	for _, r := range snapshot {
+	for _, r := range recordsOf(t, snapshot) {
 		if err := other.Apply(r); err != nil {
 			t.Error(err)
 		}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"iter"
 	"path"
 	"slices"
 	"sync"
@@ -11,40 +12,52 @@ import (
 	"time"
 
 	"github.com/openclaw/clawfs/hashpipe"
+	"github.com/openclaw/clawfs/verifier/dsse"
 )
 
-// View is the verified set of capabilities and revocations in memory. A mount
+// View is the set of capabilities and revocations that somebody goes by. A mount
 // process holds one and no database; it feeds it the envelopes that the daemon
 // sends and checks every signature itself. Safe for concurrent use.
+//
+// It keeps an index in memory and the records in a source: a Store's database, or a
+// spool of its own. A record is parsed and its signature checked when somebody first
+// asks for it, and kept for a while. So what the index says of a capability is a
+// hint, which can only lose a grant. What it says of a revocation holds: what is
+// taken back is refused, and if its record then cannot be read or does not verify,
+// that is told by Rejected, and it is refused all the same.
 type View struct {
 	stored bool // belongs to a Store: records arrive through it alone
 
 	generation atomic.Uint64
 
-	// admitting is held from the check of a record until the record is in the maps,
+	// admitting is held from the check of a record until the record is in the index,
 	// so that Retrust comes before or after. A Store's view has Store.mu for that.
 	admitting sync.Mutex
 
-	// mu guards contents. The records that it points to are immutable.
+	bad rejections
+
+	// mu guards contents. The records that it points to are immutable. Who asks holds
+	// it while a record is read and verified.
 	mu sync.RWMutex
 	contents
 }
 
-// contents are what Retrust replaces: a Trust, and what verifies under it.
+// contents are what a View knows.
 type contents struct {
 	mints, revokers role
 	rules           rules
+	trusted         uint64 // counts Retrust
 
-	byID     map[hashpipe.Digest]Capability
-	byDigest map[hashpipe.Digest][]Capability
-	byName   map[string][]Capability // last component of a subject's name
-	byClaim  map[hashpipe.Digest][]Capability
-	byBuild  map[disputable][]Capability
+	index  *index
+	source source
+	spool  *spool // the source, if it is the view's own
+	cache  *cache
+
 	lists    map[hashpipe.Digest]List
-	outgrown map[hashpipe.Digest]bool // lists that were seen and that a later one repeats whole
-	list     List                     // the newest; zero: none was seen
-	revoked  map[target]Revocation    // the earliest of each target
-	revByID  map[hashpipe.Digest]Revocation
+	outgrown map[hashpipe.Digest]bool       // lists that were seen and that a later one repeats whole
+	list     List                           // the newest; zero: none was seen
+	loose    map[hashpipe.Digest]Revocation // in force and not in the source
+	taken    map[target]Revocation          // by lists and loose ones, the earliest of each target
 }
 
 // target is one thing that can be taken back.
@@ -81,8 +94,28 @@ func (g Grant) Standing() Standing {
 	return *g.standing
 }
 
-// NewView returns an empty view: until something is admitted it grants nothing.
-func NewView(t Trust) (*View, error) {
+// NewView returns an empty view, which keeps its records in memory: until something
+// is admitted it grants nothing.
+func NewView(t Trust) (*View, error) { return newView(t, "") }
+
+// NewViewIn is NewView for many records, whose texts go to a file without a name in
+// dir. The view needs no closing: the file goes with the process.
+func NewViewIn(dir string, t Trust) (*View, error) { return newView(t, dir) }
+
+func newView(t Trust, dir string) (*View, error) {
+	v, err := viewOf(t, nil)
+	if err != nil {
+		return nil, err
+	}
+	if v.spool, err = newSpool(dir); err != nil {
+		return nil, err
+	}
+	v.source = v.spool
+	return v, nil
+}
+
+// viewOf is an empty view of records that lie elsewhere.
+func viewOf(t Trust, s source) (*View, error) {
 	mints, err := newRole("mint", t.Mints)
 	if err != nil {
 		return nil, err
@@ -95,18 +128,24 @@ func NewView(t Trust) (*View, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &View{contents: contents{
-		mints: mints, revokers: revokers, rules: rules,
-		byID:     make(map[hashpipe.Digest]Capability),
-		byDigest: make(map[hashpipe.Digest][]Capability),
-		byName:   make(map[string][]Capability),
-		byClaim:  make(map[hashpipe.Digest][]Capability),
-		byBuild:  make(map[disputable][]Capability),
-		lists:    make(map[hashpipe.Digest]List),
-		outgrown: make(map[hashpipe.Digest]bool),
-		revoked:  make(map[target]Revocation),
-		revByID:  make(map[hashpipe.Digest]Revocation),
-	}}, nil
+	v := &View{contents: contents{mints: mints, revokers: revokers, rules: rules, index: newIndex(), source: s, cache: newCache()}}
+	v.noLists()
+	return v, nil
+}
+
+func (c *contents) noLists() {
+	c.lists, c.outgrown, c.list = make(map[hashpipe.Digest]List), make(map[hashpipe.Digest]bool), List{}
+	c.loose, c.taken = make(map[hashpipe.Digest]Revocation), make(map[target]Revocation)
+}
+
+// pins reports whether a key may sign records of a kind.
+func (c *contents) pins(kind string, key hashpipe.Digest) bool {
+	role := c.revokers
+	if kind == RecordCapability {
+		role = c.mints
+	}
+	_, pinned := role.operator[dsse.KeyID(key.String())]
+	return pinned
 }
 
 var errStored = errors.New("view belongs to a store: admit and revoke through the store, so that the record is kept")
@@ -123,7 +162,14 @@ func (v *View) Admit(envelope []byte) (Capability, error) {
 	if err != nil {
 		return Capability{}, fmt.Errorf("admitting capability: %w", err)
 	}
-	c, _ = v.addCapability(c)
+	if have, ok := v.capability(c.ID()); ok {
+		return have, nil
+	}
+	number, err := v.spool.add(c.fact(), c.rec.envelope)
+	if err != nil {
+		return Capability{}, fmt.Errorf("admitting capability: %w", err)
+	}
+	v.addCapability(number, c)
 	return c, nil
 }
 
@@ -140,14 +186,30 @@ func (v *View) Revoke(envelope []byte) (Revocation, error) {
 	if err != nil {
 		return Revocation{}, fmt.Errorf("admitting revocation: %w", err)
 	}
-	r, _ = v.addRevocation(r)
+	if have := v.revocation(r.ID()); !have.IsZero() {
+		return have, nil
+	}
+	number, err := v.spool.add(r.fact(), r.rec.envelope)
+	if err != nil {
+		v.addLoose(r) // a full disk takes nothing back
+		return r, nil
+	}
+	v.addRevocation(number, r)
 	return r, nil
 }
 
 // Apply takes one record of a Store's snapshot or updates. It takes a list that is
 // older than the one in force, too: the store has it because no later one of the
 // same key repeats it.
+//
+// What an Entry says of a record is taken on the word of whoever sent it, which
+// could as well have kept the record to itself: such a record is verified when it is
+// asked for. A revocation whose text is lost, and of which only the Entry is left,
+// refuses its target.
 func (v *View) Apply(r Record) error {
+	if len(r.Entry) > 0 && r.Kind != RecordList {
+		return v.take(r)
+	}
 	switch r.Kind {
 	case RecordCapability:
 		_, err := v.Admit(r.Envelope)
@@ -162,56 +224,253 @@ func (v *View) Apply(r Record) error {
 	return fmt.Errorf("record of kind %q: want %q, %q or %q", r.Kind, RecordCapability, RecordRevocation, RecordList)
 }
 
-func (v *View) addCapability(c Capability) (_ Capability, added bool) {
+// take indexes a record by its entry.
+func (v *View) take(r Record) error {
+	if v.stored {
+		return errStored
+	}
+	f, err := readBody(r.Entry)
+	switch {
+	case err != nil:
+		return fmt.Errorf("record of kind %q: its entry: %w", r.Kind, err)
+	case f.kind != r.Kind:
+		return fmt.Errorf("record of kind %q: its entry is of a %s", r.Kind, f.kind)
+	case len(r.Envelope) > MaxRecord:
+		return fmt.Errorf("%s of %d bytes: at most %d are stored", r.Kind, len(r.Envelope), MaxRecord)
+	case len(r.Envelope) == 0 && r.Kind == RecordCapability:
+		return errors.New("capability without its text")
+	}
+	v.admitting.Lock()
+	defer v.admitting.Unlock()
+	if !v.pins(f.kind, f.signer) {
+		return fmt.Errorf("%s %s: not signed by a trusted %s: its entry says %s", f.kind, f.id, map[bool]string{true: v.mints.name, false: v.revokers.name}[f.kind == RecordCapability], f.signer)
+	}
+	if len(v.find(f.kind, f.id)) > 0 {
+		return nil
+	}
+	number, err := v.spool.add(f, r.Envelope)
+	if err != nil && f.kind == RecordRevocation { // a full disk takes nothing back
+		_, err = v.revokeLoose(r.Envelope)
+		return err
+	}
+	if err != nil {
+		return fmt.Errorf("%s %s: %w", f.kind, f.id, err)
+	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if have, ok := v.byID[c.ID()]; ok {
-		return have, false
-	}
-	v.byID[c.ID()] = c
-	v.byClaim[c.Claim()] = append(v.byClaim[c.Claim()], c)
-	v.byBuild[c.disputable()] = append(v.byBuild[c.disputable()], c)
-	for _, s := range c.rec.subjects {
-		v.byDigest[s.Digest] = appendOnce(v.byDigest[s.Digest], c)
-		base := path.Base(s.Name)
-		v.byName[base] = appendOnce(v.byName[base], c)
-	}
+	v.index.add(number, f, v.pins)
 	v.generation.Add(1)
-	return c, true
+	return nil
 }
 
-// appendOnce keeps a capability with two outputs of one content, or of one base
-// name, from being listed twice.
-func appendOnce(list []Capability, c Capability) []Capability {
-	if len(list) > 0 && list[len(list)-1] == c {
-		return list
+// revokeLoose brings a revocation into force that has no place in the source.
+// Callers hold v.admitting.
+func (v *View) revokeLoose(envelope []byte) (Revocation, error) {
+	r, err := readRevocation(v.revokers, envelope)
+	if err != nil {
+		return Revocation{}, fmt.Errorf("admitting revocation: %w", err)
 	}
-	return append(list, c)
+	v.addLoose(r)
+	return r, nil
 }
 
-func (v *View) addRevocation(r Revocation) (_ Revocation, added bool) {
+// addCapability indexes a verified capability, which the source has under number.
+func (v *View) addCapability(number uint32, c Capability) {
+	f := c.fact()
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if have, ok := v.revByID[r.ID()]; ok {
-		return have, false
+	v.index.add(number, f, v.pins)
+	v.cache.keepCapability(number, c)
+	v.generation.Add(1)
+}
+
+// addRevocation is addCapability for a revocation, and brings it into force.
+func (v *View) addRevocation(number uint32, r Revocation) {
+	f := r.fact()
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.index.add(number, f, v.pins)
+	v.cache.keepRevocation(number, r)
+	if _, was := v.loose[r.ID()]; !was {
+		v.generation.Add(1)
 	}
-	v.revByID[r.ID()] = r
+	delete(v.loose, r.ID()) // it stays among the taken, until a Retrust
+}
+
+// addLoose brings a revocation into force that the source does not have.
+func (v *View) addLoose(r Revocation) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.loose[r.ID()] = r
 	v.revoke(r)
 	v.generation.Add(1)
-	return r, true
 }
 
-// revoke brings a revocation into force. Callers hold v.mu.
+// revoke notes what a list or a loose revocation takes back. Callers hold v.mu.
 func (v *View) revoke(r Revocation) {
 	t := target{r.Kind(), r.target()}
 	// Of two that say the same, the later one: the list of an earlier one can go.
-	if have, ok := v.revoked[t]; !ok || r.earlier(have) || r.ID() == have.ID() {
-		v.revoked[t] = r
+	if have, ok := v.taken[t]; !ok || r.earlier(have) || r.ID() == have.ID() {
+		v.taken[t] = r
 	}
 }
 
+// find returns the numbers of the records of that id.
+func (v *View) find(kind string, id hashpipe.Digest) (numbers []uint32) {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	by := v.index.byID
+	if kind == RecordRevocation {
+		by = v.index.revByID
+	}
+	for _, n := range by.all(tagOf(id)) {
+		if !v.index.lives(n) {
+			continue
+		}
+		if f, err := v.source.fact(n); err == nil && f.id == id {
+			numbers = append(numbers, n)
+		}
+	}
+	return numbers
+}
+
+// kill forgets records.
+func (v *View) kill(numbers ...uint32) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for _, n := range numbers {
+		v.index.kill(n)
+	}
+}
+
+// lens is a look at a view, or at what it would be.
+type lens struct {
+	*View
+	extra map[target]Revocation // taken back in addition
+	memo  map[uint32]Capability // read already
+}
+
+// look is for callers that hold v.mu.
+func (v *View) look() lens { return lens{View: v} }
+
+// at returns the capability of a number, verified; zero if there is none, or none
+// that verifies.
+func (x lens) at(number uint32) Capability {
+	if c, ok := x.memo[number]; ok {
+		return c
+	}
+	return x.readCapability(number)
+}
+
+// readCapability is for callers that hold v.mu.
+func (v *View) readCapability(number uint32) Capability {
+	if v.index.of(number) != RecordCapability {
+		return Capability{}
+	}
+	if c, ok := v.cache.capability(number); ok {
+		return c
+	}
+	text, id, place, err := v.source.text(number)
+	if err == nil {
+		var c Capability
+		if c, err = readCapability(v.mints, text); err == nil && c.ID() == id {
+			return v.cache.keepCapability(number, c)
+		}
+		if err == nil {
+			err = fmt.Errorf("the row holds capability %s", c.ID())
+		}
+	}
+	v.reject(place, err)
+	return Capability{}
+}
+
+func (v *View) reject(place string, err error) {
+	if !errors.Is(err, ErrClosed) {
+		v.bad.add(place, err.Error())
+	}
+}
+
+// readRevocation returns the revocation of a number. If its record is not what the
+// index says, it is one that says so. It is zero if there is none, or none by a key
+// of now. Callers hold v.mu.
+func (v *View) readRevocation(number uint32) Revocation {
+	if v.index.of(number) != RecordRevocation {
+		return Revocation{}
+	}
+	if r, ok := v.cache.revocation(number); ok {
+		return r
+	}
+	text, id, place, err := v.source.text(number)
+	f, lost := v.source.fact(number)
+	var r Revocation
+	if err == nil {
+		r, err = readRevocation(v.revokers, text)
+	}
+	switch {
+	case err != nil:
+	case lost != nil:
+		err = lost
+	case r.ID() != id:
+		err = fmt.Errorf("the row holds revocation %s", r.ID())
+	case f.target != r.about():
+		err = fmt.Errorf("it takes back %s %s, and was recorded for %s %s", r.Kind(), r.Target(), f.target.kind, f.target.digest)
+	default:
+		return v.cache.keepRevocation(number, r)
+	}
+	v.reject(place, err)
+	return unreadable(f, v.revokers, err)
+}
+
+// unreadable stands for a revocation of which only the fact is left.
+func unreadable(f fact, revokers role, why error) Revocation {
+	by := dsse.KeyID(f.signer.String())
+	return Revocation{&revocation{
+		id: f.id, operator: revokers.operator[by],
+		st: RevocationStatement{
+			Type: statementType, PredicateType: RevocationType, Subject: []RevokedEntry{{DigestSet{f.target.digest}}},
+			Predicate: RevocationPredicate{Kind: f.target.kind, Reason: fmt.Sprintf("the revocation's own text is lost (%v); next: clawfs store rebuild", why), IssuedAt: time.Unix(f.at, 0).UTC(), Revoker: KeyOf{by}},
+		},
+	}}
+}
+
+// about is what r takes back.
+func (r Revocation) about() target { return target{r.Kind(), r.target()} }
+
+// enoughReasons bounds how many revocations of one target are compared for which
+// came first.
+const enoughReasons = 64
+
+// revokedBy returns what takes a target back: the earliest if there are several.
+// Callers hold v.mu.
+func (x lens) revokedBy(t target) Revocation {
+	best, found := x.taken[t], 0
+	if r, ok := x.extra[t]; best.IsZero() && ok {
+		best = r
+	}
+	for _, n := range x.index.byTarget.all(t.tag()) {
+		r := x.readRevocation(n)
+		if r.IsZero() {
+			continue
+		}
+		if r.about() != t {
+			// Another target of the same tag, or a record of which nothing can be read.
+			if !r.target().IsZero() {
+				continue
+			}
+			r = unreadable(fact{entry: entry{target: t}}, x.revokers, errors.New("nothing of it can be read"))
+		}
+		if best.IsZero() || r.earlier(best) {
+			best = r
+		}
+		if found++; found == enoughReasons {
+			break
+		}
+	}
+	return best
+}
+
 // against returns what revokes the whole capability. Callers hold v.mu.
-func (v *View) against(c Capability) Revocation {
+func (x lens) against(c Capability) Revocation {
 	if c.rec == nil {
 		return Revocation{}
 	}
@@ -226,19 +485,42 @@ func (v *View) against(c Capability) Revocation {
 		targets = append(targets, target{KindCapability, c.rec.ids[i]}, target{KindMint, keyDigest(st.Predicate.Minter.KeyID)})
 	}
 	for _, t := range targets {
-		if r, ok := v.revoked[t]; ok {
+		if r := x.revokedBy(t); !r.IsZero() {
 			return r
 		}
 	}
 	return Revocation{}
 }
 
+// those reads the capabilities of some numbers, and leaves out what is not meant.
+// Callers hold v.mu.
+func (x lens) those(numbers []uint32, meant func(Capability) bool) (list []Capability) {
+	for _, n := range numbers {
+		if c := x.at(n); !c.IsZero() && meant(c) {
+			list = append(list, c)
+		}
+	}
+	return list
+}
+
+// ofClaim returns the capabilities of a claim, the first that came first.
+func (x lens) ofClaim(claim hashpipe.Digest) []Capability {
+	return x.those(x.index.byClaim.all(tagOf(claim)), func(c Capability) bool { return c.Claim() == claim })
+}
+
+// ofContent returns the capabilities with an output of this SHA-256.
+func (x lens) ofContent(d hashpipe.Digest) []Capability {
+	return x.those(x.index.byContent.all(tagOf(d)), func(c Capability) bool {
+		return slices.ContainsFunc(c.rec.subjects, func(s Subject) bool { return s.Digest == d })
+	})
+}
+
 // opens reports whether a capability is neither revoked as a whole nor expired.
 func (v *View) opens(id hashpipe.Digest, now time.Time) bool {
+	c, ok := v.capability(id)
 	v.mu.RLock()
 	defer v.mu.RUnlock()
-	c, ok := v.byID[id]
-	return ok && now.Before(c.NotAfter()) && v.against(c).IsZero()
+	return ok && now.Before(c.NotAfter()) && v.look().against(c).IsZero()
 }
 
 // Lookup returns every capability with an output of this SHA-256, revoked ones
@@ -250,19 +532,59 @@ func (v *View) Lookup(d hashpipe.Digest) []Grant {
 	}
 	v.mu.RLock()
 	defer v.mu.RUnlock()
-	file := v.revoked[target{KindFile, d}]
-	return v.grants(v.byDigest[d], func(Capability) Revocation { return file })
+	return v.look().lookup(d)
 }
 
-// ByName returns every capability with an output whose last name component is
-// base, to tell a stranger from a changed file. It is for messages: what a grant
-// allows is decided by Lookup of the measured digest.
+func (x lens) lookup(d hashpipe.Digest) []Grant {
+	list := x.ofContent(d)
+	if len(list) == 0 {
+		return nil
+	}
+	file := x.revokedBy(target{KindFile, d})
+	return x.grants(list, func(Capability) Revocation { return file })
+}
+
+// Get returns the capability of an id as a Grant, and whether there is one.
+func (v *View) Get(id hashpipe.Digest) (Grant, bool) {
+	c, ok := v.capability(id)
+	if !ok {
+		return Grant{}, false
+	}
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return v.look().grants([]Capability{c}, noRevocation)[0], true
+}
+
+// OfSBA returns the capabilities of an attestation, ordered as All.
+func (v *View) OfSBA(sba hashpipe.Digest) []Grant {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	x := v.look()
+	return x.grants(x.those(x.index.bySBA.all(tagOf(sba)), func(c Capability) bool { return c.SBA() == sba }), noRevocation)
+}
+
+// maxNamed bounds the answer of ByName.
+const maxNamed = 64
+
+// ByName returns the capabilities with an output whose last name component is base,
+// to tell a stranger from a changed file; if they are more than 64, the newest of
+// them. It is for messages: what a grant allows is decided by Lookup of the measured
+// digest.
 func (v *View) ByName(base string) []Grant {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
-	return v.grants(v.byName[base], func(c Capability) Revocation {
+	x := v.look()
+	numbers := x.index.byName.find(nameTag(base), maxNamed)
+	slices.Reverse(numbers)
+	list := x.those(numbers, func(c Capability) bool {
+		return slices.ContainsFunc(c.rec.subjects, func(s Subject) bool { return path.Base(s.Name) == base })
+	})
+	return x.grants(list, func(c Capability) Revocation {
 		for _, s := range c.rec.subjects {
-			if r, ok := v.revoked[target{KindFile, s.Digest}]; ok && path.Base(s.Name) == base {
+			if path.Base(s.Name) != base {
+				continue
+			}
+			if r := x.revokedBy(target{KindFile, s.Digest}); !r.IsZero() {
 				return r
 			}
 		}
@@ -270,51 +592,131 @@ func (v *View) ByName(base string) []Grant {
 	})
 }
 
-// All returns every capability. A revocation of one of its files alone is not
-// shown here, because the other files stay granted; see Revocations.
-func (v *View) All() []Grant {
+// Each returns every capability, one after the other, in the order in which they
+// came. What arrives or changes meanwhile may be shown or not; each Grant is of one
+// moment. A revocation of one of its files alone is not shown here, because the other
+// files stay granted; see Revocations.
+func (v *View) Each() iter.Seq[Grant] {
+	return func(yield func(Grant) bool) {
+		for n := uint32(1); ; n++ {
+			g, more := v.grantAt(n)
+			if !more || !g.IsZero() && !yield(g) {
+				return
+			}
+		}
+	}
+}
+
+// grantAt is for one capability what All is for all of them.
+func (v *View) grantAt(number uint32) (g Grant, more bool) {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
-	list := make([]Capability, 0, len(v.byID))
-	for _, c := range v.byID {
-		list = append(list, c)
+	if number > v.index.last {
+		return Grant{}, false
 	}
-	return v.grants(list, noRevocation)
+	x := v.look()
+	if c := x.at(number); !c.IsZero() {
+		g = x.grants([]Capability{c}, noRevocation)[0]
+	}
+	return g, true
+}
+
+// All returns every capability, as of one moment. It is for few, or for somebody who
+// asked for them: in memory each takes some ten thousand bytes. A revocation of one of its
+// files alone is not shown here, because the other files stay granted; see
+// Revocations.
+func (v *View) All() []Grant {
+	// Reading takes long, and shall keep nobody waiting who changes the view.
+	memo, trusted := v.readAll()
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	x := v.look()
+	if trusted == v.trusted {
+		x.memo = memo
+	}
+	var list []Capability
+	for n := uint32(1); n <= x.index.last; n++ {
+		if x.index.of(n) != RecordCapability {
+			continue
+		}
+		if c := x.at(n); !c.IsZero() {
+			list = append(list, c)
+		}
+	}
+	return x.grants(list, noRevocation)
+}
+
+func (v *View) readAll() (memo map[uint32]Capability, trusted uint64) {
+	memo = make(map[uint32]Capability)
+	for n := uint32(1); ; n++ {
+		v.mu.RLock()
+		more := n <= v.index.last
+		if n == 1 {
+			trusted = v.trusted
+		}
+		if c := v.readCapability(n); !c.IsZero() && trusted == v.trusted {
+			memo[n] = c
+		}
+		v.mu.RUnlock()
+		if !more {
+			return memo, trusted
+		}
+	}
 }
 
 func noRevocation(Capability) Revocation { return Revocation{} }
 
 // grants orders a list and joins each with what stands against it. Callers hold v.mu.
-func (v *View) grants(list []Capability, also func(Capability) Revocation) []Grant {
+func (x lens) grants(list []Capability, also func(Capability) Revocation) []Grant {
 	if len(list) == 0 {
 		return nil
 	}
 	out := make([]Grant, 0, len(list))
-	beside := v.standings(also)
+	beside := x.standings(also)
 	for _, c := range list {
-		out = append(out, Grant{c, v.standsAgainst(c, also), beside.of(c)})
+		out = append(out, Grant{c, x.standsAgainst(c, also), beside.of(c)})
 	}
-	slices.SortFunc(out, func(a, b Grant) int {
-		return cmp.Or(
-			cmp.Compare(a.Model(), b.Model()),
-			cmp.Compare(b.Sequence(), a.Sequence()),
-			b.NotAfter().Compare(a.NotAfter()),
-			cmp.Compare(a.ID().String(), b.ID().String()),
-		)
-	})
+	slices.SortFunc(out, compareGrants)
 	return out
+}
+
+func compareGrants(a, b Grant) int {
+	return cmp.Or(
+		cmp.Compare(a.Model(), b.Model()),
+		cmp.Compare(b.Sequence(), a.Sequence()),
+		b.NotAfter().Compare(a.NotAfter()),
+		cmp.Compare(a.ID().String(), b.ID().String()),
+	)
 }
 
 // Revocations returns every revocation that came alone, oldest first; see InForce.
 func (v *View) Revocations() []Revocation {
+	list := make([]Revocation, 0, 16)
+	for n := uint32(1); ; n++ {
+		v.mu.RLock()
+		if n > v.index.last {
+			for _, r := range v.loose {
+				list = append(list, r)
+			}
+			v.mu.RUnlock()
+			return inOrder(list)
+		}
+		if r := v.readRevocation(n); !r.IsZero() {
+			list = append(list, r)
+		}
+		v.mu.RUnlock()
+	}
+}
+
+// Count is the number of the capabilities and of the revocations that came alone.
+func (v *View) Count() (capabilities, revocations int) {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
-	out := make([]Revocation, 0, len(v.revByID))
-	for _, r := range v.revByID {
-		out = append(out, r)
-	}
-	return inOrder(out)
+	return v.index.count(RecordCapability), v.index.count(RecordRevocation) + len(v.loose)
 }
+
+// Rejected lists the records that were asked for and did not verify.
+func (v *View) Rejected() []RejectedRow { return v.bad.all() }
 
 // Generation rises with every record that is added, before the call that added
 // it returns, and with Retrust. An unchanged number means an unchanged answer of
@@ -325,20 +727,144 @@ func (v *View) Generation() uint64 { return v.generation.Load() }
 // capabilities and of the revocations that came alone, and the sequence of the list
 // in force. It rises with each that is added, and falls when Retrust drops some.
 func (v *View) Extent() uint64 {
-	v.mu.RLock()
-	defer v.mu.RUnlock()
-	return uint64(len(v.byID)) + uint64(len(v.revByID)) + uint64(v.list.Sequence())
+	c, r := v.Count()
+	return uint64(c) + uint64(r) + uint64(v.List().Sequence())
 }
 
 func (v *View) capability(id hashpipe.Digest) (Capability, bool) {
-	v.mu.RLock()
-	defer v.mu.RUnlock()
-	c, ok := v.byID[id]
-	return c, ok
+	for _, n := range v.find(RecordCapability, id) {
+		v.mu.RLock()
+		c := v.readCapability(n)
+		v.mu.RUnlock()
+		if !c.IsZero() && c.ID() == id {
+			return c, true
+		}
+	}
+	return Capability{}, false
 }
 
+// revocation returns the revocation of an id. One whose text is lost is none.
 func (v *View) revocation(id hashpipe.Digest) Revocation {
+	for _, n := range v.find(RecordRevocation, id) {
+		v.mu.RLock()
+		r := v.readRevocation(n)
+		v.mu.RUnlock()
+		if !r.IsZero() && len(r.rec.envelope) > 0 {
+			return r
+		}
+	}
 	v.mu.RLock()
 	defer v.mu.RUnlock()
-	return v.revByID[id]
+	return v.loose[id]
+}
+
+// HasSize reports whether a capability, live or not, may have an output of that many
+// bytes. If not, no content of that size is granted.
+func (v *View) HasSize(size int64) bool {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return v.index.bySize.has(tag(size))
+}
+
+// maxSized bounds how many capabilities OfSize reads.
+const maxSized = 1000
+
+// OfSize returns the outputs of that many bytes of the newest capabilities that have
+// some, live or not. whole is false if those of older ones are left out.
+func (v *View) OfSize(size int64) (outputs iter.Seq[Subject], whole bool) {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	numbers := v.index.bySize.find(tag(size), maxSized+1)
+	whole = len(numbers) <= maxSized
+	return v.outputs(numbers[:min(len(numbers), maxSized)], func(s Subject) bool { return s.Size == size }), whole
+}
+
+// ByTree returns the outputs with this fs-verity digest, of capabilities live or not.
+func (v *View) ByTree(d hashpipe.VerityDigest) iter.Seq[Subject] {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return v.outputs(v.index.byVerity.all(verityTag(d)), func(s Subject) bool { return s.Verity == d })
+}
+
+func (v *View) outputs(numbers []uint32, meant func(Subject) bool) iter.Seq[Subject] {
+	return func(yield func(Subject) bool) {
+		for _, n := range numbers {
+			v.mu.RLock()
+			c := v.readCapability(n)
+			v.mu.RUnlock()
+			for _, s := range c.Subjects() {
+				if meant(s) && !yield(s) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// Names reports whether a capability, live or not, may have an output of this name,
+// or one in a directory of this name.
+func (v *View) Names(name string) bool {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	x := v.look()
+	return x.index.byPath.has(nameTag(name)) || slices.ContainsFunc(x.those(x.index.wide, func(Capability) bool { return true }), func(c Capability) bool { return c.names(name) })
+}
+
+// Within returns a capability of each claim with an output of this name, or with one
+// in a directory of this name; live or not. name "" is every directory.
+func (v *View) Within(name string) []Capability {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	x := v.look()
+	numbers := append(x.index.byPath.all(nameTag(name)), x.index.wide...)
+	if name == "" {
+		numbers = numbers[:0]
+		for n := uint32(1); n <= x.index.last; n++ {
+			numbers = append(numbers, n)
+		}
+	}
+	slices.Sort(numbers)
+	list := x.those(slices.Compact(numbers), func(c Capability) bool { return name == "" || c.names(name) })
+	slices.SortFunc(list, func(a, b Capability) int { return compareGrants(Grant{held: a}, Grant{held: b}) })
+	seen := make(map[hashpipe.Digest]bool)
+	return slices.DeleteFunc(list, func(c Capability) bool {
+		again := seen[c.Claim()]
+		seen[c.Claim()] = true
+		return again
+	})
+}
+
+// Paths is how many names and directories capabilities have given, about.
+func (v *View) Paths() int {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return v.index.paths + len(v.index.wide)*maxPaths
+}
+
+// names reports whether an output has this name or lies in a directory of this name.
+func (c Capability) names(name string) bool {
+	return slices.ContainsFunc(c.rec.subjects, func(s Subject) bool {
+		return s.Name == name || len(s.Name) > len(name) && s.Name[len(name)] == '/' && s.Name[:len(name)] == name
+	})
+}
+
+// kindOf is the kind of a record that a key of now signed; "" if there is none.
+func (v *View) kindOf(number uint32) string {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return v.index.of(number)
+}
+
+// own notes a list that the source has.
+func (v *View) own(number uint32, f fact) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.index.add(number, f, v.pins)
+}
+
+func (v *View) isLoose(id hashpipe.Digest) bool {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	_, ok := v.loose[id]
+	return ok
 }

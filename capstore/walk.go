@@ -58,7 +58,7 @@ func (s *Store) Walk(ctx context.Context, each func(Record) error, job func(Job)
 		if sequence != n { // it was written again
 			continue
 		}
-		if err := each(Record{f.kind, envelope}); err != nil {
+		if err := each(Record{Kind: f.kind, Envelope: envelope}); err != nil {
 			return err
 		}
 	}
@@ -213,7 +213,7 @@ func (c *check) readJournal() error {
 		c.result.Kept++
 		c.journal[uint64(tagOf(hashpipe.SumBytes(r.Envelope).Claim()))] = true
 		where := fmt.Sprintf("%s record %d", KeptName, r.N)
-		id, err := c.believe(Record{r.Kind, r.Envelope})
+		id, err := c.believe(Record{Kind: r.Kind, Envelope: r.Envelope})
 		switch {
 		case errors.Is(err, dsse.ErrUnverified):
 			return c.ctx.Err()
@@ -368,7 +368,7 @@ func (c *check) checkRow(key string, r row) error {
 	case f.kind != kind || string(recordKey(kind, f.id)) != key || !hashpipe.SumBytes(content).Is(f.envelope):
 		return fmt.Errorf("fact %d names another record", sequence)
 	}
-	id, err := c.believe(Record{kind, content})
+	id, err := c.believe(Record{Kind: kind, Envelope: content})
 	switch {
 	case errors.Is(err, dsse.ErrUnverified):
 		c.result.Withdrawn++
@@ -413,11 +413,11 @@ func Salvage(ctx context.Context, dir, memory string, each func(Record) error, j
 		content := r.value[min(rowHeader, len(r.value)):]
 		switch name := string(r.key); {
 		case strings.HasPrefix(name, prefixCapability):
-			err = each(Record{RecordCapability, content})
+			err = each(Record{Kind: RecordCapability, Envelope: content})
 		case strings.HasPrefix(name, prefixRevocation):
-			err = each(Record{RecordRevocation, content})
+			err = each(Record{Kind: RecordRevocation, Envelope: content})
 		case strings.HasPrefix(name, prefixList):
-			err = each(Record{RecordList, content})
+			err = each(Record{Kind: RecordList, Envelope: content})
 		case strings.HasPrefix(name, prefixJob):
 			var j Job
 			if _, content, err = key.open(r); err == nil {

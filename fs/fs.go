@@ -406,10 +406,7 @@ type filesystem struct {
 	files      handles[*handle]
 	dirs       handles[*dirHandle]
 	units      *unitCache
-	names      nameIndex
-	claims     claimIndex
 	bind       Bind
-	releases   releaseIndex
 	maxSilence time.Duration
 	silence    func() time.Duration // nil: no bound
 	auditUntil time.Time
@@ -454,7 +451,7 @@ func newFilesystem(c Config, src *source, v *vault) *filesystem {
 		limit:         requestLimit(),
 	}
 	f.units = newUnitCache(&f.counters.unitsChecked)
-	f.measure = newMeasurer(ctx, c.HashWorkers, c.Verify, v, &f.counters, func(size int64) []claim { return f.claims.of(f.view, size) }, f.wanted)
+	f.measure = newMeasurer(ctx, c.HashWorkers, c.Verify, v, &f.counters, f.claims, f.wanted)
 	if c.Preverify {
 		f.ahead = newPreverifier(f, c.PreverifyEvery)
 	}

@@ -51,7 +51,7 @@ func (m *measurer) measured(id identity) bool {
 
 // done reports whether a state of a file is measured or being measured. Callers
 // hold m.mu.
-func (m *measurer) done(id identity, claims []claim) bool {
+func (m *measurer) done(id identity, claims claims) bool {
 	if e := m.known[id]; e != nil {
 		// One wrong read must not refuse for ever, but it is for who opens a file that
 		// it is read again: else each walk would read all that nobody wants.

@@ -61,14 +61,14 @@ func (f *filesystem) Readlink(cancel <-chan struct{}, in *fuse.InHeader) ([]byte
 // for another by a link. If nothing is known of the hash there is nothing to
 // stand in: opening it refuses. A target that is a git blob id is looked into:
 // see linkedByGit. Any other target must keep what a capability
-// knows of the link's name: see nameIndex.
+// knows of the link's name: see lostName.
 func (f *filesystem) followable(link, target string) Verdict {
 	if why := escapes(link, target); why != "" {
 		return refused(ReasonSymlink, fmt.Sprintf("link to %q: %s", target, why), "replace the link by a relative one that stays inside the source")
 	}
 	d, ok := contentAddress(path.Base(target))
 	if !ok {
-		if lost := f.names.lost(f.view, link, path.Join(path.Dir(link), target)); lost != "" {
+		if lost := lostName(f.view, link, path.Join(path.Dir(link), target)); lost != "" {
 			return refused(ReasonWrongName, fmt.Sprintf("link to %q: %s names something that is approved, and the target is called otherwise", target, lost),
 				"replace the link by the file or directory itself")
 		}

@@ -51,7 +51,7 @@ type measurer struct {
 	ctx      context.Context
 	counters *counters
 	vault    *vault
-	claims   func(size int64) []claim   // of all capabilities, now
+	claims   func(size int64) claims    // of all capabilities, now
 	wanted   func(hashpipe.Digest) bool // a content that may be opened, now or later
 	threads  int
 	treeFrom int64        // bytes
@@ -140,11 +140,11 @@ func (p proof) query(path string, now time.Time, shown string) Query {
 
 // holds reports whether what the capabilities claim now still gives a content
 // its digest. A sum needs nobody's word.
-func (p proof) holds(claims []claim) bool {
+func (p proof) holds(claims claims) bool {
 	if !p.sum.IsZero() {
 		return true
 	}
-	d, known := digest(claims, p.tree)
+	d, known := claims.digest(p.tree)
 	return known && d == p.digest
 }
 
@@ -161,7 +161,7 @@ func (m *measurer) reusable(fl *flight) bool {
 	return fl.granted.Load() || age < unsettledFor || !fl.young && (age < refusedFor || wanted)
 }
 
-func newMeasurer(ctx context.Context, workers int, how Verify, v *vault, c *counters, claims func(int64) []claim, wanted func(hashpipe.Digest) bool) *measurer {
+func newMeasurer(ctx context.Context, workers int, how Verify, v *vault, c *counters, claims func(int64) claims, wanted func(hashpipe.Digest) bool) *measurer {
 	m := &measurer{
 		ctx: ctx, counters: c, vault: v, claims: claims, wanted: wanted, threads: workers, treeFrom: treeFrom,
 		keepable: func() int64 { return availableMemory() / 2 },
@@ -210,7 +210,7 @@ func (m *measurer) start(file *os.File, id identity, onto func(cold bool) *early
 
 // recall returns the remembered measurement of a state of a file, and forgets
 // one that is of no more use. Callers hold m.mu.
-func (m *measurer) recall(id identity, claims []claim) *list.Element {
+func (m *measurer) recall(id identity, claims claims) *list.Element {
 	e, ok := m.known[id]
 	if !ok {
 		return nil
@@ -223,7 +223,7 @@ func (m *measurer) recall(id identity, claims []claim) *list.Element {
 }
 
 // launch begins a measurement. Callers hold m.mu.
-func (m *measurer) launch(fl *flight, file *os.File, claims []claim) (*flight, error) {
+func (m *measurer) launch(fl *flight, file *os.File, claims claims) (*flight, error) {
 	if m.closed {
 		return nil, context.Canceled
 	}
@@ -232,7 +232,7 @@ func (m *measurer) launch(fl *flight, file *os.File, claims []claim) (*flight, e
 		return nil, fmt.Errorf("duplicating a descriptor: %w", err)
 	}
 	fl.file, fl.done, fl.began = os.NewFile(uintptr(fd), file.Name()), make(chan struct{}), time.Now()
-	if fl.id.size >= m.treeFrom && haveTrees(claims) {
+	if fl.id.size >= m.treeFrom && !claims.none() {
 		fl.work, err = hashpipe.NewTreeWork(fl.id.size, m.threads, func(n int64) { fl.bytes.Add(n) })
 		if err != nil {
 			fl.file.Close()
@@ -292,17 +292,6 @@ func (m *measurer) underWay() int64 {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return int64(len(m.flights))
-}
-
-// haveTrees reports whether every content of a size can be told by its tree. If
-// there is none the answer does not matter: nothing of that size is measured.
-func haveTrees(claims []claim) bool {
-	for _, c := range claims {
-		if c.verity.IsZero() {
-			return false
-		}
-	}
-	return len(claims) > 0
 }
 
 // work takes tasks that suit it until the context ends. Its thread is niced and
@@ -503,7 +492,7 @@ func (m *measurer) conclude(fl *flight, err error) {
 }
 
 // fold makes a proof of the hashed units.
-func (m *measurer) fold(fl *flight, claims []claim) error {
+func (m *measurer) fold(fl *flight, claims claims) error {
 	in := io.ReaderAt(fl.file)
 	if fl.draft != nil && fl.spoilt.Load() == nil {
 		in = fl.draft.r // whatever the source is now
@@ -515,7 +504,7 @@ func (m *measurer) fold(fl *flight, claims []claim) error {
 	if fl.early != nil {
 		fl.early.tree.Store(tree)
 	}
-	if d, known := digest(claims, tree); known {
+	if d, known := claims.digest(tree); known {
 		fl.proof = proof{tree: tree, digest: d, git: new(gitID)}
 		m.counters.trees.Add(1)
 		return nil
@@ -525,7 +514,7 @@ func (m *measurer) fold(fl *flight, claims []claim) error {
 }
 
 // keep seals the private file if its content may be opened.
-func (m *measurer) keep(fl *flight, claims []claim) {
+func (m *measurer) keep(fl *flight, claims claims) {
 	if fl.draft == nil {
 		return
 	}

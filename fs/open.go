@@ -264,7 +264,7 @@ func (f *filesystem) decideAt(path string, fl *flight, roots map[Root]Finding, a
 func (f *filesystem) query(path string, fl *flight, a asker) Query {
 	q := f.about(fl.proof, path, a)
 	q.Bind = f.bind
-	if !fl.holds(f.claims.of(f.view, q.Size)) {
+	if !fl.holds(f.claims(q.Size)) {
 		q.Tree = nil
 	}
 	return q
@@ -304,7 +304,7 @@ func (f *filesystem) byName(path string) []capstore.Grant {
 // because only then the refusal can say so.
 func (f *filesystem) hopeless(path string, size int64) (Verdict, bool) {
 	named := f.byName(path)
-	if len(f.claims.of(f.view, size)) > 0 {
+	if !f.claims(size).none() {
 		if _, addressed := contentAddress(baseName(path)); !addressed || len(named) > 0 {
 			return Verdict{}, false
 		}

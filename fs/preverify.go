@@ -4,7 +4,6 @@ import (
 	"errors"
 	"path"
 	"runtime"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -159,7 +158,7 @@ func (p *preverifier) look() {
 		return
 	}
 	p.generation = generation
-	if n := len(p.fs.view.All()); n != p.granted {
+	if n, _ := p.fs.view.Count(); n != p.granted {
 		p.granted = n
 		p.walkBy(time.Now().Add(p.took))
 	}
@@ -246,8 +245,7 @@ func (p *preverifier) visit(d *dirHandle, e fuse.DirEntry, depth int) bool {
 // not been measured in this state.
 func (p *preverifier) eligible(name string, id identity) bool {
 	f := p.fs
-	alive := func(c claim) bool { return f.wanted(c.digest) }
-	if id.kind != unix.S_IFREG || !slices.ContainsFunc(f.claims.of(f.view, id.size), alive) {
+	if id.kind != unix.S_IFREG || !f.claims(id.size).any(f.wanted) {
 		return false
 	}
 	if _, hopeless := f.hopeless(name, id.size); hopeless {

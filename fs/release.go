@@ -6,7 +6,6 @@ import (
 	"path"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -71,111 +70,53 @@ type Finding struct {
 	Next   string
 }
 
-// releaseIndex holds what releases the capabilities, live or not, make of names.
-// The zero index is ready.
-type releaseIndex struct {
-	mu         sync.Mutex // guards all below
-	built      bool
-	generation uint64
-	releases   *releases // not changed after it was built
-}
-
-type releases struct {
-	// within holds the releases by the names of outputs and of the directories in
-	// them.
-	within map[string][]capstore.Capability
-
-	// beneath holds the outputs by where they can be found: first by the
-	// directories of their name above a root ("" or "acme/v1"), then by what they
-	// are beneath it in the root itself ("model.bin" or "tokenizer").
-	beneath map[string]map[string][]place
-}
-
-// place is an output under the rest of its name.
-type place struct {
-	rest string
-	output
-}
-
 // output is one file of a release, by one of the release's capabilities.
 type output struct {
 	of capstore.Capability
 	capstore.Subject
 }
 
-func (x *releaseIndex) of(v *capstore.View) *releases {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	if g := v.Generation(); !x.built || g != x.generation {
-		x.releases, x.generation, x.built = newReleases(v.All()), g, true
-	}
-	return x.releases
-}
-
-func newReleases(grants []capstore.Grant) *releases {
-	r := &releases{within: make(map[string][]capstore.Capability), beneath: make(map[string]map[string][]place)}
-	seen := make(map[hashpipe.Digest]bool)
-	for _, g := range grants {
-		if seen[g.Claim()] {
-			continue
+// strangers returns, by the path in dir, the outputs that could be there and are
+// not of a release. names is what dir lists; nil: look at everything.
+func (f *filesystem) strangers(dir string, names []string, claim hashpipe.Digest) map[string][]output {
+	out := make(map[string][]output)
+	// from adds what lies in the root itself, or below it, if the directories above
+	// the root are those of an output's name.
+	from := func(above string) {
+		at := []string{above}
+		if names != nil {
+			at = at[:0]
+			for _, name := range names {
+				at = append(at, path.Join(above, name))
+			}
 		}
-		seen[g.Claim()] = true
-		c := g.Capability()
-		for _, s := range g.Subjects() {
-			r.beneathAll(output{c, s})
-			for n := s.Name; n != "." && n != "/"; n = path.Dir(n) {
-				if list := r.within[n]; len(list) == 0 || list[len(list)-1] != c {
-					r.within[n] = append(list, c)
+		for _, within := range at {
+			for _, c := range f.view.Within(within) {
+				if c.Claim() == claim {
+					continue
+				}
+				for _, s := range c.Subjects() {
+					rest, below := beneath(s.Name, above)
+					if below && (names == nil || s.Name == within || strings.HasPrefix(s.Name, within+"/")) {
+						out[rest] = append(out[rest], output{c, s})
+					}
 				}
 			}
 		}
 	}
-	return r
-}
-
-// beneathAll lists an output under every split of its name.
-func (r *releases) beneathAll(o output) {
-	above, rest := "", o.Name
-	for {
-		first, more, split := strings.Cut(rest, "/")
-		if r.beneath[above] == nil {
-			r.beneath[above] = make(map[string][]place)
-		}
-		r.beneath[above][first] = append(r.beneath[above][first], place{rest, o})
-		if !split {
-			return
-		}
-		above, rest = path.Join(above, first), more
-	}
-}
-
-// strangers returns, by the path in dir, the outputs that could be there and are
-// not of a release. names is what dir lists; nil: look at everything.
-func (r *releases) strangers(dir string, names []string, claim hashpipe.Digest) map[string][]output {
-	out := make(map[string][]output)
-	add := func(places []place) {
-		for _, p := range places {
-			if p.of.Claim() != claim {
-				out[p.rest] = append(out[p.rest], p.output)
-			}
-		}
-	}
-	from := func(byFirst map[string][]place) {
-		if names == nil {
-			for _, places := range byFirst {
-				add(places)
-			}
-			return
-		}
-		for _, name := range names {
-			add(byFirst[name])
-		}
-	}
-	from(r.beneath[""])
+	from("")
 	for above, more := dir, dir != ""; more; _, above, more = strings.Cut(above, "/") {
-		from(r.beneath[above])
+		from(above)
 	}
 	return out
+}
+
+// beneath returns what is left of a name below a directory; "" is the one above all.
+func beneath(name, dir string) (rest string, ok bool) {
+	if dir == "" {
+		return name, true
+	}
+	return strings.CutPrefix(name, dir+"/")
 }
 
 // look is on whose behalf files are measured. The zero look measures nothing.
@@ -236,10 +177,9 @@ func (f *filesystem) unmixed(l look, p string, fl *flight) (map[Root]Finding, ou
 // reader goes on under the target's name, and sees nothing of this directory.
 func (f *filesystem) linked(l look, link, target string) (Verdict, outcome) {
 	address, addressed := contentAddress(path.Base(target))
-	known := f.releases.of(f.view)
 	var v Verdict
 	for rest, more := link, true; more; _, rest, more = strings.Cut(rest, "/") {
-		for _, c := range known.within[rest] {
+		for _, c := range f.view.Within(rest) {
 			if s, ok := c.Subject(rest); addressed && (!ok || s.Digest != address) {
 				continue
 			}
@@ -299,8 +239,7 @@ func (f *filesystem) inspect(l look, dir string, c capstore.Capability, opened s
 			all = append(all, there)
 		}
 	}
-	known := f.releases.of(f.view)
-	strangers := known.strangers(dir, f.src.entries(dir, len(known.beneath[""])), c.Claim())
+	strangers := f.strangers(dir, f.src.entries(dir, f.view.Paths()), c.Claim())
 	for _, rest := range slices.Sorted(maps.Keys(strangers)) {
 		if !own[rest] {
 			there := f.spot(path.Join(dir, rest))

@@ -135,7 +135,7 @@ func (d *draft) finish() error {
 
 // seal ends a draft whose bytes, as they were written or cloned, are the proof's.
 // From here on no descriptor can write them.
-func (v *vault) seal(d *draft, p proof, claims []claim) (*private, error) {
+func (v *vault) seal(d *draft, p proof, claims claims) (*private, error) {
 	err := d.finish()
 	tier := TierSealed
 	if err == nil {
@@ -154,7 +154,7 @@ func (v *vault) seal(d *draft, p proof, claims []claim) (*private, error) {
 
 // enforce lets the kernel hold the file to what the capabilities say of it, if
 // it can. Where it can and says something else, the file is not used.
-func (v *vault) enforce(f *os.File, p proof, claims []claim) (tier string, err error) {
+func (v *vault) enforce(f *os.File, p proof, claims claims) (tier string, err error) {
 	if tier, _ := v.state(); tier != TierVerity {
 		return TierSealed, nil
 	}
@@ -179,10 +179,8 @@ func (v *vault) enforce(f *os.File, p proof, claims []claim) (tier string, err e
 	if !enforced.Is(p.tree.Claim()) {
 		return "", fmt.Errorf("the kernel measures fs-verity sha256:%s, expected sha256:%s as measured here", enforced, p.tree.Claim())
 	}
-	for _, c := range claims {
-		if c.digest == p.digest && !enforced.Is(c.verity) {
-			return "", fmt.Errorf("the kernel measures fs-verity sha256:%s, expected sha256:%s", enforced, c.verity)
-		}
+	if other, yes := claims.contradicts(p.digest, enforced); yes {
+		return "", fmt.Errorf("the kernel measures fs-verity sha256:%s, expected sha256:%s", enforced, other)
 	}
 	return TierVerity, nil
 }

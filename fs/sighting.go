@@ -117,7 +117,7 @@ func (f *filesystem) measureAll(l look, all []*sighting) (*sighting, outcome) {
 
 // begin finds or begins the measurement.
 func (f *filesystem) begin(l look, s *sighting) {
-	if s.flight = f.measure.peek(s.id); s.flight != nil && f.measure.reusable(s.flight) && s.flight.holds(f.claims.of(f.view, s.id.size)) {
+	if s.flight = f.measure.peek(s.id); s.flight != nil && f.measure.reusable(s.flight) && s.flight.holds(f.claims(s.id.size)) {
 		return
 	}
 	s.flight = nil
@@ -160,7 +160,7 @@ func (f *filesystem) conclude(l look, s *sighting) outcome {
 		s.fault = "being written"
 	case fl.err != nil:
 		s.fault = fl.err.Error()
-	case !fl.holds(f.claims.of(f.view, s.id.size)):
+	case !fl.holds(f.claims(s.id.size)):
 		s.fault = "capabilities contradict each other about its fs-verity digest"
 	default:
 		s.digest = fl.digest

@@ -33,68 +33,76 @@ func (f *filesystem) stats() Stats {
 	}
 }
 
-// claimIndex holds what the capabilities, live or not, claim of contents, by
-// size. The zero index is ready.
-type claimIndex struct {
-	mu         sync.Mutex // guards all below
-	built      bool
-	generation uint64
-	bySize     map[int64][]claim // not changed after it was built
+// claims are what the capabilities, live or not, say of contents of one size: what
+// they say when it is asked for. The zero claims are none.
+type claims struct {
+	view *capstore.View
+	size int64
 }
 
-// claim is one content as a capability names it: both digests are signed
-// together, so what has one has the other.
-type claim struct {
-	digest hashpipe.Digest
-	verity hashpipe.VerityDigest
-}
+func (f *filesystem) claims(size int64) claims { return claims{f.view, size} }
 
-func (x *claimIndex) of(v *capstore.View, size int64) []claim {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	if g := v.Generation(); !x.built || g != x.generation {
-		bySize := make(map[int64][]claim)
-		for _, grant := range v.All() {
-			for _, s := range grant.Subjects() {
-				bySize[s.Size] = append(bySize[s.Size], claim{s.Digest, s.Verity})
-			}
-		}
-		x.bySize, x.generation, x.built = bySize, g, true
+// none reports whether nothing of that size can be granted.
+func (c claims) none() bool { return c.view == nil || !c.view.HasSize(c.size) }
+
+// any reports whether some content of that size may be one of those that are meant.
+// With very many of one size it is answered without asking of each.
+func (c claims) any(meant func(hashpipe.Digest) bool) bool {
+	if c.none() {
+		return false
 	}
-	return x.bySize[size]
+	outputs, whole := c.view.OfSize(c.size)
+	for s := range outputs {
+		if meant(s.Digest) {
+			return true
+		}
+	}
+	return !whole
 }
 
-// digest returns the SHA-256 of the content whose tree was measured, if the
-// claims name it and agree. Two claims that bind one tree to two hashes
-// contradict each other: then the tree proves nothing, and the content has to
-// be measured by its SHA-256.
-func digest(claims []claim, t *hashpipe.Tree) (d hashpipe.Digest, known bool) {
-	for _, c := range claims {
+// digest returns the SHA-256 of the content whose tree was measured, if capabilities
+// name it and agree: both digests are signed together, so what has one has the other.
+// Two that bind one tree to two hashes contradict each other: then the tree proves
+// nothing, and the content has to be measured by its SHA-256.
+func (c claims) digest(t *hashpipe.Tree) (d hashpipe.Digest, known bool) {
+	if c.none() {
+		return d, false
+	}
+	for s := range c.view.ByTree(t.Claim()) {
 		switch {
-		case !t.Is(c.verity) || c.digest == d:
+		case s.Size != c.size || !t.Is(s.Verity) || s.Digest == d:
 		case known:
 			return hashpipe.Digest{}, false
 		default:
-			d, known = c.digest, true
+			d, known = s.Digest, true
 		}
 	}
 	return d, known
 }
 
-// nameIndex is the set of all names that capabilities give to outputs, live or
-// not, and of the directories in those names: "acme/v1/x.bin", "acme/v1" and
-// "acme". The zero index is ready.
-type nameIndex struct {
-	mu         sync.Mutex // guards all below
-	built      bool
-	generation uint64
-	names      map[string]bool
+// contradicts returns an fs-verity digest that a capability binds to a content, and
+// that is not the one that was measured.
+func (c claims) contradicts(d hashpipe.Digest, enforced interface {
+	Is(hashpipe.VerityDigest) bool
+}) (other hashpipe.VerityDigest, yes bool) {
+	if c.none() {
+		return other, false
+	}
+	for _, g := range c.view.Lookup(d) {
+		for _, s := range g.Subjects() {
+			if s.Digest == d && s.Size == c.size && !enforced.Is(s.Verity) {
+				return s.Verity, true
+			}
+		}
+	}
+	return other, false
 }
 
-// lost returns the name that a link carries and its target does not, or "". If
+// lostName returns the name that a link carries and its target does not, or "": one
+// that a capability, live or not, gives to an output or to a directory above one. If
 // no link on the way loses a name, then who asks for "acme/v1/x.bin" ends at a
 // path that ends so too: each link keeps what was walked of the name.
-func (x *nameIndex) lost(v *capstore.View, link, target string) string {
+func lostName(v *capstore.View, link, target string) string {
 	own := path.Base(link)
 	if _, addressed := contentAddress(own); addressed {
 		return own // the caller has seen that the target is no address
@@ -102,21 +110,8 @@ func (x *nameIndex) lost(v *capstore.View, link, target string) string {
 	if _, addressed := gitAddress(own); addressed && path.Base(target) != own {
 		return own
 	}
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	if g := v.Generation(); !x.built || g != x.generation {
-		names := make(map[string]bool)
-		for _, grant := range v.All() {
-			for _, s := range grant.Subjects() {
-				for n := s.Name; n != "." && n != "/"; n = path.Dir(n) {
-					names[n] = true
-				}
-			}
-		}
-		x.names, x.generation, x.built = names, g, true
-	}
 	for rest, more := link, true; more; _, rest, more = strings.Cut(rest, "/") {
-		if x.names[rest] && !hasSuffix(target, rest) {
+		if v.Names(rest) && !hasSuffix(target, rest) {
 			return rest
 		}
 	}

@@ -20,7 +20,6 @@ import (
 type bench struct {
 	t        *testing.T
 	desk     *desk
-	claims   claimIndex
 	counters counters
 	m        *measurer
 	dir      string
@@ -30,7 +29,7 @@ func newBench(t *testing.T, how Verify, from int64) *bench {
 	t.Helper()
 	b := &bench{t: t, desk: newDesk(t), dir: t.TempDir()}
 	ctx, cancel := context.WithCancel(context.Background())
-	b.m = newMeasurer(ctx, 3, how, noVault(t), &b.counters, func(size int64) []claim { return b.claims.of(b.desk.view, size) }, func(hashpipe.Digest) bool { return false })
+	b.m = newMeasurer(ctx, 3, how, noVault(t), &b.counters, func(size int64) claims { return claims{b.desk.view, size} }, func(hashpipe.Digest) bool { return false })
 	if how == VerifyAuto {
 		b.m.treeFrom = from
 	}
@@ -132,7 +131,7 @@ func TestTreeContradictedLater(t *testing.T) {
 		t.Fatalf("%v, measured by SHA-256: %v", fl.err, !fl.sum.IsZero())
 	}
 	b.desk.admit([]capstore.Subject{lying(t, "b", sample(54, len(good)), good)}, func(w *terms) { w.sequence = 2 })
-	if fl.holds(b.claims.of(b.desk.view, fl.id.size)) {
+	if fl.holds(claims{b.desk.view, fl.id.size}) {
 		t.Error("a contradicted tree holds")
 	}
 	f, err := os.Open(p)

@@ -148,10 +148,8 @@ func (q *Queue) prepare(job capstore.Job, bases Bases) error {
 		return err
 	}
 	f := jobFile{ID: job.ID, SBA: job.SBA, Attempt: job.Attempts, Locations: job.Locations, Terms: job.Terms, Bases: bases.envelopes()}
-	for _, r := range q.store.View().InForce() {
-		if r.Kind() == capstore.KindMint {
-			f.RevokedMints = append(f.RevokedMints, dsse.KeyID(r.Target()))
-		}
+	for _, r := range q.store.View().TakenMints() {
+		f.RevokedMints = append(f.RevokedMints, dsse.KeyID(r.Target()))
 	}
 	return writeJSON(filepath.Join(dir, JobFile), &f)
 }
@@ -332,10 +330,7 @@ func (q *Queue) revoked(sba hashpipe.Digest, publisher dsse.KeyID, image hashpip
 	if f != nil {
 		return f
 	}
-	for _, g := range q.store.All() {
-		if g.SBA() != sba {
-			continue
-		}
+	for _, g := range q.store.View().OfSBA(sba) {
 		found := q.findRevocation(map[capstore.Kind][]string{capstore.KindClaim: {g.Claim().String()}})
 		if found == nil {
 			return nil

@@ -167,13 +167,9 @@ func (q *Queue) stands(job capstore.Job, now time.Time) bool {
 	if !job.Verdict.Granted() {
 		return false
 	}
-	for _, g := range q.store.All() {
-		if g.ID() == job.Capability {
-			_, revoked := g.Revoked()
-			return !revoked && now.Before(g.NotAfter())
-		}
-	}
-	return false
+	g, ok := q.store.View().Get(job.Capability)
+	_, revoked := g.Revoked()
+	return ok && !revoked && now.Before(g.NotAfter())
 }
 
 // checkHints refuses what no person types and what names no input.

@@ -28,6 +28,7 @@ type feed struct {
 	connected atomic.Bool
 	heard     atomic.Int64  // sinceBoot when the stream was last known to be whole; 0: never
 	complete  chan struct{} // closed after the first whole snapshot
+	progress  atomic.Int64  // records that came
 	changed   chan struct{} // holds one token when the daemon does not know yet how far this view is
 
 	mu     sync.Mutex // guards cancel
@@ -80,17 +81,19 @@ func (f *feed) follow(ctx context.Context) error {
 		switch l.Kind {
 		case control.LineHeartbeat:
 		case control.LineSnapshot:
-			f.log.Info("view complete", "records", records, "capabilities", len(f.view.All()))
+			capabilities, revocations := f.view.Count()
+			f.log.Info("view complete", "records", records, "capabilities", capabilities, "revocations", revocations)
 			f.begin()
 		case control.LineNoStore:
 			// Revocations come. What is known here counts; of a mount that starts now that
 			// is nothing, and it refuses every file until the store is open.
-			f.log.Error("the daemon cannot open its store: what is known counts, and nothing new is granted; next: clawfs status", "capabilities", len(f.view.All()))
+			f.log.Error("the daemon cannot open its store: what is known counts, and nothing new is granted; next: clawfs status", "capabilities", count(f.view))
 			f.begin()
 		default:
 			records++
+			f.progress.Add(1)
 			// One bad record must not keep the others out.
-			if err := f.view.Apply(capstore.Record{Kind: l.Kind, Envelope: l.Envelope}); err != nil {
+			if err := f.view.Apply(capstore.Record(l)); err != nil {
 				f.log.Error("the daemon sent a record that this mount does not accept by the policy that it knows", "kind", l.Kind, "error", err)
 			}
 			if f.connected.Load() {
@@ -153,15 +156,20 @@ func (f *feed) tell() {
 	}
 }
 
-// await waits for the first whole snapshot.
+// await waits for the first whole snapshot, for as long as it goes on coming.
 func (f *feed) await(ctx context.Context, patience time.Duration) error {
-	select {
-	case <-f.complete:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(patience):
-		return fmt.Errorf("the daemon did not send the capabilities within %v", patience)
+	for {
+		before := f.progress.Load()
+		select {
+		case <-f.complete:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(patience):
+			if f.progress.Load() == before {
+				return fmt.Errorf("the daemon did not send the capabilities: nothing came for %v after %d records", patience, before)
+			}
+		}
 	}
 }
 

@@ -295,7 +295,11 @@ func (d *daemon) streamView(w http.ResponseWriter, r *http.Request) {
 	}
 	snapshot, updates, cancel := d.store.Subscribe(1024)
 	defer cancel()
-	for _, rec := range snapshot {
+	for rec, err := range snapshot {
+		if err != nil {
+			d.log.Error("the stream of a mount ends before it is whole", "error", err)
+			return
+		}
 		if s.Write(control.ViewLine(rec)) != nil {
 			return
 		}

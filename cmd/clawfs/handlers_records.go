@@ -18,10 +18,8 @@ func (d *daemon) capabilityText(r *http.Request) (control.Envelope, error) {
 	if err != nil {
 		return control.Envelope{}, answerError(http.StatusBadRequest, codeUsage, err)
 	}
-	for _, g := range d.store.All() {
-		if g.ID() == id {
-			return control.Envelope{Envelope: g.Envelope()}, nil
-		}
+	if g, ok := d.store.View().Get(id); ok {
+		return control.Envelope{Envelope: g.Envelope()}, nil
 	}
 	return control.Envelope{}, answerError(http.StatusNotFound, codeRefused, fmt.Errorf("no capability %s; next: clawfs caps", id))
 }

@@ -16,7 +16,7 @@ func (a *app) known(ctx context.Context, c *control.Client) (*capstore.View, err
 	if err != nil {
 		return nil, err
 	}
-	view, err := capstore.NewView(policy.Trust())
+	view, err := capstore.NewViewIn(a.config().Run(), policy.Trust())
 	if err != nil {
 		return nil, err
 	}
@@ -31,7 +31,7 @@ func (a *app) known(ctx context.Context, c *control.Client) (*capstore.View, err
 			_, err := c.Capabilities(ctx) // which says why
 			return errors.Join(errors.New("the daemon has no store"), err)
 		}
-		err := view.Apply(capstore.Record{Kind: l.Kind, Envelope: l.Envelope})
+		err := view.Apply(capstore.Record(l))
 		if err != nil && l.Kind == capstore.RecordCapability { // the policy is newer than the daemon; it grants nothing
 			a.notef("passed over: %v\n", err)
 			return nil

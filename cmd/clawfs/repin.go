@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/openclaw/clawfs/capstore"
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/config"
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/memory"
 	"github.com/openclaw/clawfs/hashpipe"
@@ -67,7 +68,7 @@ func (d *daemon) repin() error {
 	if same {
 		return nil
 	}
-	d.log.Warn("the policy has changed: other mints, revokers or rules count", "revision", policy.Revision, "policy", policy.Digest.String(), "capabilities", len(d.store.All()))
+	d.log.Warn("the policy has changed: other mints, revokers or rules count", "revision", policy.Revision, "policy", policy.Digest.String(), "capabilities", count(d.store.View()))
 	d.logRejected()
 	// The rows of a revoker who is trusted again may have a newer list.
 	if err := checkNewestList(memory.Dir(d.state.Memory()), policy.Trust().Revokers, d.store.View()); err != nil {
@@ -130,6 +131,12 @@ func (p *mountProcess) repin() {
 		return
 	}
 	p.pins, p.oldKeys = t, false
-	p.log.Warn("the policy has changed: other mints, revokers or rules count", "revision", policy.Revision, "policy", policy.Digest.String(), "capabilities", len(p.view.All()))
+	p.log.Warn("the policy has changed: other mints, revokers or rules count", "revision", policy.Revision, "policy", policy.Digest.String(), "capabilities", count(p.view))
 	p.feed.resubscribe()
+}
+
+// count is how many capabilities a view has.
+func count(v *capstore.View) int {
+	n, _ := v.Count()
+	return n
 }

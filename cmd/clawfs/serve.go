@@ -95,7 +95,7 @@ func (p *mountProcess) run(ctx context.Context, ready func()) error {
 	p.pins, p.seal = policy.Trust(), m.Seal
 	p.auditUntil = p.record.AuditUntil
 	p.watchAudit() // what is over does not begin again
-	if p.view, err = capstore.NewView(p.pins); err != nil {
+	if p.view, err = capstore.NewViewIn(p.state.Run(), p.pins); err != nil {
 		return err
 	}
 	p.feed = newFeed(control.NewClient(p.state.Socket()), p.view, p.log)

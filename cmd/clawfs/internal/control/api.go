@@ -282,6 +282,7 @@ const (
 type ViewLine struct {
 	Kind     string `json:"kind"`
 	Envelope []byte `json:"envelope,omitempty"`
+	Entry    []byte `json:"entry,omitzero"` // of a record of the snapshot: see capstore.View.Apply
 }
 
 // MountRequest asks for a mount process. The paths are absolute.
