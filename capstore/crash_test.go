@@ -30,6 +30,13 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(1)
 	}
+	if dir := os.Getenv(manyMount); dir != "" {
+		if err := runManyMount(dir, os.Getenv(crashKeys)); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	if dir := os.Getenv(damagedDir); dir != "" {
 		if err := openDamaged(dir, os.Getenv(crashKeys)); err != nil {
 			fmt.Fprintln(os.Stderr, err)
