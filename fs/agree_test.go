@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"maps"
+	"math"
 	"slices"
 	"strings"
 	"testing"
@@ -224,7 +225,9 @@ func TestDecideAgreement(t *testing.T) {
 		}, want: ReasonQuorum},
 
 		{name: "nobody tells of revocations", ask: silent(61 * time.Second), setup: func(c *council) { c.by("alice", rebuilt); c.by("bob", rebuilt) },
-			want: ReasonStaleDaemon, mention: "heard last, 1m1s ago; no more than 1m0s; max_daemon_age", next: "clawfs daemon"},
+			want: ReasonStaleDaemon, mention: "heard last 1m1s ago; every 1m0s; max_daemon_age", next: "clawfs daemon"},
+		{name: "nobody ever told of revocations", ask: silent(math.MaxInt64), setup: func(c *council) { c.by("alice", rebuilt); c.by("bob", rebuilt) },
+			want: ReasonStaleDaemon, mention: "has not been heard yet"},
 		{name: "somebody told of them just in time", ask: silent(time.Minute), setup: func(c *council) { c.by("alice", rebuilt); c.by("bob", rebuilt) }, want: ReasonGranted},
 		{name: "silence without a bound", ask: func(q *Query) { q.Silence = 1 << 62 }, setup: func(c *council) { c.by("alice", rebuilt); c.by("bob", rebuilt) }, want: ReasonGranted},
 		{name: "silence, and a clock that was set back", ask: func(q *Query) { silent(time.Hour)(q); q.Now = q.Now.Add(-30 * time.Second) },

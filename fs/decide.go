@@ -2,6 +2,7 @@ package fs
 
 import (
 	"fmt"
+	"math"
 	"path"
 	"strings"
 	"time"
@@ -57,8 +58,8 @@ type Query struct {
 	UID    uint32
 	Anyone bool
 
-	// Silence is how long nobody has told of revocations; above MaxSilence nothing
-	// opens. Zero is no bound.
+	// Silence is how long nobody has told of revocations, math.MaxInt64 for never;
+	// above MaxSilence nothing opens. A MaxSilence of zero is no bound.
 	Silence, MaxSilence time.Duration
 
 	// Tree stands for the Sum where that is zero: the file was measured as an
@@ -306,8 +307,11 @@ func agree(q Query, g capstore.Grant, s capstore.Subject, granted Verdict, p *po
 	}
 	if q.MaxSilence > 0 && q.Silence > q.MaxSilence {
 		v.Reason = ReasonStaleDaemon
-		v.Detail = fmt.Sprintf("%s was granted when the daemon was heard last, %v ago; expected no more than %v, because it may have been revoked since (mount.max_daemon_age)",
-			release(c, s), q.Silence.Round(time.Second), q.MaxSilence)
+		last := fmt.Sprintf("was heard last %v ago", q.Silence.Round(time.Second))
+		if q.Silence == math.MaxInt64 {
+			last = "has not been heard yet"
+		}
+		v.Detail = fmt.Sprintf("%s is granted, and may have been revoked since: expected to hear the daemon and its store every %v (mount.max_daemon_age), it %s", release(c, s), q.MaxSilence, last)
 		v.Next = "clawfs status, then clawfs daemon; it opens again by itself when the daemon is heard"
 		return v
 	}

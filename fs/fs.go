@@ -86,8 +86,8 @@ type Config struct {
 	Clock func() time.Time
 
 	// MaxSilence is how long nobody may have told View of revocations for a file to
-	// open, and Silence how long it has been; what is open stays open. Zero and nil
-	// are no bound; one without the other is an error.
+	// open, and Silence how long it has been (math.MaxInt64: for ever); what is open
+	// stays open. Zero and nil are no bound; one without the other is an error.
 	MaxSilence time.Duration
 	Silence    func() time.Duration
 

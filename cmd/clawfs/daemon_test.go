@@ -93,6 +93,89 @@ func TestDaemonRefusesToStart(t *testing.T) {
 	}
 }
 
+// A start is refused while others could have changed or read what it rests on, each
+// time with the command that mends it; and that command mends it.
+func TestDaemonRefusesLoosePermissions(t *testing.T) {
+	r := newRig(t)
+	if err := r.state.MakeRun(); err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range []string{r.state.Memory(), r.state.Kept()} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, file := range []string{filepath.Join(r.state.Memory(), "store.key"), r.state.Mount("0123456789ab")} {
+		if err := os.WriteFile(file, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	base := filepath.Dir(string(r.state))
+	for _, tt := range []struct {
+		path string
+		mode os.FileMode
+		uid  int
+	}{
+		{base, 0o777, 0},
+		{base, 0o775, 0},
+		{base, 0o755, 65534},
+		{base, 0o777 | os.ModeSticky, 65534},
+		{string(r.state), 0o770, 0},
+		{string(r.state), 0o707, 0},
+		{string(r.state), 0o700, 65534},
+		{r.state.Policy(), 0o664, 0},
+		{r.state.Policy(), 0o646, 0},
+		{r.state.Policy(), 0o644, 65534},
+		{r.state.Settings(), 0o666, 0},
+		{r.state.MintKey(), 0o640, 0},
+		{r.state.MintKey(), 0o604, 0},
+		{r.state.MintKey(), 0o600, 65534},
+		{r.state.RevokeKey(), 0o644, 0},
+		{r.state.MintPublic(), 0o666, 0},
+		{r.state.Store(), 0o750, 0},
+		{r.state.Store(), 0o705, 0},
+		{r.state.Store(), 0o700, 65534},
+		{r.state.Memory(), 0o711, 0},
+		{filepath.Join(r.state.Memory(), "store.key"), 0o640, 0},
+		{r.state.Kept(), 0o770, 0},
+		{r.state.Run(), 0o755, 0},
+		{r.state.Run(), 0o700, 65534},
+		{r.state.Mounts(), 0o750, 0},
+		{r.state.Mount("0123456789ab"), 0o606, 0},
+		{r.state.Log(), 0o777, 0},
+		{r.state.Jobs(), 0o777, 0},
+		{r.state.Work(), 0o770, 0},
+	} {
+		before, err := os.Lstat(tt.path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chown(tt.path, tt.uid, 0); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(tt.path, tt.mode); err != nil {
+			t.Fatal(err)
+		}
+		got := r.refused(codeError, []string{"daemon"}, tt.path, "want")
+		_, next, found := strings.Cut(strings.TrimSpace(got.stderr), "next: ")
+		if words := strings.Fields(next); !found || len(words) != 3 || words[2] != tt.path || words[0] != "chmod" && words[0] != "chown" {
+			t.Errorf("%s of uid %d with mode %v: %q, want a command that mends it at the end", tt.path, tt.uid, tt.mode, got.stderr)
+			continue
+		}
+		if mended := r.exec("sh", "-c", next); mended.code != 0 {
+			t.Errorf("%q: %s", next, mended.stderr)
+		}
+		if err := r.state.Check(); err != nil {
+			t.Errorf("after %q: %v", next, err)
+		}
+		os.Chown(tt.path, 0, 0)
+		os.Chmod(tt.path, before.Mode().Perm())
+	}
+	os.Remove(r.state.Mount("0123456789ab"))
+	os.Remove(filepath.Join(r.state.Memory(), "store.key"))
+	r.startDaemon()
+}
+
 // The daemon holds no private key: it starts and serves without any.
 func TestDaemonNeedsNoKeys(t *testing.T) {
 	r := newRig(t)

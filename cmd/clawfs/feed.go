@@ -26,7 +26,7 @@ type feed struct {
 	log    *slog.Logger
 
 	connected atomic.Bool
-	heard     atomic.Int64  // sinceBoot when the stream was last known to be whole; 0: never
+	heard     atomic.Int64  // sinceBoot when a daemon last spoke that had sent its whole store; 0: never
 	complete  chan struct{} // closed after the first whole snapshot
 	progress  atomic.Int64  // records that came
 	changed   chan struct{} // holds one token when the daemon does not know yet how far this view is
@@ -74,8 +74,9 @@ func (f *feed) follow(ctx context.Context) error {
 	f.cancel = cancel
 	f.mu.Unlock()
 	records := 0
+	whole := false // the daemon has said all that is in its store
 	err := f.client.View(ctx, func(l control.ViewLine) error {
-		if f.connected.Load() {
+		if whole = whole || l.Kind == control.LineSnapshot; whole {
 			f.heard.Store(int64(sinceBoot()))
 		}
 		switch l.Kind {
@@ -130,7 +131,8 @@ func (f *feed) resubscribe() {
 	}
 }
 
-// silence is how long ago the daemon said something when it had said everything.
+// silence is how long ago the daemon said something when it had said everything. A
+// daemon without its store has not: revocations that lie there may be missing here.
 func (f *feed) silence() time.Duration {
 	now := sinceBoot()
 	if heard := time.Duration(f.heard.Load()); heard > 0 && now > 0 {

@@ -65,7 +65,7 @@ func TestSilentDaemon(t *testing.T) {
 		r.within(30, tt.name+": opens are refused", func() bool { return !r.opens("n.bin", "n") })
 		if strings.HasPrefix(tt.name, "killed") {
 			got := r.run("why", filepath.Join(r.mnt, "n.bin"))
-			for _, text := range []string{"reason       stale-daemon", "the daemon was heard last", "mount.max_daemon_age", "next: clawfs status, then clawfs daemon"} {
+			for _, text := range []string{"reason       stale-daemon", "was heard last", "mount.max_daemon_age", "next: clawfs status, then clawfs daemon"} {
 				if !strings.Contains(got.stdout, text) {
 					t.Errorf("why says\n%s\nwant %q", got.stdout, text)
 				}

@@ -41,6 +41,16 @@ func TestMain(m *testing.M) {
 		fmt.Println("held")
 		io.Copy(io.Discard, os.Stdin)
 		os.Exit(0)
+	case os.Getenv("CONTROL_TEST_HOLD") != "":
+		var held []net.Conn
+		for range MaxConnections / 8 {
+			if c, err := net.Dial("unix", os.Getenv("CONTROL_TEST_HOLD")); err == nil {
+				held = append(held, c)
+			}
+		}
+		fmt.Println("held", len(held))
+		io.Copy(io.Discard, os.Stdin)
+		os.Exit(0)
 	case os.Getenv("CONTROL_TEST_WATCH") != "":
 		watchSocket(os.Getenv("CONTROL_TEST_WATCH"))
 	case os.Getenv("CONTROL_TEST_LOCK") != "":
