@@ -230,6 +230,7 @@ func (f *filesystem) restore(list []entry) error {
 			}
 		}
 	}
+	f.recut.Store(true) // what was revoked meanwhile is looked for at once
 	for _, n := range f.nodes.files() {
 		if n.spoilt {
 			// Pages of a content that nobody has proven. Nobody has it open, so none of

@@ -2,6 +2,7 @@ package fs
 
 import (
 	"bufio"
+	"bytes"
 	"fmt"
 	"io"
 	"os"
@@ -15,6 +16,9 @@ import (
 
 	"github.com/go-json-experiment/json"
 	"golang.org/x/sys/unix"
+
+	"github.com/openclaw/clawfs/capstore"
+	"github.com/openclaw/clawfs/hashpipe"
 )
 
 // hand sends the session over a socket.
@@ -295,4 +299,274 @@ func mappedSum(data []byte) (r result) {
 		}
 	}()
 	return measured(data)
+}
+
+// opening is a client in an open that is not answered yet.
+func (m *mounted) opening(args ...string) (cmd *exec.Cmd, out *bytes.Buffer) {
+	m.t.Helper()
+	out = new(bytes.Buffer)
+	cmd = m.command(args...)
+	cmd.Stdout, cmd.Stderr = out, os.Stderr
+	if err := cmd.Start(); err != nil {
+		m.t.Fatal(err)
+	}
+	m.t.Cleanup(func() { cmd.Process.Kill() })
+	for m.stats().Verifying == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	return cmd, out
+}
+
+// An OPEN that waits for the hash of a large file is answered by the successor, also
+// if the first of them dies as well.
+func TestResumeAnswersOpenInFlight(t *testing.T) {
+	for tier, change := range map[string]func(*serverSpec){
+		TierBlocks: func(*serverSpec) {},
+		TierSealed: func(s *serverSpec) { s.Seal = SealCopy },
+	} {
+		t.Run(tier, func(t *testing.T) {
+			m := mountEmpty(t, handing, change, func(s *serverSpec) { s.Workers = 1 })
+			data := sample(7, 64<<20)
+			m.write("large.bin", data)
+			m.spec.Admit = [][]byte{m.grant("large.bin", data)}
+			session := m.session()
+			cmd, out := m.opening("read", m.at("large.bin"))
+			for range 2 {
+				m.kill()
+				m.resume(session)
+				for m.stats().Verifying == 0 && m.stats().Granted == 0 {
+					time.Sleep(time.Millisecond)
+				}
+			}
+			if err := cmd.Wait(); err != nil {
+				t.Fatal(err)
+			}
+			var r result
+			if err := json.Unmarshal(out.Bytes(), &r); err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
+			if r.Errno != 0 || r.SHA256 != sumOf(data) {
+				t.Errorf("the open that waited: %v, want %d bytes of %.16s", r, len(data), sumOf(data))
+			}
+			m.reads("large.bin", data)
+		})
+	}
+}
+
+// A client in an open whose server was replaced can be killed at once: the interrupt
+// belongs to the request that was sent again.
+func TestResumeClientCanBeKilled(t *testing.T) {
+	m := mountEmpty(t, handing)
+	e := m.huge("huge.bin", 1<<40)
+	m.spec.Admit = [][]byte{e}
+	session := m.session()
+	cmd, _ := m.opening("read", m.at("huge.bin"))
+	m.kill()
+	m.resume(session)
+	for m.stats().Verifying == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	cmd.Process.Kill()
+	done := make(chan error, 1)
+	go func() { done <- cmd.Wait() }()
+	select {
+	case <-done:
+	case <-time.After(20 * time.Second):
+		t.Fatal("a client that was killed stays in its open")
+	}
+	m.do(request{Op: "abandon"})
+}
+
+// huge puts a sparse file into the source that fits a capability by size, and takes
+// very long to measure.
+func (m *mounted) huge(name string, size int64) []byte {
+	m.t.Helper()
+	p := m.write(name, nil)
+	if err := os.Truncate(p, size); err != nil {
+		m.t.Fatal(err)
+	}
+	s := subject(m.t, name, []byte("other bytes"))
+	s.Size = size
+	e := signed(m.t, m.mint, []capstore.Subject{s})
+	m.do(request{Op: "admit", Envelope: e})
+	return e
+}
+
+// What was revoked while nobody served is not served again: handles in tier blocks
+// fail, of what the kernel serves itself it is told, and nobody gets a new one.
+func TestResumeDecidesAgain(t *testing.T) {
+	data := sample(3, 2<<20)
+	other := sample(4, 2<<20)
+	for name, c := range map[string]struct {
+		tier   string
+		change func(t *testing.T, m *mounted) // while nobody serves
+		reads  bool
+		record Decision
+		opens  syscall.Errno
+	}{
+		"granted":                 {TierBlocks, func(*testing.T, *mounted) {}, true, "", 0},
+		"revoked":                 {TierBlocks, revokeMeanwhile(data), false, Cut, syscall.EACCES},
+		"revoked, kernel serves":  {TierSealed, revokeMeanwhile(data), true, Held, syscall.EACCES},
+		"unknown":                 {TierBlocks, func(_ *testing.T, m *mounted) { m.spec.Admit = nil }, false, Cut, syscall.EACCES},
+		"unknown, kernel serves":  {TierSealed, func(_ *testing.T, m *mounted) { m.spec.Admit = nil }, true, Held, syscall.EACCES},
+		"overwritten":             {TierBlocks, func(t *testing.T, m *mounted) { overwrite(t, m, other) }, false, Failed, syscall.EACCES},
+		"overwritten, kernel has": {TierSealed, func(t *testing.T, m *mounted) { overwrite(t, m, other) }, true, "", syscall.EACCES},
+		"removed": {TierBlocks, func(t *testing.T, m *mounted) {
+			if err := os.Remove(filepath.Join(m.src, "m.bin")); err != nil {
+				t.Fatal(err)
+			}
+		}, false, Failed, syscall.ENOENT},
+		"replaced by the same bytes": {TierBlocks, func(t *testing.T, m *mounted) {
+			m.write("new", data)
+			if err := os.Rename(filepath.Join(m.src, "new"), filepath.Join(m.src, "m.bin")); err != nil {
+				t.Fatal(err)
+			}
+		}, true, "", 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := mountEmpty(t, handing, func(s *serverSpec) {
+				if c.tier == TierSealed {
+					s.Seal = SealCopy
+				}
+			})
+			m.write("m.bin", data)
+			m.spec.Admit = [][]byte{m.grant("m.bin", data)}
+			session := m.session()
+			h := m.hold("m.bin")
+			if got := m.lastRecord("m.bin", Granted).Tier; got != c.tier {
+				t.Fatalf("tier %s, want %s", got, c.tier)
+			}
+			m.kill()
+			c.change(t, m)
+			m.resume(session)
+			if s := m.stats(); s.Resumed != 1 || s.Handles != 1 {
+				t.Fatalf("%d handles taken over, %d there, want 1", s.Resumed, s.Handles)
+			}
+			h.ask("evict")
+			r := h.ask("read")
+			if c.reads && (r.Errno != 0 || r.SHA256 != sumOf(data)) || !c.reads && r.Errno != syscall.EIO {
+				t.Errorf("reading on: %v", r)
+			}
+			if c.record != "" {
+				if rec := m.lastRecord("m.bin", c.record); rec.Detail == "" {
+					t.Errorf("record without a reason: %+v", rec)
+				}
+			}
+			r = m.run("read", m.at("m.bin"))
+			if r.Errno != c.opens || c.opens == 0 && r.SHA256 != sumOf(data) {
+				t.Errorf("opening anew: %v, want errno %d", r, c.opens)
+			}
+			h.quit()
+		})
+	}
+}
+
+func revokeMeanwhile(data []byte) func(*testing.T, *mounted) {
+	return func(t *testing.T, m *mounted) {
+		m.spec.Revoke = [][]byte{revocation(t, m.rev, capstore.KindFile, hashpipe.SumBytes(data).Claim())}
+	}
+}
+
+func overwrite(t *testing.T, m *mounted, data []byte) {
+	t.Helper()
+	f, err := os.OpenFile(filepath.Join(m.src, "m.bin"), os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteAt(data, 0); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A session that is strange is refused whole, and then nobody serves: whoever waited
+// gets an error, and no byte.
+func TestResumeRefusesStrangeSessions(t *testing.T) {
+	data := sample(5, 2<<20)
+	for name, change := range map[string]func(t *testing.T, s *Session, mem []byte){
+		"magic":          func(_ *testing.T, _ *Session, mem []byte) { mem[0]++ },
+		"INIT":           func(_ *testing.T, _ *Session, mem []byte) { mem[atInit+44]++ },
+		"INIT's length":  func(_ *testing.T, _ *Session, mem []byte) { mem[atInitLength+1] = 0xff },
+		"wire":           func(_ *testing.T, _ *Session, mem []byte) { mem[atWire]++ },
+		"class":          func(_ *testing.T, _ *Session, mem []byte) { mem[journalHead] = 60 },
+		"length":         func(_ *testing.T, _ *Session, mem []byte) { mem[journalHead+14] = 1 },
+		"torn body":      func(_ *testing.T, _ *Session, mem []byte) { mem[journalHead+slotHead]++ },
+		"owners":         func(_ *testing.T, _ *Session, mem []byte) { mem[atIncarnation+3] = 1 },
+		"hash of a unit": func(t *testing.T, _ *Session, mem []byte) { reseal(t, mem, entryBound, 16+64, 1) },
+		"digest of tree": func(t *testing.T, _ *Session, mem []byte) { reseal(t, mem, entryBound, 16+32, 1) },
+		"size":           func(t *testing.T, _ *Session, mem []byte) { reseal(t, mem, entryBound, 8, 1) },
+		"handle's node":  func(t *testing.T, _ *Session, mem []byte) { reseal(t, mem, entryHandle, 8, 1) },
+		"handle's tier":  func(t *testing.T, _ *Session, mem []byte) { reseal(t, mem, entryHandle, 6*8+1, 1) },
+		"node's path":    func(t *testing.T, _ *Session, mem []byte) { reseal(t, mem, entryNode, 16*8, 'm'^'/') },
+		"no journal": func(t *testing.T, s *Session, _ []byte) {
+			f, err := os.CreateTemp(t.TempDir(), "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := f.Truncate(journalSize); err != nil {
+				t.Fatal(err)
+			}
+			s.Journal = f
+		},
+		"no device": func(t *testing.T, s *Session, _ []byte) {
+			f, err := os.OpenFile("/dev/null", os.O_RDWR, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.Device = f
+		},
+		"another device": func(t *testing.T, s *Session, _ []byte) {
+			f, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0) // which nobody has mounted
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.Device = f
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := mountEmpty(t, handing)
+			m.write("m.bin", data)
+			m.spec.Admit = [][]byte{m.grant("m.bin", data)}
+			session := m.session()
+			h := m.hold("m.bin")
+			m.kill()
+			mem, err := unix.Mmap(int(session.Journal.Fd()), 0, journalSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer unix.Munmap(mem)
+			given := session
+			change(t, &given, mem)
+			spec := m.spec
+			spec.Resume = true
+			m.gone = true
+			m.start(spec, given.Device, given.Journal)
+			if r := m.receive(); r.Err == "" {
+				t.Fatal("a successor serves")
+			} else {
+				t.Log(r.Err)
+			}
+			session.Close()
+			h.ask("evict")
+			if r := h.ask("read"); r.Errno != syscall.ENOTCONN && r.Errno != syscall.ECONNABORTED && r.Errno != syscall.EIO {
+				t.Errorf("reading on: %v, want an error", r)
+			}
+		})
+	}
+}
+
+// reseal changes bits of a byte of the first entry of a kind, and makes its CRC right.
+func reseal(t *testing.T, mem []byte, kind uint32, at int, change byte) {
+	t.Helper()
+	j := &journal{mem: mem}
+	for s := slot(journalHead); j.u32(s) != 0; s += 1 << j.u32(s) {
+		if j.u32(s+8) != kind || j.u32(s+4) == 0 {
+			continue
+		}
+		body := mem[s+slotHead : s+slotHead+slot(j.u32(s+12))]
+		body[at] ^= change
+		j.half(s + 16).Store(checksum(kind, body))
+		return
+	}
+	t.Fatalf("no entry of kind %d", kind)
 }
