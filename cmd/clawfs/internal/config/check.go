@@ -80,18 +80,19 @@ func (s State) Check() error {
 			return err
 		}
 	}
-	for _, dir := range []string{s.Memory(), s.Kept(), s.Mounts()} {
-		if err := checkFiles(dir); err != nil {
+	for _, dir := range []string{s.Memory(), s.Kept()} {
+		if err := checkFiles(dir, fs.ModeDir); err != nil {
 			return err
 		}
 	}
-	return nil
+	// The sessions of mounts are sockets there.
+	return checkFiles(s.Mounts(), fs.ModeDir|fs.ModeSocket)
 }
 
 // checkFiles refuses files in dir that others own, can read or can write. Nobody
 // else reaches them while dir is as it should be; if it was not for a while, they
-// may have been opened then.
-func checkFiles(dir string) error {
+// may have been opened then. kinds are what there may be beside regular files.
+func checkFiles(dir string, kinds fs.FileMode) error {
 	list, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -107,7 +108,7 @@ func checkFiles(dir string) error {
 		if err != nil {
 			return err
 		}
-		if err := checkInfo(filepath.Join(dir, e.Name()), fi, fi.Mode().Type()&fs.ModeDir, openToOthers); err != nil {
+		if err := checkInfo(filepath.Join(dir, e.Name()), fi, fi.Mode().Type()&kinds, openToOthers); err != nil {
 			return err
 		}
 	}
