@@ -1,5 +1,7 @@
 package main
 
+import "regexp"
+
 // area is a part of clawfs that decides, and the tests that must notice a
 // fault in it.
 type area struct {
@@ -14,6 +16,14 @@ type part struct {
 	files  []string // patterns of names; none: all files
 	users  []string
 }
+
+// unasked are tests that are not shown any fault: they compile their package
+// once more, without the mutants; or they run a race for seconds, move gigabytes
+// or load other people's programs, over what quicker tests of the suite show.
+var unasked = regexp.MustCompile(`^Test(StormSeesPlantedFaults|Storm|StormOnLargeFile|Force|Peek|SourceABA|ApprovedContentsNeverMix|WriterAgainst.*|` +
+	`BudgetChurn|RevokeChurn|BudgetHoldsAgainstMappings|FullDisk|PrivateDiskFull|AuditModeEndsUnderLoad|AuditModeAgainstWriter|AuditModeLargeFile|` +
+	`FioVerify|Posix|TamperedDuring.*|Killed.*|HugeDirectory|LyingStorage|HangingStorage|StallingStorage|ManyCapabilitiesOfOneResult|PreverifyHuge|` +
+	`Guest.*|Real.*|Resume.*|LargeFile|ManyFilesAtOnce|SmallFilesPass.*|RevokedAtAnyMomentOfAnOpen|AbandonWhileMeasuring)$`)
 
 var areas = []area{
 	{"hashpipe", []part{
