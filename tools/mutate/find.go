@@ -442,7 +442,7 @@ func (f *finder) constants(e ast.Expr) {
 		return
 	}
 	if f.integer(e) {
-		t := types.TypeString(f.pkg.info.TypeOf(e), func(p *types.Package) string {
+		t := types.TypeString(types.Default(f.pkg.info.TypeOf(e)), func(p *types.Package) string {
 			if p == f.pkg.types {
 				return ""
 			}

@@ -42,6 +42,7 @@ func main() {
 	list := flag.String("survivors", "tools/mutate/survivors.txt", "faults that may survive, each with its reason")
 	least := flag.Float64("least", 80, "share in percent that must be noticed in each area")
 	tests := flag.String("tests", "^(Test|Fuzz|Example)", "only tests whose name matches")
+	own := flag.Bool("own", false, "do not ask the tests of the packages that use the one with the fault")
 	dry := flag.Bool("list", false, "print the faults and plant none")
 	flag.Parse()
 	if flag.NArg() > 0 {
@@ -65,7 +66,7 @@ func main() {
 	// What a test has started and mounted must not stay.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	r := &run{ctx: ctx, root: abs, work: work, seed: *seed, number: *number, workers: *workers, area: *area, only: *only, tests: *tests, dry: *dry, reasons: reasons, out: os.Stdout}
+	r := &run{ctx: ctx, root: abs, work: work, seed: *seed, number: *number, workers: *workers, area: *area, only: *only, tests: *tests, own: *own, dry: *dry, reasons: reasons, out: os.Stdout}
 	ok, err := r.all(areas, *least)
 	clear(work)
 	if err != nil {
@@ -121,7 +122,7 @@ type run struct {
 	seed              int64
 	number, workers   int
 	area, only, tests string
-	dry               bool
+	own, dry          bool
 	reasons           map[string]string
 	out               io.Writer
 }
@@ -256,8 +257,8 @@ func (r *run) part(p part, loaded *pkg, mutants []*mutant, c *count) error {
 	}
 	c.planted += len(mutants)
 	left := mutants
-	for _, folder := range append([]string{p.folder}, p.users...) {
-		if len(left) == 0 {
+	for i, folder := range append([]string{p.folder}, p.users...) {
+		if len(left) == 0 || i > 0 && r.own {
 			break
 		}
 		from := time.Now()
