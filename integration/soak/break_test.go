@@ -41,10 +41,7 @@ func (w *world) wreck() {
 			if !w.run.goesOn() {
 				return
 			}
-			w.breaking.Lock()
-			err := things[i].do()
-			w.breaking.Unlock()
-			if err != nil {
+			if err := things[i].do(); err != nil {
 				w.run.fail("world %s: %s: %v", w.name, things[i].name, err)
 				return
 			}
@@ -113,6 +110,7 @@ func awaitEnd(pid int) error {
 }
 
 func (w *world) restart(sig syscall.Signal) error {
+	defer w.daemon.away(sig.String())()
 	if err := w.signalDaemon(sig); err != nil {
 		return err
 	}
@@ -182,6 +180,7 @@ func (w *world) killBoth() error {
 	}
 	m := w.someMount()
 	defer m.away("kill -9 of both")()
+	defer w.daemon.away("kill -9 of both")()
 	pids := []int{s.PID, m.pid(s)}
 	rand.Shuffle(2, func(i, j int) { pids[i], pids[j] = pids[j], pids[i] })
 	for _, pid := range pids {

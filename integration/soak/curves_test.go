@@ -28,6 +28,19 @@ type sample struct {
 type sampler struct {
 	run     *soak
 	samples []sample
+
+	pids  map[*outages]int   // of what may be away, when it was last seen
+	times map[*outages]int64 // when that was
+}
+
+// same wants the process to be the one that was seen before, unless somebody meant
+// it to go away since.
+func (p *sampler) same(o *outages, what string, pid int) {
+	now := monotonic()
+	if old := p.pids[o]; old != 0 && old != pid && !o.wasAway(p.times[o], now) {
+		p.run.fail("%s was process %d and is process %d, and nobody has ended it", what, old, pid)
+	}
+	p.pids[o], p.times[o] = pid, now
 }
 
 func (p *sampler) watch() {
@@ -39,6 +52,12 @@ func (p *sampler) watch() {
 				continue // the daemon is away
 			}
 			records := int64(s.Capabilities.Live + s.Capabilities.Expired + s.Capabilities.Revoked + s.Revocations)
+			p.same(&w.daemon, "the daemon of world "+w.name, s.PID)
+			for _, m := range w.mounts {
+				if pid := m.pid(s); pid != 0 {
+					p.same(&m.outages, "the mount process of "+m.dir, pid)
+				}
+			}
 			p.look(sample{world: w.name, role: "daemon", pid: s.PID, goroutines: int64(s.Resources.Goroutines), records: records})
 			for _, m := range s.Mounts {
 				if m.Report != nil && m.PID != 0 && m.Report.PID == m.PID {
