@@ -43,7 +43,7 @@ type sampler struct {
 // it to go away since.
 func (p *sampler) same(o *outages, what string, pid int) {
 	now := monotonic()
-	if old := p.pids[o]; old != 0 && old != pid && !o.wasAway(p.times[o], now) {
+	if old := p.pids[o]; old != 0 && old != pid && !o.ended(p.times[o], now) {
 		p.run.fail("%s was process %d and is process %d, and nobody has ended it", what, old, pid)
 	}
 	p.pids[o], p.times[o] = pid, now

@@ -65,14 +65,18 @@ type outages struct {
 type outage struct {
 	what       string
 	start, end int64 // monotonic; end is pending until it is over
+	unnoticed  bool  // a successor goes on with all that is open
 }
 
 // away notes that it goes away, until the returned function is called.
-func (o *outages) away(what string) func() {
+func (o *outages) away(what string) func() { return o.gone(outage{what: what}) }
+
+func (o *outages) gone(what outage) func() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	i := len(o.list)
-	o.list = append(o.list, outage{what, monotonic(), pending})
+	what.start, what.end = monotonic(), pending
+	o.list = append(o.list, what)
 	return func() {
 		o.mu.Lock()
 		defer o.mu.Unlock()
@@ -80,8 +84,16 @@ func (o *outages) away(what string) func() {
 	}
 }
 
-// wasAway reports whether it was away at some time of an interval.
+// wasAway reports whether it was away at some time of an interval, so that whoever
+// used it then may have noticed.
 func (o *outages) wasAway(from, to int64) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return slices.ContainsFunc(o.list, func(o outage) bool { return o.start <= to && from <= o.end && !o.unnoticed })
+}
+
+// ended reports whether somebody has ended it in an interval.
+func (o *outages) ended(from, to int64) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return slices.ContainsFunc(o.list, func(o outage) bool { return o.start <= to && from <= o.end })
