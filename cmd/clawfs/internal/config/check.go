@@ -80,18 +80,14 @@ func (s State) Check() error {
 			return err
 		}
 	}
-	for _, dir := range []string{s.Memory(), s.Kept(), s.Mounts()} {
-		if err := checkFiles(dir); err != nil {
-			return err
-		}
-	}
-	return nil
+	return errors.Join(checkFiles(s.Memory(), fs.ModeDir), checkFiles(s.Kept(), fs.ModeDir), checkFiles(s.Mounts(), fs.ModeSocket))
 }
 
-// checkFiles refuses files in dir that others own, can read or can write. Nobody
+// checkFiles refuses files in dir that others own, can read or can write, or that
+// are neither regular nor of another kind that may be there. Nobody
 // else reaches them while dir is as it should be; if it was not for a while, they
 // may have been opened then.
-func checkFiles(dir string) error {
+func checkFiles(dir string, other fs.FileMode) error {
 	list, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -107,7 +103,7 @@ func checkFiles(dir string) error {
 		if err != nil {
 			return err
 		}
-		if err := checkInfo(filepath.Join(dir, e.Name()), fi, fi.Mode().Type()&fs.ModeDir, openToOthers); err != nil {
+		if err := checkInfo(filepath.Join(dir, e.Name()), fi, fi.Mode().Type()&other, openToOthers); err != nil {
 			return err
 		}
 	}

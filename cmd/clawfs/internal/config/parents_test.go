@@ -1,6 +1,7 @@
 package config
 
 import (
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -107,6 +108,9 @@ func TestCheckFiles(t *testing.T) {
 		{"mounts open to others", func(t *testing.T, s State) { os.Chmod(s.Mounts(), 0o755) }, []string{"mounts: mode 0755", "chmod 0700 "}},
 		{"a mount record writable by others", func(t *testing.T, s State) { makeFile(t, s.Mount("x"), 0o602) }, []string{"x.json: mode 0602", "chmod 0600 "}},
 		{"a mount record that is a pipe's name", func(t *testing.T, s State) { makeLink(t, "/dev/null", s.Mount("x")) }, []string{"x.json: is a symbolic link"}},
+		{"a session's socket", func(t *testing.T, s State) { makeSocket(t, s.MountSession("x"), 0o600) }, nil},
+		{"a session's socket open to others", func(t *testing.T, s State) { makeSocket(t, s.MountSession("x"), 0o666) }, []string{"x.sock: mode 0666", "chmod 0600 "}},
+		{"a socket in memory", func(t *testing.T, s State) { makeSocket(t, filepath.Join(s.Memory(), "x"), 0o600) }, []string{"is a socket, want a regular file"}},
 		{"mint.pub writable by others", func(t *testing.T, s State) { makeFile(t, s.MintPublic(), 0o646) }, []string{"mint.pub: mode 0646", "chmod 0644 "}},
 		{"signed policy writable by others", func(t *testing.T, s State) { makeFile(t, s.SignedPolicy(), 0o666) }, []string{"policy.dsse: mode 0666", "chmod 0644 "}},
 		{"private open to others", func(t *testing.T, s State) { makeDir(t, s.Private(), 0o755) }, []string{"private: mode 0755", "chmod 0700 "}},
@@ -159,6 +163,19 @@ func makeFile(t *testing.T, path string, mode os.FileMode) {
 	if err := os.WriteFile(path, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
+	if err := os.Chmod(path, mode); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func makeSocket(t *testing.T, path string, mode os.FileMode) {
+	t.Helper()
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.SetUnlinkOnClose(false)
+	l.Close()
 	if err := os.Chmod(path, mode); err != nil {
 		t.Fatal(err)
 	}
