@@ -1,6 +1,7 @@
 package soak
 
 import (
+	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -41,10 +42,7 @@ func (w *world) wreck() {
 			if !w.run.goesOn() {
 				return
 			}
-			w.breaking.Lock()
-			err := things[i].do()
-			w.breaking.Unlock()
-			if err != nil {
+			if err := things[i].do(); err != nil {
 				w.run.fail("world %s: %s: %v", w.name, things[i].name, err)
 				return
 			}
@@ -113,6 +111,7 @@ func awaitEnd(pid int) error {
 }
 
 func (w *world) restart(sig syscall.Signal) error {
+	defer w.daemon.away(sig.String())()
 	if err := w.signalDaemon(sig); err != nil {
 		return err
 	}
@@ -120,13 +119,41 @@ func (w *world) restart(sig syscall.Signal) error {
 	return w.startDaemon()
 }
 
+// killMount kills a mount process. Mostly it waits until the daemon holds the mount's
+// session, and then nobody who reads may notice: a successor goes on with everything.
 func (w *world) killMount(m *mountpoint) error {
 	s, err := w.settled()
 	if err != nil {
 		return err
 	}
-	defer m.away("kill -9")()
+	how := outage{what: "kill -9", unnoticed: m.held(s)}
+	for end := time.Now().Add(3 * w.run.phase); !how.unnoticed && rand.IntN(20) > 0 && time.Now().Before(end); how.unnoticed = m.held(s) {
+		time.Sleep(100 * time.Millisecond)
+	}
+	if how.unnoticed {
+		w.run.count.add("mount process killed, its session held", 1)
+	}
+	defer m.gone(how)()
 	return m.killed(m.pid(s))
+}
+
+// held reports whether the daemon of a status has said that it holds the session of
+// the mount's process.
+func (m *mountpoint) held(s status) bool {
+	text, err := os.ReadFile(filepath.Join(m.world.state, "log", "daemon.log"))
+	if err != nil {
+		return false
+	}
+	for line := range strings.Lines(string(text)) {
+		var said struct {
+			Msg         string
+			PID, Holder int
+		}
+		if strings.Contains(line, "outlives its process now") && json.Unmarshal([]byte(line), &said) == nil && said.PID == s.PID && said.Holder == m.pid(s) {
+			return true
+		}
+	}
+	return false
 }
 
 // killed kills a mount's process and waits for another one.
@@ -182,6 +209,7 @@ func (w *world) killBoth() error {
 	}
 	m := w.someMount()
 	defer m.away("kill -9 of both")()
+	defer w.daemon.away("kill -9 of both")()
 	pids := []int{s.PID, m.pid(s)}
 	rand.Shuffle(2, func(i, j int) { pids[i], pids[j] = pids[j], pids[i] })
 	for _, pid := range pids {

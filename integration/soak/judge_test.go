@@ -14,12 +14,12 @@ import (
 func (s *seat) saw(e event) {
 	count := s.at.world.run.count
 	if e.Way == "around" {
-		count.add("names opened that nobody granted", 1)
+		count.add("around: "+ending(e.Errno), 1)
 	} else {
 		count.add("opens", 1)
+		count.add(fmt.Sprintf("open %s: %s", s.at.seal, ending(e.Errno)), 1)
 	}
 	count.add("bytes", e.Bytes)
-	count.add(fmt.Sprintf("open %s: %s", s.at.seal, ending(e.Errno)), 1)
 	if e.Failed != 0 {
 		count.add(fmt.Sprintf("read %s: %s", s.at.seal, ending(e.Failed)), 1)
 	}
@@ -137,24 +137,3 @@ func (l *life) excusedRead(s *seat, e event) bool {
 
 // sealedFrom is the size from which a mount seals, in bytes.
 const sealedFrom = 1 << 20
-
-// told are the outages that began in the ten seconds before a time, or later.
-func (m *mountpoint) told(at int64) string {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	text := ""
-	for _, o := range m.outages {
-		if o.end > at-10e9 {
-			text += fmt.Sprintf(" %s [%.1f, ", o.what, float64(o.start-at)/1e6)
-			if o.end == pending {
-				text += "...]"
-			} else {
-				text += fmt.Sprintf("%.1f]", float64(o.end-at)/1e6)
-			}
-		}
-	}
-	if text == "" {
-		return "none"
-	}
-	return text
-}

@@ -26,7 +26,6 @@ type life struct {
 	seats   []*seat
 
 	sum string // SHA-256 in hex
-	id  string // of the capability
 
 	revoking atomic.Int64 // when the revocation was sent; 0: not yet
 }

@@ -253,9 +253,13 @@ func lookAround(a assignment) (e event) {
 		e.Call = monotonic()
 		fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
 		e.Return, e.Errno = monotonic(), errno(err)
-		if err == nil {
-			e.Wrong = fmt.Sprintf("%s opened, and nobody granted it", path)
-			unix.Close(fd)
+		if err != nil {
+			return e
+		}
+		defer unix.Close(fd)
+		var st unix.Stat_t
+		if err := unix.Fstat(fd, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFDIR { // it has become one
+			e.Wrong = fmt.Sprintf("%s opened, and nobody granted it (mode %#o, %v)", path, st.Mode, err)
 		}
 		return e
 	}

@@ -185,7 +185,7 @@ func TestSoak(t *testing.T) {
 			s.readers[int(seat.key)%len(s.readers)].take(seat)
 		}
 	}
-	p := &sampler{run: s}
+	p := &sampler{run: s, pids: map[*outages]int{}, times: map[*outages]int64{}}
 	work.Go(p.watch)
 	s.finish(&work)
 	s.count.slowest("end after the time was over", time.Since(s.began)-s.length)
@@ -212,13 +212,6 @@ func (s *soak) conclude(p *sampler) {
 					}
 				}
 				s.count.add(fmt.Sprintf("tier at the end, world %s, --seal %s: %s %s", w.name, filepath.Base(m.Mountpoint), m.Report.Tier, m.Report.TierReason), 1)
-			}
-		}
-		if w.name == "calm" && len(st.Mounts) > 0 {
-			for _, m := range st.Mounts {
-				if m.Restarts != 0 {
-					s.fail("the mount process of %s, which nobody touched, was started again %d times", m.Mountpoint, m.Restarts)
-				}
 			}
 		}
 		logs, _ := filepath.Glob(filepath.Join(w.state, "log", "*"))

@@ -44,8 +44,7 @@ type world struct {
 	seen       watcher
 	socketOnly bool // no verbs: the client's socket is not the daemon's
 
-	// breaking is held while somebody ends or starts processes of this world.
-	breaking sync.Mutex
+	daemon outages
 }
 
 // mountpoint is one mount of a world.
@@ -54,34 +53,71 @@ type mountpoint struct {
 	seal  string
 	dir   string
 
-	mu      sync.Mutex // guards outages
-	outages []outage
+	outages
 }
 
-// outage is a time in which a mount is taken away or killed.
+// outages are the times in which somebody meant a mount, or a daemon, to be away.
+type outages struct {
+	mu   sync.Mutex // guards list
+	list []outage
+}
+
 type outage struct {
 	what       string
 	start, end int64 // monotonic; end is pending until it is over
+	unnoticed  bool  // a successor goes on with all that is open
 }
 
-// away notes that the mount goes away, until the returned function is called.
-func (m *mountpoint) away(what string) func() {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	i := len(m.outages)
-	m.outages = append(m.outages, outage{what, monotonic(), pending})
+// away notes that it goes away, until the returned function is called.
+func (o *outages) away(what string) func() { return o.gone(outage{what: what}) }
+
+func (o *outages) gone(what outage) func() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	i := len(o.list)
+	what.start, what.end = monotonic(), pending
+	o.list = append(o.list, what)
 	return func() {
-		m.mu.Lock()
-		defer m.mu.Unlock()
-		m.outages[i].end = monotonic()
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		o.list[i].end = monotonic()
 	}
 }
 
-// wasAway reports whether the mount was away at some time of an interval.
-func (m *mountpoint) wasAway(from, to int64) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return slices.ContainsFunc(m.outages, func(o outage) bool { return o.start <= to && from <= o.end })
+// wasAway reports whether it was away at some time of an interval, so that whoever
+// used it then may have noticed.
+func (o *outages) wasAway(from, to int64) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return slices.ContainsFunc(o.list, func(o outage) bool { return o.start <= to && from <= o.end && !o.unnoticed })
+}
+
+// ended reports whether somebody has ended it in an interval.
+func (o *outages) ended(from, to int64) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return slices.ContainsFunc(o.list, func(o outage) bool { return o.start <= to && from <= o.end })
+}
+
+// told are the outages that began in the ten seconds before a time, or later.
+func (o *outages) told(at int64) string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	text := ""
+	for _, o := range o.list {
+		if o.end > at-10e9 {
+			text += fmt.Sprintf(" %s [%.1f, ", o.what, float64(o.start-at)/1e6)
+			if o.end == pending {
+				text += "...]"
+			} else {
+				text += fmt.Sprintf("%.1f]", float64(o.end-at)/1e6)
+			}
+		}
+	}
+	if text == "" {
+		return "none"
+	}
+	return text
 }
 
 func socketClient(path string) *http.Client {
