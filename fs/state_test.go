@@ -19,57 +19,63 @@ func TestDigestOfTree(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	other, err := hashpipe.Measure(t.Context(), bytes.NewReader([]byte("other")), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	tree := got.Tree()
-	right := claim{got.Sum().Claim(), tree.Claim()}
-	beside := claim{other.Sum().Claim(), other.Tree().Claim()}
-	contradicts := claim{other.Sum().Claim(), tree.Claim()}
+	right, other := subject(t, "x.bin", []byte("content")), subject(t, "y.bin", []byte("another"))
+	contradicts := other
+	contradicts.Verity = right.Verity
+	elsewhere := contradicts
+	elsewhere.Size++
 	for name, x := range map[string]struct {
-		claims []claim
+		signed []capstore.Subject
 		known  bool
 	}{
-		"nobody claims anything":     {nil, false},
-		"one":                        {[]claim{right}, true},
-		"the same twice":             {[]claim{right, right}, true},
-		"others beside it":           {[]claim{beside, right, beside}, true},
-		"others alone":               {[]claim{beside, beside}, false},
-		"two that contradict":        {[]claim{right, contradicts}, false},
-		"the other way round":        {[]claim{contradicts, right}, false},
-		"a contradiction among many": {[]claim{right, beside, right, contradicts, right}, false},
+		"nobody signed anything":      {nil, false},
+		"one":                         {[]capstore.Subject{right}, true},
+		"the same twice":              {[]capstore.Subject{right, right}, true},
+		"others beside it":            {[]capstore.Subject{other, right, other}, true},
+		"others alone":                {[]capstore.Subject{other, other}, false},
+		"two that contradict":         {[]capstore.Subject{right, contradicts}, false},
+		"the other way round":         {[]capstore.Subject{contradicts, right}, false},
+		"a contradiction among many":  {[]capstore.Subject{right, other, right, contradicts, right}, false},
+		"a contradiction of the size": {[]capstore.Subject{right, elsewhere}, true},
 	} {
-		d, known := digest(x.claims, tree)
-		if known != x.known || known && d != right.digest || !known && !d.IsZero() {
-			t.Errorf("%s: digest = %s, %v, want known %v", name, d, known, x.known)
+		d := newDesk(t)
+		for i, s := range x.signed {
+			s.Name = fmt.Sprintf("%d.bin", i)
+			d.admit([]capstore.Subject{s})
 		}
-	}
-	for _, none := range []*hashpipe.Tree{nil, new(hashpipe.Tree)} {
-		if d, known := digest([]claim{right, {}}, none); known || !d.IsZero() {
-			t.Errorf("a tree that was not measured stands for %s", d)
+		c := claims{d.view, right.Size}
+		sum, known := c.digest(got.Tree())
+		if known != x.known || known && sum != right.Digest || !known && !sum.IsZero() {
+			t.Errorf("%s: digest = %s, %v, want known %v", name, sum, known, x.known)
+		}
+		for _, none := range []*hashpipe.Tree{nil, new(hashpipe.Tree)} {
+			if sum, known := c.digest(none); known || !sum.IsZero() {
+				t.Errorf("%s: a tree that was not measured stands for %s", name, sum)
+			}
 		}
 	}
 }
 
-// The indexes follow the view.
-func TestIndexesFollowTheView(t *testing.T) {
+// Claims and names follow the view.
+func TestClaimsFollowTheView(t *testing.T) {
 	d := newDesk(t)
-	var claims claimIndex
-	var names nameIndex
-	if got := claims.of(d.view, 5); len(got) != 0 {
-		t.Errorf("claims of an empty view: %v", got)
+	if !(claims{}).none() || !(claims{d.view, 5}).none() {
+		t.Error("nothing was signed, and something can be granted")
 	}
-	if lost := names.lost(d.view, "v1/x.bin", "v1/y.bin"); lost != "" {
+	if lost := lostName(d.view, "v1/x.bin", "v1/y.bin"); lost != "" {
 		t.Errorf("an empty view loses %q", lost)
 	}
 	d.admit([]capstore.Subject{subject(t, "acme/v1/x.bin", []byte("12345")), subject(t, "z.bin", []byte("123"))})
 	s := subject(t, "acme/v1/x.bin", []byte("12345"))
-	if got := claims.of(d.view, 5); len(got) != 1 || got[0] != (claim{s.Digest, s.Verity}) {
-		t.Errorf("claims of 5 bytes: %v", got)
+	is := func(d hashpipe.Digest) bool { return d == s.Digest }
+	if c := (claims{d.view, 5}); c.none() || !c.any(is) {
+		t.Error("nothing of 5 bytes can be granted")
 	}
-	if got := claims.of(d.view, 4); len(got) != 0 {
-		t.Errorf("claims of 4 bytes: %v", got)
+	if c := (claims{d.view, 3}); c.none() || c.any(is) {
+		t.Error("content of 5 bytes is among those of 3")
+	}
+	if c := (claims{d.view, 4}); !c.none() || c.any(is) {
+		t.Error("something of 4 bytes can be granted")
 	}
 	for _, x := range []struct{ link, target, want string }{
 		{"x.bin", "y.bin", ""}, // "x.bin" alone is nobody's name
@@ -88,7 +94,7 @@ func TestIndexesFollowTheView(t *testing.T) {
 		{"blobs/" + gitIDOf([]byte("x")), "elsewhere", gitIDOf([]byte("x"))},
 		{"blobs/" + gitIDOf([]byte("x")), "other/" + gitIDOf([]byte("x")), ""},
 	} {
-		if got := names.lost(d.view, x.link, x.target); got != x.want {
+		if got := lostName(d.view, x.link, x.target); got != x.want {
 			t.Errorf("a link %s -> %s loses %q, want %q", x.link, x.target, got, x.want)
 		}
 	}
