@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"context"
+	crand "crypto/rand"
 	"fmt"
 	"io"
 	"math/rand"
@@ -145,7 +146,7 @@ var attacks = []attack{
 	})},
 	{"garbage", many(16, func(ctx context.Context, c *net.UnixConn) error {
 		junk := make([]byte, 4096)
-		rand.Read(junk)
+		crand.Read(junk)
 		for _, start := range []string{"", "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "\x00\x00\x00\x00", "GET / HTTP/9.9\r\n\r\n", "{\"verb\":\"revoke\"}\n"} {
 			io.WriteString(c, start)
 		}
