@@ -214,7 +214,10 @@ func TestImportIsCutShort(t *testing.T) {
 		}
 		control.Reply(w, 200, control.RecordAnswer{Kind: in.Kind, ID: rec.ID, Outcome: control.RecordAdmitted})
 	})
-	srv := &http.Server{Handler: mux}
+	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Clawfs-Protocol", control.Protocol()) // as a daemon of this version
+		mux.ServeHTTP(w, r)
+	})}
 	go srv.Serve(l)
 	defer srv.Close()
 	err = a.importBundle(t.Context(), file, "", false)
