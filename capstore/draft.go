@@ -13,6 +13,7 @@ import (
 
 	"github.com/openclaw/clawfs/capstore/kept"
 	"github.com/openclaw/clawfs/hashpipe"
+	"github.com/openclaw/clawfs/verifier/dsse"
 )
 
 const (
@@ -116,6 +117,16 @@ func (d *Draft) Discard() error {
 	return err
 }
 
+// Origin is where a record comes from that is added to a Draft.
+type Origin int
+
+// The origins.
+const (
+	Elsewhere  Origin = iota
+	OwnStore          // this machine's store acknowledged it
+	OwnJournal        // and it is in the journal beside the store, which need not be told of it again
+)
+
 // RefusedError says why a record is none that the policy believes. Nothing else
 // is wrong.
 type RefusedError struct{ Err error }
@@ -124,33 +135,16 @@ func (e *RefusedError) Error() string { return e.Err.Error() }
 func (e *RefusedError) Unwrap() error { return e.Err }
 
 // Add verifies a record and adds it; added is false for one that is there already.
-// journaled says that it came out of the journal beside the store, which need not
-// be told of it again. Its error is a *RefusedError, or the draft is of no use any
-// more.
-func (d *Draft) Add(r Record, journaled bool) (added bool, err error) {
-	var id hashpipe.Digest
-	var e entry
-	switch r.Kind {
-	case RecordCapability:
-		c, err := readCapability(d.s.view.mints, r.Envelope)
-		if err != nil {
-			return false, &RefusedError{err}
-		}
-		id, e = c.ID(), c.entry()
-	case RecordRevocation:
-		v, err := readRevocation(d.s.view.revokers, r.Envelope)
-		if err != nil {
-			return false, &RefusedError{err}
-		}
-		id, e = v.ID(), v.entry()
-	case RecordList:
-		l, err := readList(d.s.view.revokers, r.Envelope)
-		if err != nil {
-			return false, &RefusedError{err}
-		}
-		id, e = l.ID(), l.entry()
-	default:
-		return false, &RefusedError{fmt.Errorf("record of kind %.40q: want %q, %q or %q", r.Kind, RecordCapability, RecordRevocation, RecordList)}
+// What this machine acknowledged of a revoker who is not pinned now takes nothing
+// back, and is added all the same: it does again if the key is pinned again. Its
+// error is a *RefusedError, or the draft is of no use any more.
+func (d *Draft) Add(r Record, from Origin) (added bool, err error) {
+	id, e, err := d.verify(r)
+	if errors.Is(err, dsse.ErrUnverified) && from != Elsewhere && r.Kind != RecordCapability {
+		id, e, err = d.withdrawn(r)
+	}
+	if err != nil {
+		return false, &RefusedError{err}
 	}
 	key := recordKey(r.Kind, id)
 	if have, err := d.has(key); have || err != nil {
@@ -160,12 +154,67 @@ func (d *Draft) Add(r Record, journaled bool) (added bool, err error) {
 	next, content := d.s.head.follow(f)
 	d.s.head = next
 	switch {
-	case !journaled:
+	case from != OwnJournal:
 		d.mixed = true
 	case !d.mixed:
 		d.keeps = next.n
 	}
 	return true, d.put(d.s.key.seal(key, next.n, r.Envelope), d.s.key.seal(logKey(next.n), next.n, content))
+}
+
+// verify checks the signature of a record.
+func (d *Draft) verify(r Record) (id hashpipe.Digest, e entry, err error) {
+	switch r.Kind {
+	case RecordCapability:
+		c, err := readCapability(d.s.view.mints, r.Envelope)
+		if err != nil {
+			return id, e, err
+		}
+		return c.ID(), c.entry(), nil
+	case RecordRevocation:
+		v, err := readRevocation(d.s.view.revokers, r.Envelope)
+		if err != nil {
+			return id, e, err
+		}
+		return v.ID(), v.entry(), nil
+	case RecordList:
+		l, err := readList(d.s.view.revokers, r.Envelope)
+		if err != nil {
+			return id, e, err
+		}
+		return l.ID(), l.entry(), nil
+	}
+	return id, e, fmt.Errorf("record of kind %.40q: want %q, %q or %q", r.Kind, RecordCapability, RecordRevocation, RecordList)
+}
+
+// withdrawn reads what takes something back and says that its revoker is one who is
+// not pinned. Of a revoker who is, the signature was wrong.
+func (d *Draft) withdrawn(r Record) (id hashpipe.Digest, e entry, err error) {
+	envelope, err := dsse.Parse(r.Envelope)
+	if err != nil {
+		return id, e, err
+	}
+	payload := envelope.UnverifiedPayload()
+	var by dsse.KeyID
+	switch r.Kind {
+	case RecordRevocation:
+		st, err := parseRevocation(payload)
+		if err != nil {
+			return id, e, err
+		}
+		by, e.target = st.Predicate.Revoker.KeyID, target{st.Predicate.Kind, st.Subject[0].Digest.SHA256}
+	case RecordList:
+		st, err := parseList(payload)
+		if err != nil {
+			return id, e, err
+		}
+		by = st.Predicate.Revoker.KeyID
+	}
+	if _, pinned := d.s.view.revokers.operator[by]; pinned {
+		return id, e, fmt.Errorf("%w: revoker.keyid is %s, which did not sign it", dsse.ErrUnverified, by)
+	}
+	e.signer = keyDigest(by)
+	return hashpipe.SumBytes(payload).Claim(), e, nil
 }
 
 // AddJob adds a job as it is, whatever its state; added is false for one that is

@@ -54,7 +54,7 @@ func TestDraft(t *testing.T) {
 		"nothing":                 {Kind: RecordRevocation, Envelope: nil},
 	} {
 		var refused *RefusedError
-		if added, err := d.Add(r, false); added || !errors.As(err, &refused) {
+		if added, err := d.Add(r, Elsewhere); added || !errors.As(err, &refused) {
 			t.Errorf("%s: added %v, %v", name, added, err)
 		}
 	}
@@ -65,7 +65,7 @@ func TestDraft(t *testing.T) {
 	records = append(records, Record{Kind: RecordCapability, Envelope: w.capability(t, "", "a.bin")})
 	for _, want := range []bool{true, false} {
 		for i, r := range records {
-			if added, err := d.Add(r, true); err != nil || added != want {
+			if added, err := d.Add(r, OwnJournal); err != nil || added != want {
 				t.Fatalf("record %d: added %v, %v; want %v", i, added, err, want)
 			}
 		}
@@ -105,7 +105,7 @@ func TestDraftIsGivenUp(t *testing.T) {
 	}
 	closeStore(t, s)
 	d := newDraft(t, dir, w.trust())
-	if _, err := d.Add(Record{Kind: RecordCapability, Envelope: w.capability(t, "", "b.bin")}, false); err != nil {
+	if _, err := d.Add(Record{Kind: RecordCapability, Envelope: w.capability(t, "", "b.bin")}, Elsewhere); err != nil {
 		t.Fatal(err)
 	}
 	if err := d.Discard(); err != nil {
@@ -145,7 +145,7 @@ func TestCrashInSwap(t *testing.T) {
 		}
 		closeStore(t, s)
 		d := newDraft(t, dir, w.trust())
-		if _, err := d.Add(Record{Kind: RecordCapability, Envelope: w.capability(t, "", "new.bin")}, false); err != nil {
+		if _, err := d.Add(Record{Kind: RecordCapability, Envelope: w.capability(t, "", "new.bin")}, Elsewhere); err != nil {
 			t.Fatal(err)
 		}
 		if err := errors.Join(d.flush(), writeHead(d.newMemory(), d.s.key, d.s.head), d.s.shut(), d.held.Close()); err != nil {
@@ -206,7 +206,7 @@ func TestSalvage(t *testing.T) {
 	d := newDraft(t, dir, w.trust())
 	n, jobs := 0, 0
 	err := Salvage(context.Background(), dir, memoryOf(dir),
-		func(r Record) error { n++; _, err := d.Add(r, false); return err },
+		func(r Record) error { n++; _, err := d.Add(r, OwnStore); return err },
 		func(j Job) error { jobs++; _, err := d.AddJob(j); return err },
 		func(f Finding) { t.Errorf("%+v", f) })
 	if err != nil || n != 2 || jobs != 1 {
@@ -304,5 +304,50 @@ func TestCheckFinds(t *testing.T) {
 	all := strings.Join(findings(t, dir, w.trust()), "\n")
 	if !strings.Contains(all, "record 2 is missing") || !strings.Contains(all, "fact 2: capability ") {
 		t.Errorf("a line of the journal is gone: %q", all)
+	}
+}
+
+// What a revoker took back who is not pinned now takes nothing back, and is there
+// when the key is pinned again. A wrong signature under a pinned key's name is
+// refused, and so is a stranger's record from elsewhere.
+func TestDraftKeepsWhatIsWithdrawn(t *testing.T) {
+	w, former, dir := newWorld(t), newWorld(t), storeDir(t)
+	d := newDraft(t, dir, w.trust())
+	forged := w.revocation(t, KindFile, digestOf("b.bin").String())
+	i := strings.LastIndex(string(forged), `"sig":"`) + len(`"sig":"`)
+	forged = []byte(string(forged[:i]) + strings.Repeat("A", 86) + "==" + string(forged[i+88:]))
+	for _, c := range []struct {
+		name  string
+		r     Record
+		from  Origin
+		added bool
+	}{
+		{"a revocation of a former revoker", Record{Kind: RecordRevocation, Envelope: former.revocation(t, KindFile, digestOf("a.bin").String())}, OwnJournal, true},
+		{"the same from elsewhere", Record{Kind: RecordRevocation, Envelope: former.revocation(t, KindFile, digestOf("c.bin").String())}, Elsewhere, false},
+		{"a list of a former revoker", Record{Kind: RecordList, Envelope: keptList(t, former, 5)}, OwnStore, true},
+		{"a wrong signature", Record{Kind: RecordRevocation, Envelope: forged}, OwnJournal, false},
+		{"a capability of a former mint", Record{Kind: RecordCapability, Envelope: former.capability(t, "", "a.bin")}, OwnJournal, false},
+		{"a capability", Record{Kind: RecordCapability, Envelope: w.capability(t, "", "a.bin")}, OwnJournal, true},
+	} {
+		added, err := d.Add(c.r, c.from)
+		var refused *RefusedError
+		if added != c.added || err != nil && !errors.As(err, &refused) {
+			t.Errorf("%s: added %v, %v", c.name, added, err)
+		}
+	}
+	if _, err := d.Commit(time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	s := openStore(t, dir, w.trust())
+	if isRevoked(t, s.Lookup(digestOf("a.bin"))) || len(s.View().Lists()) != 0 {
+		t.Error("somebody who is not trusted took something back")
+	}
+	both := w.trust()
+	both.Revokers = append(both.Revokers, Signer{"former", former.revoker.Public()})
+	if err := s.Retrust(both); err != nil {
+		t.Fatal(err)
+	}
+	if !isRevoked(t, s.Lookup(digestOf("a.bin"))) || s.View().List().Sequence() != 5 {
+		t.Error("what a revoker took back who is trusted again was lost")
 	}
 }
