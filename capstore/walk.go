@@ -31,6 +31,14 @@ type Checked struct {
 	Withdrawn int    `json:"withdrawn"` // records of keys that the policy does not name any more
 }
 
+// RevokesWhole says whether a revocation that the view knows takes all of a
+// capability back.
+func (v *View) RevokesWhole(c Capability) bool {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return !v.against(c).IsZero()
+}
+
 // Walk calls each with every record, in the order in which they were acknowledged,
 // each once, and job with every job. One is in memory at a time, and nobody waits
 // for it: what is acknowledged meanwhile is not among them.

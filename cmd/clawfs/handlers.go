@@ -47,7 +47,7 @@ func (d *daemon) handler() http.Handler {
 	reply(mux, "GET /v1/revocation-lists", func(*http.Request) (any, error) { return d.lists(), nil })
 	reply(mux, "POST /v1/affected", func(r *http.Request) (any, error) { return d.affected(r) })
 	mux.HandleFunc("GET /v1/view", d.streamView)
-	reply(mux, "POST /v1/store/open", func(*http.Request) (any, error) { return d.status() })
+	d.storeHandlers(mux)
 	reply(mux, "GET /v1/mounts", func(*http.Request) (any, error) { return d.mounts.list(), nil })
 	reply(mux, "POST /v1/mounts", func(r *http.Request) (any, error) { return d.mount(r) })
 	reply(mux, "POST /v1/mounts/{id}/report", func(r *http.Request) (any, error) { return d.report(r) })

@@ -56,6 +56,19 @@ func (b *bar) add(n int64) {
 	b.show(false)
 }
 
+// rows says how many rows were looked at, where somebody would wait for it.
+func (b *bar) rows(n int) {
+	if b == nil {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	label := b.label
+	b.label = fmt.Sprintf("%s: %d rows", label, n)
+	b.show(time.Since(b.shown) >= lineEvery)
+	b.label = label
+}
+
 // observe shows the events of a rebuild: each message once, bytes as they come.
 func (b *bar) observe(e rebuild.Event) {
 	if b == nil {

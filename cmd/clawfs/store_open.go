@@ -89,12 +89,20 @@ type probed struct {
 // no recover holds that. What ends is this process then.
 func newStoreProbeCommand(a *app) *cobra.Command {
 	return &cobra.Command{
-		Use:    "store-probe",
+		Use:    "store-probe [check|dump]",
 		Short:  "Open the store and close it, in the daemon's place",
-		Args:   cobra.NoArgs,
+		Args:   cobra.MaximumNArgs(1),
 		Hidden: true,
-		RunE: func(*cobra.Command, []string) error {
+		RunE: func(c *cobra.Command, args []string) error {
 			unix.Umask(0o077)
+			switch {
+			case len(args) == 1 && args[0] == "check":
+				return a.checkClosed(c.Context())
+			case len(args) == 1 && args[0] == "dump":
+				return a.dumpStore(c.Context())
+			case len(args) == 1:
+				return exitf(codeUsage, "%q: want check or dump", args[0])
+			}
 			policy, err := a.config().LoadPolicy()
 			if err != nil {
 				return err

@@ -162,6 +162,31 @@ func TestStoreIsBroken(t *testing.T) {
 			if s := r.troubled(); s.Waiting != 1 {
 				t.Errorf("after a restart %d records wait, want 1", s.Waiting)
 			}
+
+			found := r.run("store", "verify", "-o", "json")
+			var v verified
+			if err := json.Unmarshal([]byte(found.stdout), &v, json.RejectUnknownMembers(true)); err != nil || found.code != codeRefused || v.Found == 0 || v.Checked.Kept != 4 || v.Checked.Waiting != 1 {
+				t.Errorf("store verify: exit code %d, %v, %s%s", found.code, err, found.stdout, found.stderr)
+			}
+			var made remade
+			r.document(&made, "store", "rebuild")
+			if made.Records[capstore.RecordCapability] != 3 || made.Records[capstore.RecordRevocation] != 1 || made.Waiting != 1 || made.Daemon != "opened it" || len(made.Missing) > 0 {
+				t.Errorf("store rebuild: %+v", made)
+			}
+			if _, err := os.Stat(filepath.Join(made.Old, "db")); err != nil {
+				t.Errorf("the store of before is not at %q: %v", made.Old, err)
+			}
+			r.eventually("the mount has the capabilities", func() bool { return r.opens("b.bin", "b") })
+			if r.opens("a.bin", "a") || r.opens("c.bin", "c") || r.opens("d.bin", "d") {
+				t.Error("a revocation is lost, or something is granted that never was")
+			}
+			if s := r.status(); s.Store != nil || s.Revocations != 2 || s.Capabilities.Live != 3 && s.Capabilities.Live != 1 || len(s.Rejected) > 0 {
+				t.Errorf("status after the rebuild: %+v", s)
+			}
+			r.document(&v, "store", "verify")
+			if v.Found > 0 || v.By != "the daemon" || v.Checked.Waiting != 0 || v.Checked.Facts != 5 {
+				t.Errorf("store verify after the rebuild: %+v", v)
+			}
 		})
 	}
 }

@@ -38,6 +38,8 @@ import (
 //	GET    /v1/revocation-lists    []List that no later one repeats whole, the one in force last
 //	POST   /v1/affected            AffectedRequest -> Affected
 //	GET    /v1/view                stream of ViewLine
+//	GET    /v1/store/check         stream of StoreLine
+//	GET    /v1/store/records       stream of ViewLine, also of jobs, and then a snapshot line
 //	POST   /v1/store/open          Status, after another try to open a store that could not be
 //	GET    /v1/mounts              []Mount
 //	POST   /v1/mounts              MountRequest -> Mount
@@ -273,6 +275,8 @@ const (
 	// LineNoStore comes first, and no snapshot line and no capability, from a daemon
 	// whose store cannot be opened: what follows takes something back.
 	LineNoStore = "no-store"
+	// LineError ends a stream that cannot go on; its envelope is the reason.
+	LineError = "error"
 )
 
 // ViewLine is one line of the stream that keeps a mount process's view: all
@@ -346,6 +350,38 @@ type MountReport struct {
 
 func (c *Client) Status(ctx context.Context) (s Status, err error) {
 	return s, c.do(ctx, http.MethodGet, "/v1/status", nil, &s)
+}
+
+// StoreLine is a line of the answer to a check of the store: how far it is, what it
+// found, or, as the last one, what it looked at or why it ended.
+type StoreLine struct {
+	Rows    int               `json:"rows,omitzero"`
+	Finding *capstore.Finding `json:"finding,omitempty"`
+	Checked *capstore.Checked `json:"checked,omitempty"`
+	Error   string            `json:"error,omitzero"`
+}
+
+// CheckStore hands each line of a check of the daemon's store to each.
+func (c *Client) CheckStore(ctx context.Context, each func(StoreLine) error) error {
+	return c.stream(ctx, "/v1/store/check", func(line []byte) error {
+		var l StoreLine
+		if err := json.Unmarshal(line, &l); err != nil {
+			return fmt.Errorf("check of the store: %w", err)
+		}
+		return each(l)
+	})
+}
+
+// StoreRecords hands everything that a backup has of the daemon's store to each, and
+// then a snapshot line.
+func (c *Client) StoreRecords(ctx context.Context, each func(ViewLine) error) error {
+	return c.stream(ctx, "/v1/store/records", func(line []byte) error {
+		var l ViewLine
+		if err := json.Unmarshal(line, &l); err != nil {
+			return fmt.Errorf("records of the store: %w", err)
+		}
+		return each(l)
+	})
 }
 
 // OpenStore lets a daemon without a store try to open it now, and returns after that.
