@@ -36,7 +36,7 @@ type Checked struct {
 func (v *View) RevokesWhole(c Capability) bool {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
-	return !v.against(c).IsZero()
+	return !v.look().against(c).IsZero()
 }
 
 // Walk calls each with every record, in the order in which they were acknowledged,
