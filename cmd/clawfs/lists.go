@@ -36,7 +36,7 @@ func checkNewestList(m memory.Dir, revokers []capstore.Signer, v *capstore.View)
 			return err
 		}
 		if seen > have {
-			return fmt.Errorf("the store's newest revocation list of %s (key %s) has sequence %d, and this machine has seen %d: it is an older copy, and what was taken back since would open again; next: put back the newer store; or, if it is lost, clawfs memory reset --yes, start the daemon, and clawfs revocations import FILE with the newest list", r.Operator, r.Key.ID(), have, seen)
+			return fmt.Errorf("the store's newest revocation list of %s (key %s) has sequence %d, and this machine has seen %d: it is an older copy, and what was taken back since would open again; next: clawfs store rebuild, or clawfs revocations import FILE with that list or a newer one", r.Operator, r.Key.ID(), have, seen)
 		}
 	}
 	return nil

@@ -233,7 +233,7 @@ func TestListTravels(t *testing.T) {
 	if s := r.troubled(); s.Cause != causeOlder {
 		t.Errorf("%+v, want cause %s", s, causeOlder)
 	}
-	r.refused(codeRefused, []string{"caps"}, "newest revocation list of local", "has sequence 1, and this machine has seen 2", "clawfs --state "+string(r.state)+" memory reset --yes")
+	r.refused(codeRefused, []string{"caps"}, "newest revocation list of local", "has sequence 1, and this machine has seen 2", "clawfs --state "+string(r.state)+" store rebuild, or clawfs --state "+string(r.state)+" revocations import FILE")
 }
 
 // A revoker that is no longer trusted leaves lists behind whose rows are all there:

@@ -44,7 +44,14 @@ type trouble struct {
 	err   error
 }
 
-func (t *trouble) Error() string { return t.err.Error() }
+// Error is without what the error says of the next command: next knows more of that.
+func (t *trouble) Error() string {
+	said, _, _ := strings.Cut(t.err.Error(), nextMark)
+	return said
+}
+
+const nextMark = "; next: "
+
 func (t *trouble) Unwrap() error { return t.err }
 
 // passes says that the cause can go without anybody working on the store.
@@ -74,6 +81,9 @@ func (t *trouble) next(s config.State) string {
 		return "end the process that has the store open; the daemon tries again by itself"
 	case causeFailed, causeSlow:
 		return fmt.Sprintf("look at %s and at the log %s; the daemon tries again by itself", s.Store(), s.DaemonLog())
+	}
+	if _, own, said := strings.Cut(t.err.Error(), nextMark); said && t.cause == causeOlder {
+		return own
 	}
 	return "clawfs store verify, then clawfs store rebuild, or clawfs store restore FILE with a backup"
 }

@@ -161,7 +161,7 @@ type Status struct {
 // StoreTrouble says why a daemon works without its store: nothing new is granted,
 // and what it would know of the store is not known.
 type StoreTrouble struct {
-	Cause   string    `json:"cause"` // locked, full, damaged, older, crashed, slow, failed
+	Cause   string    `json:"cause"` // locked, full, damaged, foreign, older, crashed, slow, failed
 	Error   string    `json:"error"`
 	Next    string    `json:"next"` // what a person should do
 	Since   time.Time `json:"since"`
