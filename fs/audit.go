@@ -141,11 +141,21 @@ func (a *auditor) hand() {
 			r.identify()
 			known[r.PID] = r
 		}
-		a.out(r)
+		a.give(r)
 		a.mu.Lock()
 		a.handed--
 		a.mu.Unlock()
 	}
+}
+
+// give hands over one record. One that the caller's function panics at is lost.
+func (a *auditor) give(r Record) {
+	defer func() {
+		if recover() != nil {
+			a.dropped.Add(1)
+		}
+	}()
+	a.out(r)
 }
 
 // close hands over what is left. No add may follow.

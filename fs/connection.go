@@ -37,6 +37,7 @@ type connection struct {
 	init   []byte // the kernel's INIT
 	reply  []byte // ours
 	gone   func() // is called when the kernel has ended the connection
+	spared func(func()) bool
 
 	loops   sync.WaitGroup
 	buffers chan []byte
@@ -110,7 +111,7 @@ func (n counted) Readv([][]byte) (int, fuse.Status)  { return int(n), fuse.OK }
 func (n counted) Bytes([]byte) ([]byte, fuse.Status) { return nil, statusIO }
 
 // connect takes the device. It is closed by close.
-func connect(f *filesystem, device *os.File, opts *fuse.MountOptions) (*connection, error) {
+func connect(f *filesystem, device *os.File, opts *fuse.MountOptions, wrap func(fuse.RawFileSystem) fuse.RawFileSystem) (*connection, error) {
 	readers := min(max(runtime.GOMAXPROCS(0), 2), 16)
 	c := &connection{device: device, fd: int(device.Fd()), log: f.log, buffers: make(chan []byte, readers)}
 	for range readers {
@@ -126,7 +127,12 @@ func connect(f *filesystem, device *os.File, opts *fuse.MountOptions) (*connecti
 		c.unmap()
 		return nil, fmt.Errorf("memory for replies: %w", err)
 	}
-	c.proto = fuse.NewProtocolServer(answering{f, c}, opts)
+	var requests fuse.RawFileSystem = answering{f, c}
+	if wrap != nil {
+		requests = wrap(requests)
+	}
+	c.proto = fuse.NewProtocolServer(requests, opts)
+	c.spared = f.spared
 	return c, nil
 }
 
@@ -231,7 +237,10 @@ func (c *connection) loop() {
 			c.loops.Add(1)
 			go c.loop()
 		}
-		c.answer(op, request)
+		// go-fuse guards the file system's part of it only.
+		if !c.spared(func() { c.answer(op, request) }) {
+			c.refuse(binary.NativeEndian.Uint64(request[inUnique:]))
+		}
 	}
 }
 

@@ -252,12 +252,12 @@ func (l *fill) store(unit int64, data []byte) bool {
 }
 
 func (l *fill) end(err error) {
+	defer close(l.done)
 	l.file.Close()
 	l.err = err
 	if err != nil {
-		l.fs.broken(l.node, l.proof, l.caller, err)
+		l.fs.spared(func() { l.fs.broken(l.node, l.proof, l.caller, err) })
 	}
-	close(l.done)
 }
 
 // stop ends the fill soon: at once if no worker is in it, else after the unit

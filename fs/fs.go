@@ -118,6 +118,9 @@ type Config struct {
 	// PreverifyEvery is how often the whole source is looked through for files that
 	// nothing has told of. Zero means ten minutes.
 	PreverifyEvery time.Duration
+
+	// wrap lies between the kernel and the file system, for tests of this package.
+	wrap func(fuse.RawFileSystem) fuse.RawFileSystem
 }
 
 // Verify is a way to measure a file at its open. Either way the bytes are the
@@ -172,11 +175,10 @@ type Stats struct {
 // two for each hash worker (its locked and niced thread, and the one that hashes
 // the tree beside it), because requests need processors of their own.
 func Mount(c Config) (*Server, error) {
-	var err error
-	if c.Mountpoint, err = checkMountpoint(c.Source, c.Mountpoint); err != nil {
-		return nil, fmt.Errorf("mount: %w", err)
-	}
-	fsys, opts, err := assemble(&c)
+	fsys, opts, err := assemble(&c, func() (err error) {
+		c.Mountpoint, err = checkMountpoint(c.Source, c.Mountpoint)
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -185,7 +187,7 @@ func Mount(c Config) (*Server, error) {
 		fsys.shutdown()
 		return nil, fmt.Errorf("mount %s: %w", c.Mountpoint, err)
 	}
-	kernel, err := connect(fsys, device, opts)
+	kernel, err := connect(fsys, device, opts, c.wrap)
 	if err == nil {
 		err = kernel.begin()
 	}
@@ -208,8 +210,9 @@ func Mount(c Config) (*Server, error) {
 	return s, nil
 }
 
-// assemble makes everything but the connection to the kernel.
-func assemble(c *Config) (*filesystem, *fuse.MountOptions, error) {
+// assemble makes everything but the connection to the kernel. check is for the mount
+// point, which must not be touched if it is live.
+func assemble(c *Config, check func() error) (*filesystem, *fuse.MountOptions, error) {
 	if c.View == nil {
 		return nil, nil, errors.New("mount: no view of the capabilities: everything would be refused without a reason")
 	}
@@ -235,6 +238,10 @@ func assemble(c *Config) (*filesystem, *fuse.MountOptions, error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("mount: source: %w", err)
 	}
+	if err := check(); err != nil {
+		src.close()
+		return nil, nil, fmt.Errorf("mount: %w", err)
+	}
 	threads := c.HashWorkers
 	if c.Preverify {
 		threads *= 2
@@ -257,10 +264,10 @@ func (s *Server) begin(c Config) {
 	if tier, why := fsys.vault.state(); c.Seal != SealOff && tier == TierBlocks {
 		c.Log.Warn("files are not sealed; they are served in tier blocks", "reason", why)
 	}
-	fsys.background.Go(fsys.watchRevocations)
+	fsys.background.Go(func() { fsys.again(fsys.watchRevocations) })
 	if fsys.auditing() {
 		c.Log.Warn("audit mode: what the rules refuse is served unchecked, and told", "until", c.AuditUntil)
-		fsys.background.Go(fsys.watchAuditMode)
+		fsys.background.Go(func() { fsys.again(fsys.watchAuditMode) })
 	}
 	if fsys.ahead != nil {
 		fsys.ahead.begin()
@@ -451,7 +458,7 @@ func newFilesystem(c Config, src *source, v *vault) *filesystem {
 		limit:         requestLimit(),
 	}
 	f.units = newUnitCache(&f.counters.unitsChecked)
-	f.measure = newMeasurer(ctx, c.HashWorkers, c.Verify, v, &f.counters, f.claims, f.wanted)
+	f.measure = newMeasurer(ctx, c.HashWorkers, c.Verify, v, &f.counters, f.claims, f.wanted, f.spared)
 	if c.Preverify {
 		f.ahead = newPreverifier(f, c.PreverifyEvery)
 	}
@@ -486,9 +493,36 @@ func (f *filesystem) panicked(v any) fuse.Status {
 	f.counters.panics.Add(1)
 	stack := make([]byte, 16<<10)
 	stack = stack[:runtime.Stack(stack, false)]
-	f.log.Error("panic while serving a request; it was answered with an I/O error", "panic", v, "stack", string(stack))
-	f.audit.add(Record{Time: f.clock.now(), Decision: Failed, Reason: ReasonPanic, Detail: fmt.Sprint(v)})
+	f.log.Error("panic; what met it, a request or a measurement, has ended with an error", "panic", v, "stack", string(stack))
+	// The clock is the caller's, and may be what panics.
+	f.audit.add(Record{Time: time.Now(), Decision: Failed, Reason: ReasonPanic, Detail: fmt.Sprint(v)})
 	return statusIO
 }
+
+// spared does something outside of requests. It returns false if that panicked.
+func (f *filesystem) spared(do func()) (ended bool) {
+	defer func() {
+		if !ended {
+			f.panicked(recover())
+		}
+	}()
+	do()
+	return true
+}
+
+// again does something that lasts as long as the mount, and begins anew a moment
+// after a panic.
+func (f *filesystem) again(do func()) {
+	for !f.spared(do) {
+		select {
+		case <-f.ctx.Done():
+			return
+		case <-time.After(panicPause):
+		}
+	}
+}
+
+// panicPause keeps something that panics at once from filling the log.
+const panicPause = time.Second
 
 func (f *filesystem) shown(p string) string { return filepath.Join(f.mountpoint, p) }

@@ -20,6 +20,7 @@ import (
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
+	"github.com/hanwen/go-fuse/v2/fuse"
 
 	"github.com/openclaw/clawfs/capstore"
 	"github.com/openclaw/clawfs/hashpipe"
@@ -69,6 +70,9 @@ type serverSpec struct {
 	Preverify          bool
 	PreverifyEvery     int64    // seconds
 	Hand               bool     // descriptor 3 is a socket that takes the session
+	Panic              string   // an operation that panics once
+	PanicBelow         string   // a function below which the clock panics once
+	Panics             int64    // how many are meant to be at the end
 	Admit              [][]byte // before it serves
 	Revoke             [][]byte
 	Resume             bool // descriptors 4 and 5 are the session of a predecessor
@@ -108,6 +112,7 @@ func serve(arg string) int {
 		out.Flush()
 	}
 	before := descriptors()
+	hook := panicsIn(spec.PanicBelow)
 	if spec.Resume { // they are the caller's to close
 		delete(before, "4")
 		delete(before, "5")
@@ -149,10 +154,14 @@ func serve(arg string) int {
 				records = append(records, r)
 			},
 			Clock: func() time.Time {
+				hook()
 				mu.Lock()
 				defer mu.Unlock()
 				return time.Now().Add(shift)
 			},
+		}
+		if spec.Panic != "" {
+			c.wrap = func(fs fuse.RawFileSystem) fuse.RawFileSystem { return panicking{fs, spec.Panic, new(sync.Once)} }
 		}
 		if spec.Resume {
 			from := Session{Device: os.NewFile(4, "/dev/fuse"), Journal: os.NewFile(5, "journal")}
@@ -416,7 +425,7 @@ func (m *mounted) end() {
 				m.t.Errorf("left after unmount: %+v", r.Stats)
 			}
 		}
-		if r.Stats.Panics != 0 || r.Stats.AuditDropped != 0 {
+		if r.Stats.Panics != m.spec.Panics || r.Stats.AuditDropped != 0 {
 			m.t.Errorf("%d panics, %d audit records dropped", r.Stats.Panics, r.Stats.AuditDropped)
 		}
 	}

@@ -53,6 +53,7 @@ type measurer struct {
 	vault    *vault
 	claims   func(size int64) claims    // of all capabilities, now
 	wanted   func(hashpipe.Digest) bool // a content that may be opened, now or later
+	spared   func(func()) bool          // does something, and reports whether it did not panic
 	threads  int
 	treeFrom int64        // bytes
 	keepable func() int64 // bytes of a file that may fill the page cache before it is asked for
@@ -161,9 +162,9 @@ func (m *measurer) reusable(fl *flight) bool {
 	return fl.granted.Load() || age < unsettledFor || !fl.young && (age < refusedFor || wanted)
 }
 
-func newMeasurer(ctx context.Context, workers int, how Verify, v *vault, c *counters, claims func(int64) claims, wanted func(hashpipe.Digest) bool) *measurer {
+func newMeasurer(ctx context.Context, workers int, how Verify, v *vault, c *counters, claims func(int64) claims, wanted func(hashpipe.Digest) bool, spared func(func()) bool) *measurer {
 	m := &measurer{
-		ctx: ctx, counters: c, vault: v, claims: claims, wanted: wanted, threads: workers, treeFrom: treeFrom,
+		ctx: ctx, counters: c, vault: v, claims: claims, wanted: wanted, spared: spared, threads: workers, treeFrom: treeFrom,
 		keepable: func() int64 { return availableMemory() / 2 },
 		flights:  make(map[identity]*flight),
 		known:    make(map[identity]*list.Element),
@@ -305,13 +306,18 @@ func (m *measurer) work(suits func(*task) bool) {
 		if t == nil {
 			return
 		}
-		more, err := t.step(m.ctx)
+		more, err := false, errPanic
+		m.spared(func() { more, err = t.step(m.ctx) })
 		if m.leave(t, more, err) {
 			t.end(t.err)
 			m.ended(t)
 		}
 	}
 }
+
+// errPanic ends a task whose step panicked: a measurement has failed, and who waits
+// for it is told.
+var errPanic = errors.New("a panic while it was measured; see the log of the mount")
 
 // next returns the task to work on: the first that nobody works on, else the
 // first that can be shared. It returns nil when the context has ended and
@@ -468,6 +474,15 @@ func (fl *flight) stream(ctx context.Context, in io.ReaderAt) error {
 // on that one pass alone.
 func (m *measurer) conclude(fl *flight, err error) {
 	defer fl.file.Close()
+	if !m.spared(func() { m.settle(fl, err) }) {
+		fl.err, fl.proof = errPanic, proof{}
+		m.vault.forget(fl.private)
+		fl.private = nil
+	}
+	m.finish(fl)
+}
+
+func (m *measurer) settle(fl *flight, err error) {
 	fl.err = err
 	claims := m.claims(fl.id.size)
 	if fl.work != nil && fl.err == nil {
@@ -488,7 +503,6 @@ func (m *measurer) conclude(fl *flight, err error) {
 		m.counters.hashed.Add(1)
 	}
 	m.counters.hashedBytes.Add(fl.bytes.Load())
-	m.finish(fl)
 }
 
 // fold makes a proof of the hashed units.

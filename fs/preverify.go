@@ -98,9 +98,13 @@ func (p *preverifier) begin() {
 		m.workers.Go(func() { m.work(func(t *task) bool { return t.idle && m.awaited == 0 }) })
 	}
 	if p.watches.open() {
-		p.fs.background.Go(func() { p.watches.read(p.fs.ctx) })
+		p.fs.background.Go(func() { p.fs.spared(func() { p.watches.read(p.fs.ctx) }) })
 	}
-	p.fs.background.Go(p.run)
+	p.fs.background.Go(func() {
+		if !p.fs.spared(p.run) {
+			p.fs.log.Error("pre-verification has ended; files are measured when they are opened")
+		}
+	})
 }
 
 func (p *preverifier) run() {

@@ -154,13 +154,13 @@ func resume(c Config, device *os.File, from Session) (*Server, error) {
 		j.close()
 		return nil, err
 	}
-	fsys, opts, err := assemble(&c)
+	fsys, opts, err := assemble(&c, func() error { return nil })
 	if err != nil {
 		j.close()
 		return nil, err
 	}
 	fsys.write(j)
-	kernel, err := connect(fsys, device, opts)
+	kernel, err := connect(fsys, device, opts, c.wrap)
 	if err == nil {
 		err = kernel.greet(init)
 	}
@@ -230,7 +230,6 @@ func (f *filesystem) restore(list []entry) error {
 			}
 		}
 	}
-	f.recut.Store(true) // what was revoked meanwhile is looked for at once
 	for _, n := range f.nodes.files() {
 		if n.spoilt {
 			// Pages of a content that nobody has proven. Nobody has it open, so none of

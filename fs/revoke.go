@@ -104,7 +104,8 @@ func (f *filesystem) watchRevocations() {
 	defer sweep.Stop()
 	tidy := time.NewTicker(tidyEvery)
 	defer tidy.Stop()
-	seen, all := f.view.Generation(), true
+	// All is looked at once: a revocation may have come while nobody watched.
+	seen, all := f.view.Generation(), false
 	var swept []*flight // since the last look for mappings
 	for {
 		select {
@@ -134,14 +135,18 @@ func (f *filesystem) watchRevocations() {
 		}
 		for _, n := range f.nodes.files() {
 			// Whoever puts pages there after this sees the revocation first.
-			n.pages.Lock()
-			gone := f.pagesRevoked(n)
-			n.pages.Unlock()
-			if gone && !f.dropPages(n) {
+			if f.pagesGone(n) && !f.dropPages(n) {
 				all = false
 			}
 		}
 	}
+}
+
+// pagesGone is pagesRevoked after whoever puts pages there has ended.
+func (f *filesystem) pagesGone(n *node) bool {
+	n.pages.Lock()
+	defer n.pages.Unlock()
+	return f.pagesRevoked(n)
 }
 
 // dropPages drops the kernel's pages of a node whose handles are cut. It returns

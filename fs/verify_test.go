@@ -29,7 +29,7 @@ func newBench(t *testing.T, how Verify, from int64) *bench {
 	t.Helper()
 	b := &bench{t: t, desk: newDesk(t), dir: t.TempDir()}
 	ctx, cancel := context.WithCancel(context.Background())
-	b.m = newMeasurer(ctx, 3, how, noVault(t), &b.counters, func(size int64) claims { return claims{b.desk.view, size} }, func(hashpipe.Digest) bool { return false })
+	b.m = newMeasurer(ctx, 3, how, noVault(t), &b.counters, func(size int64) claims { return claims{b.desk.view, size} }, func(hashpipe.Digest) bool { return false }, func(do func()) bool { do(); return true })
 	if how == VerifyAuto {
 		b.m.treeFrom = from
 	}
