@@ -27,6 +27,11 @@ func (s *Store) openKept() (err error) {
 	for _, d := range s.kept.Damage() {
 		s.reject(KeptName+"/"+d.File, fmt.Errorf("byte %d: %s", d.Offset, d.Reason))
 	}
+	// The journal gets a fact after the rows and the head have it.
+	if have := s.kept.Facts(s.name()); have > s.head.n {
+		return fmt.Errorf("%w: expected the %d facts that the journal %s has of it, and its rows hold %d: an older copy of it was put back; %s",
+			ErrDamaged, have, keptDir(s.dir), s.head.n, rebuildNext)
+	}
 	if err := s.keep(s.head.n); err != nil {
 		s.behind = err
 	}

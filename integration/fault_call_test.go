@@ -155,11 +155,15 @@ var operations = []operation{
 	}},
 	{name: "start", word: "daemon", stopped: true, prepare: func(h *host) func() error {
 		return func() error {
-			if h.pid != 0 && !h.hasEnded() {
-				return nil
+			if h.pid == 0 || h.hasEnded() {
+				if _, err := h.start(); err != nil {
+					return err
+				}
 			}
-			_, err := h.start()
-			return err
+			if s := h.trouble(); s != nil {
+				return &refusal{0, s.String()} // it is up, and says so
+			}
+			return nil
 		}
 	}},
 }
@@ -360,10 +364,15 @@ func (h *host) try(f *faulty, op operation, kind string, at int, o *outcome, dea
 	}
 	h.wantServes(h.mnt)
 	if !dead && err != nil {
-		if again := attempt(); again != nil {
-			o.restarted++
+		again := attempt()
+		for end := time.Now().Add(10 * time.Second); asRefusal(again) != nil && time.Now().Before(end); again = attempt() {
 			h.inWords(again)
+			time.Sleep(50 * time.Millisecond)
+		}
+		if again != nil {
+			o.restarted++
 			dead = true
+			h.t.Logf("%s: needs another daemon: %v", where, again)
 		}
 	}
 	if dead {
@@ -406,6 +415,10 @@ func (h *host) startAfter(where string) {
 	}
 	if err != nil {
 		h.t.Fatalf("%s: starting again: %v", where, err)
+	}
+	if s := h.trouble(); s != nil {
+		h.t.Logf("%s: the next daemon begins without its store: %v", where, s)
+		h.wantRecovery()
 	}
 }
 

@@ -264,7 +264,7 @@ func (h *host) wholeDamages(state, older, foreign string) (list []damage) {
 		where := strings.Join(set, "+") + "/"
 		for what, from := range map[string]string{"removed": "", "older": older, "of another": foreign} {
 			// Who puts all of it back leaves nothing that could tell.
-			add(where, what, len(set) == len(parts) || where == "store+memory/", func(h *host) {
+			add(where, what, len(set) == len(parts), func(h *host) {
 				h.t.Helper()
 				for _, p := range set {
 					h.copy(filepath.Join(from, p), filepath.Join(h.state, p))
@@ -353,12 +353,12 @@ const (
 // judge starts a daemon over what is there, and says what was seen.
 func (h *host) judge(d damage) (seen string) {
 	h.t.Helper()
-	what := fmt.Sprintf("%s %s (%s)", d.where, d.what, d.detail)
+	what := d.where + " " + d.what
 	defer func() {
 		h.wantServes(h.mnt)
 		h.kill()
 		h.killAll("daemon")
-		h.t.Logf("%-12s %s", seen, what)
+		h.t.Logf("%-12s %s (%s)", seen, what, d.detail)
 	}()
 	if _, err := h.start(); err != nil {
 		said := string(h.read(h.said))
@@ -370,6 +370,11 @@ func (h *host) judge(d damage) (seen string) {
 			h.t.Errorf("%s: the refusal does not name a path: %s", what, said)
 		}
 		return seesRefuses
+	}
+	if s := h.trouble(); s != nil {
+		d.detail += "; " + s.Error
+		h.wantDenies()
+		return seesDenies + ", " + s.Cause
 	}
 	f := h.compare()
 	var status struct {
@@ -408,10 +413,8 @@ func (h *host) judge(d damage) (seen string) {
 	switch {
 	case d.unnoticed && len(f.lost) > 0 && !denies && !told:
 		return seesOlder
-	case denies && !told:
-		h.t.Errorf("%s: grants nothing (%v), and status says nothing", what, err)
-		return seesDenies
 	case denies:
+		h.t.Errorf("%s: has its store and grants nothing: %v", what, err)
 		return seesDenies
 	case len(f.lost) > 0 || told:
 		return seesTold

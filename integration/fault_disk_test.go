@@ -87,17 +87,20 @@ func TestFaultFullDisk(t *testing.T) {
 			h.wantServes(h.mnt)
 			h.wantAll("nothing left")
 
-			// Whoever starts it now gets one that answers, and that grants nothing new.
+			// Whoever starts it now gets one that answers, and that grants nothing
+			// new. What is revoked is in force, and says whether it is recorded.
 			h.kill()
-			if h.comesUp("MiB are left", "no space left on device") {
-				_, err = h.admit("later.bin", "later")
-				h.inWords(err, "MiB are left")
+			if !h.comesUp("MiB are left", "no space left on device") {
+				t.Fatal("no daemon comes up on a full disk")
+			}
+			h.wantDenies()
+			if _, err := h.revoke(victim); err != nil {
+				h.inWords(err, "make room")
 			}
 			h.wantServes(h.mnt)
-			h.kill()
 
-			i.drain()
-			h.mustStart()
+			i.drain() // and nobody does anything else
+			h.wantRecovery()
 			h.wantAll("with room again")
 			h.mustAdmit("after.bin", "after")
 			h.mustRevoke(victim)
@@ -111,14 +114,18 @@ func TestFaultFullDisk(t *testing.T) {
 }
 
 // comesUp starts a daemon where it cannot write, and reports whether it answers.
-// One that does not has to say why, by one of the texts.
+// Whether it does or not, it has to say what is wrong, by one of the texts.
 func (h *host) comesUp(texts ...string) bool {
 	h.t.Helper()
 	_, err := h.start()
-	if err != nil && !slices.ContainsFunc(texts, func(s string) bool { return strings.Contains(err.Error(), s) }) {
+	up := err == nil
+	if up {
+		err = errors.New(h.trouble().String())
+	}
+	if !slices.ContainsFunc(texts, func(s string) bool { return strings.Contains(err.Error(), s) }) {
 		h.t.Errorf("starting: %v, want it to say one of %q", err, texts)
 	}
-	return err == nil
+	return up
 }
 
 // stateOf is the state of one capability.
@@ -226,13 +233,15 @@ func TestFaultNoInodes(t *testing.T) {
 	}
 	h.wantServes(h.mnt)
 	h.kill()
-	t.Logf("without inodes: the daemon answers: %v", h.comesUp("no space left on device"))
+	if !h.comesUp("no space left on device") {
+		t.Fatal("no daemon comes up without inodes")
+	}
+	h.wantDenies()
 	h.wantServes(h.mnt)
-	h.kill()
 	if err := os.RemoveAll(dir); err != nil {
 		t.Fatal(err)
 	}
-	h.mustStart()
+	h.wantRecovery()
 	h.wantAll("with inodes again")
 	h.mustAdmit("after.bin", "after")
 	h.mustRevoke(victim)

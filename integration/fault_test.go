@@ -233,17 +233,64 @@ func (h *host) answers(begun time.Time) (time.Duration, error) {
 	}
 }
 
-// mustStart starts a daemon that has to come up by itself.
+// mustStart starts a daemon that has to come up by itself, with its store.
 func (h *host) mustStart() time.Duration {
 	h.t.Helper()
 	took, err := h.start()
 	if err != nil {
 		h.t.Fatal(err)
 	}
+	if s := h.trouble(); s != nil {
+		h.t.Fatalf("the daemon is up without its store: %v", s)
+	}
 	if w := *faultFlags.within; w > 0 && took > w {
 		h.t.Errorf("the daemon answered after %v, want at most %v", took, w)
 	}
 	return took
+}
+
+// trouble is why a daemon works without its store.
+type trouble struct{ Cause, Error, Next string }
+
+func (s *trouble) String() string {
+	return fmt.Sprintf("%s: %s; next: %s", s.Cause, s.Error, s.Next)
+}
+
+// trouble asks the daemon, which has to answer, whether it has its store: nil.
+func (h *host) trouble() *trouble {
+	h.t.Helper()
+	var status struct{ Store *trouble }
+	if err := h.get("/v1/status", &status); err != nil {
+		h.t.Fatalf("%v\n%s", err, h.tail())
+	}
+	if s := status.Store; s != nil && (s.Cause == "" || s.Error == "" || s.Next == "") {
+		h.t.Errorf("a daemon without its store says %v, want a cause, an error and what to do", s)
+	}
+	return status.Store
+}
+
+// wantDenies wants of a daemon without its store that it grants nothing, in words,
+// and that it gives no capability to a mount.
+func (h *host) wantDenies() {
+	h.t.Helper()
+	probe, err := h.admit(h.fresh("denied")+".bin", "denied")
+	h.inWords(err, "nothing new is granted", "next: ")
+	delete(h.facts, probe.id())
+	records, _, err := h.view()
+	if err != nil {
+		h.t.Error(err)
+	}
+	for _, r := range records {
+		if r.Kind == capstore.RecordCapability {
+			h.t.Errorf("a daemon without its store gives capability %s to mounts", recordID(r.Envelope))
+		}
+	}
+}
+
+// wantRecovery waits until the daemon has its store again, by itself.
+func (h *host) wantRecovery() {
+	h.t.Helper()
+	h.eventually("the daemon has its store again", func() bool { return h.trouble() == nil })
 }
 
 // tail is the end of what the daemon wrote to standard error.
@@ -479,33 +526,38 @@ type viewLine struct {
 	Envelope []byte
 }
 
-// view reads every signed record that the daemon gives to a mount.
-func (h *host) view() (records []viewLine, err error) {
+// view reads every signed record that the daemon gives to a mount. whole is false
+// where the daemon has no store, and says so first.
+func (h *host) view() (records []viewLine, whole bool, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://clawfs/v1/view", nil)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	resp, err := h.http.Do(req)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
 		text, _ := io.ReadAll(resp.Body)
-		return nil, fmt.Errorf("the view: %s: %s", resp.Status, text)
+		return nil, false, fmt.Errorf("the view: %s: %s", resp.Status, text)
 	}
+	whole = true
 	for lines := json.NewDecoder(resp.Body); ; {
 		var l viewLine
 		if err := lines.Decode(&l); err != nil {
-			return nil, fmt.Errorf("the view ends after %d records: %w", len(records), err)
+			return nil, false, fmt.Errorf("the view ends after %d records: %w", len(records), err)
 		}
-		switch l.Kind {
-		case "snapshot":
-			return records, nil
-		case "heartbeat":
-		default:
+		switch {
+		case l.Kind == "snapshot":
+			return records, whole, nil
+		case l.Kind == "no-store":
+			whole = false
+		case l.Kind == "heartbeat" && !whole:
+			return records, false, nil
+		case l.Kind != "heartbeat":
 			records = append(records, l)
 		}
 	}
@@ -514,9 +566,9 @@ func (h *host) view() (records []viewLine, err error) {
 // compare holds what the daemon has against the manifest.
 func (h *host) compare() found {
 	h.t.Helper()
-	records, err := h.view()
-	if err != nil {
-		h.t.Fatalf("%v\n%s", err, h.tail())
+	records, whole, err := h.view()
+	if err != nil || !whole {
+		h.t.Fatalf("the view is whole: %v, %v, %v\n%s", whole, err, h.trouble(), h.tail())
 	}
 	var status struct {
 		Rejected []struct{ Key, Reason string }
