@@ -100,7 +100,7 @@ func (p *mountProcess) run(ctx context.Context, ready func()) error {
 	}
 	p.pins, p.seal = policy.Trust(), m.Seal
 	p.auditUntil = p.record.AuditUntil
-	p.watchAudit() // what is over does not begin again
+	p.watchAudit()                                 // what is over does not begin again
 	if debug.SetMemoryLimit(-1) == math.MaxInt64 { // unless GOMEMLIMIT says otherwise
 		debug.SetMemoryLimit(mountMemory)
 	}
