@@ -2,10 +2,12 @@
 // of this SHA-256 is what an independent rebuild of one publisher's recipe
 // produced. docs/capability.md is the format.
 //
-// Nothing here believes a row. A Capability or a Revocation exists only where a
-// pinned key's signature over its exact bytes was checked by this process: by a
-// View in memory (what a mount process holds) or by a Store, which keeps the
-// same signed bytes in Badger and checks them again each time it is opened.
+// Nothing here believes a row. A Capability exists only where a pinned key's
+// signature over its exact bytes was checked by this process: by a View (what a mount
+// process holds), or by a Store, which keeps the same signed bytes in Badger. Both
+// keep an index in memory and check a record when it is first asked for. The index is
+// a hint for what grants and holds for what refuses: a revocation whose own text
+// cannot be read any more refuses its target all the same.
 // Badger is a cache of signed texts; whoever can write into it can lose grants,
 // but cannot make one. What a store must not lose without a word, the key of its
 // rows and its newest fact, lies outside of it.

@@ -104,7 +104,7 @@ func resources(l net.Listener) control.Resources {
 func (d *daemon) status() (control.Status, error) {
 	s := control.Status{
 		Version: readVersion().Version, Protocol: control.Protocol(), Resources: resources(d.listener), PID: os.Getpid(), State: string(d.state), StartedAt: d.started,
-		Jobs: map[string]int{}, Mounts: d.mounts.list(), Revocations: len(d.store.View().InForce()), Warnings: d.warnings(),
+		Jobs: map[string]int{}, Mounts: d.mounts.list(), Revocations: taken(d.store.View()),
 		Generation: d.store.View().Extent(),
 	}
 	jobs, err := d.store.Jobs()
@@ -115,22 +115,8 @@ func (d *daemon) status() (control.Status, error) {
 		s.Jobs[string(j.State)]++
 	}
 	now := d.clock.now()
-	for _, g := range d.store.All() {
-		switch g.State(now) {
-		case capstore.StateLive:
-			s.Capabilities.Live++
-		case capstore.StateRevoked:
-			s.Capabilities.Revoked++
-		case capstore.StateWaiting:
-			s.Capabilities.Waiting++
-		case capstore.StateDisputed:
-			s.Capabilities.Disputed++
-		case capstore.StateStale:
-			s.Capabilities.Stale++
-		default:
-			s.Capabilities.Expired++
-		}
-	}
+	heads := d.census.of(d.store.View(), now)
+	s.Capabilities, s.Warnings = heads.states, d.warnings(heads, now)
 	for _, r := range d.store.Rejected() {
 		s.Rejected = append(s.Rejected, control.Rejected{Key: r.Key, Reason: r.Reason})
 	}
@@ -138,27 +124,12 @@ func (d *daemon) status() (control.Status, error) {
 }
 
 // warnings are what a person should do something about.
-func (d *daemon) warnings() []string {
-	now := d.clock.now()
+func (d *daemon) warnings(heads headcount, now time.Time) []string {
 	list := append(d.listWarnings(now), d.clock.warnings(time.Now())...)
 	if n := len(d.store.Rejected()); n > 0 {
 		list = append(list, fmt.Sprintf("%d rows of the store do not verify and grant nothing; look for who wrote them", n))
 	}
-	unfounded, disputed := 0, 0
-	for _, c := range d.capabilities(now) {
-		if c.State == capDisputed {
-			disputed++
-		}
-		if c.State == capLive && c.Lost() {
-			unfounded++
-		}
-	}
-	if unfounded > 0 {
-		list = append(list, fmt.Sprintf("%d live capabilities are for models that were built from one that was taken back; next: clawfs caps, then clawfs revoke those that should fall too", unfounded))
-	}
-	if disputed > 0 {
-		list = append(list, fmt.Sprintf("DISPUTED: %d capabilities are frozen, because operators got different bytes from the same attestation; next: clawfs disputes", disputed))
-	}
+	list = append(list, heads.warnings(now, count(d.store.View()))...)
 	policy, err := d.state.LoadPolicy()
 	list = append(list, policyWarnings(policy, err, time.Now())...)
 	if err := d.repin(); err != nil {

@@ -54,6 +54,7 @@ type daemon struct {
 	mounts  *supervisor
 	pinned  pinned
 	clock   *wallclock
+	census  census
 	started time.Time
 
 	listener net.Listener // set by run

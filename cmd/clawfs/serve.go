@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"os"
 	"runtime"
+	"runtime/debug"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -22,6 +24,10 @@ import (
 const (
 	snapshotPatience = 15 * time.Second
 	reportEvery      = 2 * time.Second
+	// mountMemory is how much memory, in bytes, a mount process takes before it collects
+	// garbage as often as it can. The index of a million capabilities and a million
+	// revocations is some 150 MiB; without a bound the heap would grow to twice that.
+	mountMemory = 200 << 20
 	// drainPatience is how long a mount process that was told to end waits for
 	// readers after it detached the mount; then their files fail.
 	drainPatience = 2 * time.Second
@@ -94,7 +100,10 @@ func (p *mountProcess) run(ctx context.Context, ready func()) error {
 	}
 	p.pins, p.seal = policy.Trust(), m.Seal
 	p.auditUntil = p.record.AuditUntil
-	p.watchAudit() // what is over does not begin again
+	p.watchAudit()                                 // what is over does not begin again
+	if debug.SetMemoryLimit(-1) == math.MaxInt64 { // unless GOMEMLIMIT says otherwise
+		debug.SetMemoryLimit(mountMemory)
+	}
 	if p.view, err = capstore.NewViewIn(p.state.Run(), p.pins); err != nil {
 		return err
 	}
