@@ -29,6 +29,7 @@ type suite struct {
 type test struct {
 	name  string
 	took  time.Duration
+	work  time.Duration // of processors; says more than took where others have the machine
 	seen  map[int]bool
 	fails bool // without any mutant: it says nothing
 }
@@ -84,7 +85,7 @@ func (s *suite) record(work string, out io.Writer) error {
 		}
 		from := time.Now()
 		r := s.run(work, []string{t.name}, 0, seen, 10*time.Minute)
-		t.took, t.fails, t.seen = time.Since(from), r.noticed, map[int]bool{}
+		t.took, t.work, t.fails, t.seen = time.Since(from), r.work, r.noticed, map[int]bool{}
 		text, err := os.ReadFile(seen)
 		if err != nil {
 			return err
@@ -107,6 +108,7 @@ type result struct {
 	noticed bool
 	by      string // the test, or "a timeout"
 	failed  []string
+	work    time.Duration
 	tail    string // of the output
 }
 
@@ -141,6 +143,9 @@ func (s *suite) run(work string, names []string, mutant int, seen string, limit 
 		_ = kill()
 	}
 	var r result
+	if p := cmd.ProcessState; p != nil {
+		r.work = p.UserTime() + p.SystemTime() // its children's too, which it has waited for
+	}
 	if err != nil && !errors.Is(err, exec.ErrWaitDelay) {
 		r.noticed = true
 		r.tail = string(out[max(0, len(out)-1500):])
@@ -175,8 +180,8 @@ func clear(dir string) {
 	_ = os.RemoveAll(dir)
 }
 
-// budget is how much time the tests that a mutant is shown to may take without
-// a mutant. Those that come after it are not asked.
+// budget is how much time of processors the tests that a mutant is shown to may
+// take without a mutant. Those that come after it are not asked.
 const budget = 60 * time.Second
 
 // show runs the tests that pass a mutant, the quick ones and those that pass
@@ -189,7 +194,7 @@ func (s *suite) show(work string, id int) (r result, asked int) {
 			order = append(order, t)
 		}
 	}
-	cost := func(t *test) float64 { return t.took.Seconds() * math.Sqrt(float64(len(t.seen))) }
+	cost := func(t *test) float64 { return t.work.Seconds() * math.Sqrt(float64(len(t.seen))) }
 	slices.SortStableFunc(order, func(a, b *test) int {
 		if cost(a) < cost(b) {
 			return -1
@@ -199,11 +204,11 @@ func (s *suite) show(work string, id int) (r result, asked int) {
 	var spent time.Duration
 	for first := time.Second; len(order) > 0 && spent < budget; first *= 4 {
 		var names []string
-		var sum time.Duration
-		for len(order) > 0 && (len(names) == 0 || sum+order[0].took < first) {
-			names, sum, order = append(names, order[0].name), sum+order[0].took, order[1:]
+		var sum, effort time.Duration
+		for len(order) > 0 && (len(names) == 0 || effort+order[0].work < first) {
+			names, sum, effort, order = append(names, order[0].name), sum+order[0].took, effort+order[0].work, order[1:]
 		}
-		spent += sum
+		spent += effort
 		asked += len(names)
 		limit := 4*sum + 10*time.Second
 		r = s.run(work, names, id, "", limit)
