@@ -184,7 +184,7 @@ type result struct {
 }
 
 // verbPatience bounds a verb. The daemon gives up a request earlier.
-const verbPatience = 2 * time.Minute
+const verbPatience = 5 * time.Minute
 
 // verb runs a verb of clawfs on this world's state.
 func (w *world) verb(args ...string) (result, error) {
