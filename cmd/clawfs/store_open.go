@@ -153,7 +153,7 @@ func (a *app) probe(ctx context.Context) error {
 	late := time.NewTimer(probePatience)
 	defer late.Stop()
 	select {
-	case err = <-ended:
+	case <-ended:
 	case <-ctx.Done():
 		cmd.Process.Kill()
 		<-ended
