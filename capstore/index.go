@@ -110,22 +110,12 @@ func (t *tagTable) at(place uint32) numbered {
 // find returns the numbers of the records that say k, and perhaps others, the
 // newest first, and at most limit.
 func (t *tagTable) find(k tag, limit int) (list []uint32) {
-	s, key := t.spread(k)
-	if s.used == 0 {
-		return nil
-	}
-	low := uint32(*s.slot(key))
-	if low&several == 0 {
-		if low != 0 && limit > 0 {
-			list = append(list, low)
+	t.each(k, func(number uint32) bool {
+		if len(list) < limit {
+			list = append(list, number)
 		}
-		return list
-	}
-	for place := low &^ several; place != 0 && len(list) < limit; {
-		e := t.at(place)
-		list = append(list, e.number)
-		place = e.before
-	}
+		return len(list) < limit
+	})
 	return list
 }
 
@@ -134,6 +124,28 @@ func (t *tagTable) all(k tag) []uint32 {
 	list := t.find(k, maxNumber)
 	slices.Reverse(list)
 	return list
+}
+
+// each calls f with the numbers of find, the newest first, until it returns false.
+func (t *tagTable) each(k tag, f func(number uint32) bool) {
+	s, key := t.spread(k)
+	if s.used == 0 {
+		return
+	}
+	low := uint32(*s.slot(key))
+	if low&several == 0 {
+		if low != 0 {
+			f(low)
+		}
+		return
+	}
+	for place := low &^ several; place != 0; {
+		e := t.at(place)
+		if !f(e.number) {
+			return
+		}
+		place = e.before
+	}
 }
 
 func (t *tagTable) has(k tag) bool {
@@ -286,6 +298,15 @@ func (x *index) kill(number uint32) {
 	at := &x.numbers[number/numberChunk][number%numberChunk]
 	x.signers[*at-1].live--
 	*at = 0
+}
+
+// some reports whether a record that a key of now signed is in a table under k.
+func (x *index) some(t *tagTable, k tag) (yes bool) {
+	t.each(k, func(number uint32) bool {
+		yes = x.of(number) != ""
+		return !yes
+	})
+	return yes
 }
 
 // count is the number of records of a kind by keys of now.

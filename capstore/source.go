@@ -134,6 +134,17 @@ func (s *spool) text(number uint32) ([]byte, hashpipe.Digest, string, error) {
 	return b[body:], idOf(b), where, nil
 }
 
+// holds reports whether a record has a text.
+func (s *spool) holds(number uint32) bool {
+	r, at, err := s.place(number)
+	if err != nil {
+		return false
+	}
+	var head [spoolHead]byte
+	_, err = r.ReadAt(head[:], at)
+	return err == nil && binary.BigEndian.Uint32(head[4:]) > 0
+}
+
 // fact reads no more than it has to: that of a capability can be long.
 func (s *spool) fact(number uint32) (fact, error) {
 	r, at, err := s.place(number)

@@ -165,11 +165,13 @@ func (v *View) Admit(envelope []byte) (Capability, error) {
 	if have, ok := v.capability(c.ID()); ok {
 		return have, nil
 	}
+	lost := v.find(RecordCapability, c.ID())
 	number, err := v.spool.add(c.fact(), c.rec.envelope)
 	if err != nil {
 		return Capability{}, fmt.Errorf("admitting capability: %w", err)
 	}
 	v.addCapability(number, c)
+	v.kill(lost...)
 	return c, nil
 }
 
@@ -189,12 +191,14 @@ func (v *View) Revoke(envelope []byte) (Revocation, error) {
 	if have := v.revocation(r.ID()); !have.IsZero() {
 		return have, nil
 	}
+	lost := v.find(RecordRevocation, r.ID())
 	number, err := v.spool.add(r.fact(), r.rec.envelope)
 	if err != nil {
 		v.addLoose(r) // a full disk takes nothing back
 		return r, nil
 	}
 	v.addRevocation(number, r)
+	v.kill(lost...)
 	return r, nil
 }
 
@@ -245,7 +249,8 @@ func (v *View) take(r Record) error {
 	if !v.pins(f.kind, f.signer) {
 		return fmt.Errorf("%s %s: not signed by a trusted %s: its entry says %s", f.kind, f.id, map[bool]string{true: v.mints.name, false: v.revokers.name}[f.kind == RecordCapability], f.signer)
 	}
-	if len(v.find(f.kind, f.id)) > 0 {
+	have := v.find(f.kind, f.id)
+	if slices.ContainsFunc(have, v.spool.holds) || len(have) > 0 && len(r.Envelope) == 0 {
 		return nil
 	}
 	number, err := v.spool.add(f, r.Envelope)
@@ -259,6 +264,9 @@ func (v *View) take(r Record) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.index.add(number, f, v.pins)
+	for _, n := range have { // whose text is lost
+		v.index.kill(n)
+	}
 	v.generation.Add(1)
 	return nil
 }
@@ -433,6 +441,14 @@ func unreadable(f fact, revokers role, why error) Revocation {
 	}}
 }
 
+// insteadOf is an unreadable revocation as one of another target.
+func (r Revocation) insteadOf(t target) Revocation {
+	rec := *r.rec
+	rec.st.Subject = []RevokedEntry{{DigestSet{t.digest}}}
+	rec.st.Predicate.Kind = t.kind
+	return Revocation{&rec}
+}
+
 // about is what r takes back.
 func (r Revocation) about() target { return target{r.Kind(), r.target()} }
 
@@ -452,12 +468,13 @@ func (x lens) revokedBy(t target) Revocation {
 		if r.IsZero() {
 			continue
 		}
-		if r.about() != t {
-			// Another target of the same tag, or a record of which nothing can be read.
-			if !r.target().IsZero() {
-				continue
-			}
-			r = unreadable(fact{entry: entry{target: t}}, x.revokers, errors.New("nothing of it can be read"))
+		switch {
+		case len(r.rec.envelope) == 0:
+			// Nothing is left of it but that it is found under this target, and what a
+			// damaged fact says of that is not believed either.
+			r = r.insteadOf(t)
+		case r.about() != t: // it has the same tag
+			continue
 		}
 		if best.IsZero() || r.earlier(best) {
 			best = r
@@ -763,7 +780,7 @@ func (v *View) revocation(id hashpipe.Digest) Revocation {
 func (v *View) HasSize(size int64) bool {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
-	return v.index.bySize.has(tag(size))
+	return v.index.some(v.index.bySize, tag(size))
 }
 
 // maxSized bounds how many capabilities OfSize reads.
@@ -788,11 +805,8 @@ func (v *View) ByTree(d hashpipe.VerityDigest) iter.Seq[Subject] {
 
 func (v *View) outputs(numbers []uint32, meant func(Subject) bool) iter.Seq[Subject] {
 	return func(yield func(Subject) bool) {
-		for _, n := range numbers {
-			v.mu.RLock()
-			c := v.readCapability(n)
-			v.mu.RUnlock()
-			for _, s := range c.Subjects() {
+		for c := range v.each(numbers) {
+			for _, s := range c.rec.subjects {
 				if meant(s) && !yield(s) {
 					return
 				}
@@ -805,26 +819,37 @@ func (v *View) outputs(numbers []uint32, meant func(Subject) bool) iter.Seq[Subj
 // or one in a directory of this name.
 func (v *View) Names(name string) bool {
 	v.mu.RLock()
-	defer v.mu.RUnlock()
-	x := v.look()
-	return x.index.byPath.has(nameTag(name)) || slices.ContainsFunc(x.those(x.index.wide, func(Capability) bool { return true }), func(c Capability) bool { return c.names(name) })
+	listed, wide := v.index.some(v.index.byPath, nameTag(name)), slices.Clone(v.index.wide)
+	v.mu.RUnlock()
+	if listed {
+		return true
+	}
+	for c := range v.each(wide) {
+		if c.names(name) {
+			return true
+		}
+	}
+	return false
 }
 
 // Within returns a capability of each claim with an output of this name, or with one
 // in a directory of this name; live or not. name "" is every directory.
-func (v *View) Within(name string) []Capability {
+func (v *View) Within(name string) (list []Capability) {
 	v.mu.RLock()
-	defer v.mu.RUnlock()
-	x := v.look()
-	numbers := append(x.index.byPath.all(nameTag(name)), x.index.wide...)
+	numbers := append(v.index.byPath.all(nameTag(name)), v.index.wide...)
 	if name == "" {
 		numbers = numbers[:0]
-		for n := uint32(1); n <= x.index.last; n++ {
+		for n := uint32(1); n <= v.index.last; n++ {
 			numbers = append(numbers, n)
 		}
 	}
+	v.mu.RUnlock()
 	slices.Sort(numbers)
-	list := x.those(slices.Compact(numbers), func(c Capability) bool { return name == "" || c.names(name) })
+	for c := range v.each(slices.Compact(numbers)) {
+		if name == "" || c.names(name) {
+			list = append(list, c)
+		}
+	}
 	slices.SortFunc(list, func(a, b Capability) int { return compareGrants(Grant{held: a}, Grant{held: b}) })
 	seen := make(map[hashpipe.Digest]bool)
 	return slices.DeleteFunc(list, func(c Capability) bool {
@@ -832,6 +857,21 @@ func (v *View) Within(name string) []Capability {
 		seen[c.Claim()] = true
 		return again
 	})
+}
+
+// each reads the capabilities of some numbers. Between two of them others may change
+// the view.
+func (v *View) each(numbers []uint32) iter.Seq[Capability] {
+	return func(yield func(Capability) bool) {
+		for _, n := range numbers {
+			v.mu.RLock()
+			c := v.readCapability(n)
+			v.mu.RUnlock()
+			if !c.IsZero() && !yield(c) {
+				return
+			}
+		}
+	}
 }
 
 // Paths is how many names and directories capabilities have given, about.

@@ -58,10 +58,11 @@ type mountProcess struct {
 	auditUntil time.Time // zero: enforcement
 	reminded   time.Time // of audit mode, in the log
 
-	view  *capstore.View
-	feed  *feed
-	clock *wallclock
-	srv   *fs.Server
+	view     *capstore.View
+	rejected int // how many of its rejected records were told
+	feed     *feed
+	clock    *wallclock
+	srv      *fs.Server
 }
 
 // run serves until the mount is gone or ctx ends; ready is called once the
@@ -236,6 +237,7 @@ func (p *mountProcess) serve(ctx context.Context) error {
 			p.offer(reports)
 		case <-report.C:
 			p.repin()
+			p.logRejected()
 			p.offer(reports)
 		}
 	}
@@ -293,6 +295,15 @@ func (p *mountProcess) forget() {
 		p.log.Error("removing the mount's record", "error", err)
 	}
 	_ = removeIfThere(p.state.MountSession(p.record.ID))
+}
+
+// logRejected tells of records that were asked for and did not verify, each once.
+func (p *mountProcess) logRejected() {
+	list := p.view.Rejected()
+	for _, r := range list[min(p.rejected, len(list)):] {
+		p.log.Error("a record that the daemon sent does not verify; it grants nothing, and what it would take back is refused", "record", r.Key, "reason", r.Reason)
+	}
+	p.rejected = len(list)
 }
 
 // offer replaces a report that waits for a slow daemon by a newer one.
