@@ -262,15 +262,16 @@ func TestFullDisk(t *testing.T) {
 
 	fill(t, mnt, 100<<20) // too little for the ballast
 	s = openStore(t, dir, w.trust())
-	if isRevoked(t, s.Lookup(digestOf("a.bin"))) {
-		t.Error("a revocation that was not recorded came back")
+	if !isRevoked(t, s.Lookup(digestOf("a.bin"))) {
+		t.Error("a revocation that was kept in the journal is lost")
 	}
 	fill(t, mnt, 8<<20)
-	if _, err := s.Revoke(late); !errors.Is(err, ErrNoSpace) {
+	later := w.revocation(t, KindFile, digestOf("z").String())
+	if _, err := s.Revoke(later); !errors.Is(err, ErrNoSpace) || !strings.Contains(err.Error(), "the journal keeps it") {
 		t.Errorf("revoking with 8 MiB left and no ballast: %v, want ErrNoSpace", err)
 	}
 	fill(t, mnt, 170<<20)
-	if _, err := s.Revoke(late); err != nil {
+	if _, err := s.Revoke(later); err != nil {
 		t.Errorf("recording it later: %v", err)
 	}
 	if space, err := s.Space(); err != nil || space.Low || !space.Ballast {
@@ -280,7 +281,7 @@ func TestFullDisk(t *testing.T) {
 	// A store whose disk is full opens with what the ballast holds.
 	fill(t, mnt, 8<<20)
 	s = openStore(t, dir, w.trust())
-	if !isRevoked(t, s.Lookup(digestOf("a.bin"))) || len(s.View().Revocations()) != 3 {
+	if !isRevoked(t, s.Lookup(digestOf("a.bin"))) || len(s.View().Revocations()) != 4 {
 		t.Error("the revocation was not recorded after there was room")
 	}
 	_, err = s.Admit(w.capability(t, "", "b.bin"))

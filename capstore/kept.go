@@ -92,12 +92,48 @@ func (s *Store) keepFact(kind string) error {
 	return err
 }
 
+// keepWaiting puts what takes something back, and could not be written to the
+// database, where the next Open finds it, and says so for an error. Callers hold
+// s.mu.
+func (s *Store) keepWaiting(kind string, envelope []byte) string {
+	if err := s.kept.Wait(kept.Record{Kind: kind, Envelope: envelope}); err != nil {
+		return ""
+	}
+	return " in the store; the journal keeps it, and the next start takes it"
+}
+
 // Behind says why the journal of kept records lacks something that the store has;
 // nil if it lacks nothing.
 func (s *Store) Behind() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.behind
+}
+
+// Failed says why nothing can be written any more; nil while it can. A store that
+// is opened again knows what became of the write that failed.
+func (s *Store) Failed() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.failed
+}
+
+// Unsaved are the revocations and lists that are in force here and could not be
+// written to the database.
+func (s *Store) Unsaved() (list []Record) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.view.mu.RLock()
+	defer s.view.mu.RUnlock()
+	for _, r := range s.view.loose {
+		list = append(list, Record{Kind: RecordRevocation, Envelope: r.Envelope()})
+	}
+	for id := range s.unsaved {
+		if l, held := s.view.lists[id]; held {
+			list = append(list, Record{Kind: RecordList, Envelope: l.Envelope()})
+		}
+	}
+	return list
 }
 
 // errLostFact: the row of a fact's record is missing.

@@ -477,7 +477,7 @@ func (s *Store) AdmitList(envelope []byte) (List, error) {
 	}
 	if err := s.recordList(l); err != nil {
 		s.unsaved[l.ID()] = true
-		return l, fmt.Errorf("revocation list %d is in force until this process ends, and is not recorded: %w", l.Sequence(), err)
+		return l, fmt.Errorf("revocation list %d is in force until this process ends, and is not recorded%s: %w", l.Sequence(), s.keepWaiting(RecordList, l.rec.envelope), err)
 	}
 	delete(s.unsaved, l.ID())
 	return l, nil

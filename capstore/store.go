@@ -257,7 +257,8 @@ func (s *Store) admit(c Capability, also ...row) error {
 
 // Revoke checks the envelope, and returns after the revocation is in force in
 // the view and on stable storage. If the write fails it is in force all the
-// same, until this process ends, and the error says so; call it again.
+// same, until this process ends, and the error says so; call it again. Where the
+// journal of kept records has room for it, the next Open takes it from there.
 func (s *Store) Revoke(envelope []byte) (Revocation, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -276,7 +277,7 @@ func (s *Store) Revoke(envelope []byte) (Revocation, error) {
 		have = r
 	}
 	if err := s.recordRevocation(have); err != nil {
-		return have, fmt.Errorf("revocation %s is in force until this process ends, and is not recorded: %w", r.ID(), err)
+		return have, fmt.Errorf("revocation %s is in force until this process ends, and is not recorded%s: %w", r.ID(), s.keepWaiting(RecordRevocation, r.rec.envelope), err)
 	}
 	return have, nil
 }

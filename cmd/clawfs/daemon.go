@@ -167,6 +167,7 @@ func (d *daemon) run(ctx context.Context) error {
 	return together(ctx, d.log, map[string]func(context.Context) error{
 		"rebuild queue": d.queue.Run,
 		"policy":        func(ctx context.Context) error { d.watchPolicy(ctx); return nil },
+		"store":         d.watchStore,
 	})
 }
 

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/openclaw/clawfs/capstore/kept"
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/config"
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/control"
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/memory"
@@ -111,13 +112,57 @@ func (h *host) close() error {
 // serveStore works on the store until ctx ends; where it cannot be opened, it
 // tries again and again.
 func (h *host) serveStore(ctx context.Context) error {
-	for h.stricken != nil {
-		if !h.stricken.wait(ctx) {
-			return nil
+	for {
+		for h.stricken != nil {
+			if !h.stricken.wait(ctx) {
+				return nil
+			}
+			h.reopen(ctx)
 		}
-		h.reopen(ctx)
+		err := h.daemon.run(ctx)
+		var failed *storeFailedError
+		if ctx.Err() != nil || errors.Is(err, errLate) || !errors.As(err, &failed) {
+			return err
+		}
+		h.fail(failed)
 	}
-	return h.daemon.run(ctx)
+}
+
+// storeFailedError: a write ended in a way that the store cannot go on from. What
+// became of it is known when the store is opened again.
+type storeFailedError struct{ err error }
+
+func (e *storeFailedError) Error() string { return "the store takes nothing more: " + e.err.Error() }
+func (e *storeFailedError) Unwrap() error { return e.err }
+
+// watchStore ends with a storeFailedError when the store has failed.
+func (d *daemon) watchStore(ctx context.Context) error {
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			if err := d.store.Failed(); err != nil {
+				return &storeFailedError{err}
+			}
+		}
+	}
+}
+
+// fail lets go of a store that has failed, so that it can be opened again. What it
+// had in memory alone is kept.
+func (h *host) fail(failed *storeFailedError) {
+	s := newStricken(h, &trouble{causeFailed, failed})
+	for _, r := range h.daemon.store.Unsaved() {
+		s.unsaved = append(s.unsaved, kept.Record{Kind: r.Kind, Envelope: r.Envelope})
+	}
+	h.front.set(s.handler())
+	if err := h.daemon.store.Close(); err != nil {
+		h.log.Error("closing the store", "error", err)
+	}
+	h.daemon, h.stricken = nil, s
 }
 
 // reopen tries once.

@@ -223,7 +223,10 @@ func TestListTravels(t *testing.T) {
 	r.refused(codeRefused, []string{"caps"}, "store is damaged or older than its head", "clawfs --state "+string(r.state)+" store verify")
 	older.Process.Kill()
 	older.Wait()
-	// Also if the store's own head went back with it.
+	// Also if the store's own head went back with it, and the journal is lost.
+	if err := os.RemoveAll(r.state.Kept()); err != nil {
+		t.Fatal(err)
+	}
 	for name, b := range remembered {
 		if err := os.WriteFile(filepath.Join(r.state.Memory(), name), b, 0o600); err != nil {
 			t.Fatal(err)

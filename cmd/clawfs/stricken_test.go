@@ -1,15 +1,18 @@
 package main
 
 import (
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/go-json-experiment/json"
+	"golang.org/x/sys/unix"
 
 	"github.com/openclaw/clawfs/capstore"
 	"github.com/openclaw/clawfs/capstore/kept"
@@ -250,6 +253,114 @@ func TestRevocationThatCannotBeKept(t *testing.T) {
 	if out := r.ok("revocations", "list"); !strings.Contains(out, digest[:16]) {
 		t.Errorf("the store did not take the revocation:\n%s", out)
 	}
+}
+
+// The disk is full when the daemon starts: it works without the store, the mount
+// serves, what is revoked is kept, and with room all is well by itself.
+func TestStoreOnAFullDisk(t *testing.T) {
+	disk, err := os.MkdirTemp("", "clawfs-full-disk-*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.Remove(disk) })
+	if err := syscall.Mount("tmpfs", disk, "tmpfs", 0, "size=256m"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := syscall.Unmount(disk, syscall.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Setenv("TMPDIR", disk) // of the directories of the rig
+	r := newRig(t)
+	r.admit(map[string]string{"a.bin": "a"})
+	r.admit(map[string]string{"b.bin": "b"})
+	r.file("a.bin", "a")
+	r.file("b.bin", "b")
+	r.ok("mount", r.src, r.mnt)
+	r.stopDaemon(syscall.SIGTERM)
+	if err := os.Remove(filepath.Join(r.state.Store(), "ballast")); err != nil {
+		t.Fatal(err)
+	}
+	filler := filepath.Join(disk, "filler")
+	var st unix.Statfs_t
+	if err := unix.Statfs(disk, &st); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Create(filler)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Fallocate(int(f.Fd()), 0, 0, int64(st.Bavail)*st.Bsize-4<<20); err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	r.startStricken()
+	if s := r.troubled(); s.Cause != causeFull || !strings.Contains(s.Next, "make room") {
+		t.Errorf("status says %+v, want cause %s", s, causeFull)
+	}
+	digest := hashpipe.SumBytes([]byte("a")).String()
+	r.ok("revoke", "--kind", "file", digest, "--reason", "now")
+	r.eventually("the mount has the revocation", func() bool { return !r.opens("a.bin", "a") })
+	if !r.opens("b.bin", "b") {
+		t.Error("the mount does not serve on a full disk")
+	}
+	r.refused(codeRefused, []string{"caps"}, "make room")
+	if err := os.Remove(filler); err != nil {
+		t.Fatal(err)
+	}
+	r.eventually("the store is open", func() bool { return r.run("status").code == 0 })
+	if out := r.ok("revocations", "list"); !strings.Contains(out, digest[:16]) {
+		t.Errorf("the revocation is lost:\n%s", out)
+	}
+	if r.opens("a.bin", "a") || !r.opens("b.bin", "b") {
+		t.Error("with room: the revoked file opens, or the granted one does not")
+	}
+}
+
+// A write of the database fails in the middle of the daemon's life: the store is
+// opened again, and what was revoked meanwhile is in it.
+func TestStoreThatFailsIsOpenedAgain(t *testing.T) {
+	if _, err := exec.LookPath("strace"); err != nil {
+		t.Fatal("strace is missing; run: apt-get install strace")
+	}
+	r := newRig(t)
+	r.admit(map[string]string{"a.bin": "a"})
+	r.admit(map[string]string{"b.bin": "b"})
+	r.file("a.bin", "a")
+	r.file("b.bin", "b")
+	r.ok("mount", r.src, r.mnt)
+	daemon := r.daemonPID()
+	trace := exec.Command("strace", "-f", "-p", strconv.Itoa(daemon), "-e", "trace=msync", "-e", "inject=msync:error=EIO", "-o", filepath.Join(t.TempDir(), "trace"))
+	said, err := trace.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := trace.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { trace.Process.Kill(); trace.Wait() })
+	if _, err := said.Read(make([]byte, 1)); err != nil { // it is attached
+		t.Fatal(err)
+	}
+	go io.Copy(io.Discard, said)
+	digest := hashpipe.SumBytes([]byte("a")).String()
+	r.refused(codeError, []string{"revoke", "--kind", "file", digest, "--reason", "now"}, "is in force until this process ends", "the journal keeps it")
+	if err := trace.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	trace.Wait()
+	r.eventually("the mount has the revocation", func() bool { return !r.opens("a.bin", "a") })
+	r.eventually("the store is open again", func() bool { return r.run("status").code == 0 })
+	if out := r.ok("revocations", "list"); !strings.Contains(out, digest[:16]) {
+		t.Errorf("the revocation is lost:\n%s", out)
+	}
+	log, err := os.ReadFile(r.state.DaemonLog())
+	if err != nil || !strings.Contains(string(log), "THE STORE IS OPEN AGAIN") || r.daemonPID() != daemon {
+		t.Errorf("the daemon was not the same, or does not tell: %v", err)
+	}
+	r.ok("revoke", "--kind", "file", hashpipe.SumBytes([]byte("b")).String(), "--reason", "again")
+	r.eventually("the mount has the next one, too", func() bool { return !r.opens("b.bin", "b") })
 }
 
 // A stranger's revocation takes nothing back, and is not kept.
