@@ -83,7 +83,7 @@ func TestListTwice(t *testing.T) {
 	v := view(t, c.trust())
 	for i := range 3 {
 		before := v.Generation()
-		if err := v.Apply(Record{RecordList, list}); err != nil {
+		if err := v.Apply(Record{Kind: RecordList, Envelope: list}); err != nil {
 			t.Fatal(err)
 		}
 		if rose := v.Generation() != before; rose != (i == 0) {
