@@ -1,6 +1,8 @@
 package capstore
 
 import (
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -58,7 +60,10 @@ func TestRingOfClaims(t *testing.T) {
 	w := newWorld(t)
 	v := w.view(t)
 	one, two := w.statement(t, "one", "a.bin"), w.statement(t, "two", "b.bin")
-	one.Predicate.Bases, two.Predicate.Bases = []hashpipe.Digest{two.Predicate.Claim}, []hashpipe.Digest{one.Predicate.Claim}
+	// And the ring hangs on a claim outside of it.
+	outside := digestOf("outside")
+	one.Predicate.Bases, two.Predicate.Bases = []hashpipe.Digest{two.Predicate.Claim, outside}, []hashpipe.Digest{one.Predicate.Claim}
+	slices.SortFunc(one.Predicate.Bases, func(a, b hashpipe.Digest) int { return strings.Compare(a.String(), b.String()) })
 	var ring []Capability
 	for _, st := range []Statement{one, two} {
 		c, err := v.Admit(sign(t, payloadOf(t, st), w.mint))
@@ -72,6 +77,9 @@ func TestRingOfClaims(t *testing.T) {
 		defer close(done)
 		if built := v.BuiltFrom(ring[0].Claim()); len(built) != 2 {
 			t.Errorf("BuiltFrom = %d capabilities, want both", len(built))
+		}
+		if built := v.BuiltFrom(outside); len(built) != 2 {
+			t.Errorf("BuiltFrom the claim outside = %d capabilities, want both", len(built))
 		}
 		if _, ok := v.Live(ring[0].Claim(), ring[0].NotBefore()); !ok {
 			t.Error("nothing was taken back, and it is not live")

@@ -176,12 +176,22 @@ func TestCapabilityRefusals(t *testing.T) {
 		"no arch":             {func(st *Statement) { st.Predicate.Platform.Arch = "" }, "platform.arch"},
 		"no accelerator":      {func(st *Statement) { st.Predicate.Platform.Accelerator = "" }, "platform.accelerator"},
 		"empty cpu features":  {func(st *Statement) { st.Predicate.Platform.CPUFeatures = []string{} }, "cpuFeatures is empty"},
-		"cpu feature twice":   {func(st *Statement) { st.Predicate.Platform.CPUFeatures = []string{"avx2", "avx2"} }, "twice"},
-		"no start":            {func(st *Statement) { st.Predicate.NotBefore = time.Time{} }, "notBefore is missing"},
-		"no end":              {func(st *Statement) { st.Predicate.NotAfter = time.Time{} }, "notAfter is missing"},
-		"ends at its start":   {func(st *Statement) { st.Predicate.NotAfter = st.Predicate.NotBefore }, "is not before notAfter"},
-		"ends before":         {func(st *Statement) { st.Predicate.NotBefore = st.Predicate.NotAfter.Add(time.Second) }, "is not before notAfter"},
-		"part of a second":    {func(st *Statement) { st.Predicate.NotAfter = st.Predicate.NotAfter.Add(1) }, "whole second"},
+		"dispatch of others":  {func(st *Statement) { st.Predicate.Platform.CPUDispatch = "any" }, "platform.cpuDispatch is"},
+		"dispatch of nothing": {func(st *Statement) {
+			st.Predicate.Platform.CPUDispatch, st.Predicate.Platform.CPUFeatures = "exact", nil
+		}, "platform.cpuDispatch is"},
+		"257 cpu features": {func(st *Statement) {
+			st.Predicate.Platform.CPUFeatures = nil
+			for i := range 257 {
+				st.Predicate.Platform.CPUFeatures = append(st.Predicate.Platform.CPUFeatures, fmt.Sprint("f", i))
+			}
+		}, "at most 256"},
+		"cpu feature twice": {func(st *Statement) { st.Predicate.Platform.CPUFeatures = []string{"avx2", "avx2"} }, "twice"},
+		"no start":          {func(st *Statement) { st.Predicate.NotBefore = time.Time{} }, "notBefore is missing"},
+		"no end":            {func(st *Statement) { st.Predicate.NotAfter = time.Time{} }, "notAfter is missing"},
+		"ends at its start": {func(st *Statement) { st.Predicate.NotAfter = st.Predicate.NotBefore }, "is not before notAfter"},
+		"ends before":       {func(st *Statement) { st.Predicate.NotBefore = st.Predicate.NotAfter.Add(time.Second) }, "is not before notAfter"},
+		"part of a second":  {func(st *Statement) { st.Predicate.NotAfter = st.Predicate.NotAfter.Add(1) }, "whole second"},
 		"other time zone": {func(st *Statement) {
 			st.Predicate.NotAfter = st.Predicate.NotAfter.In(time.FixedZone("", 3600))
 		}, "not in UTC"},
@@ -195,7 +205,16 @@ func TestCapabilityRefusals(t *testing.T) {
 			for i := range maxSubjects {
 				st.Subject = append(st.Subject, SubjectEntry{Name: fmt.Sprintf("c%04d", i), Digest: st.Subject[0].Digest})
 			}
-		}, "1002 subjects"},
+		}, "1002 subjects: at most 1000"},
+		"too many subjects, with outputs": {func(st *Statement) {
+			subjects := st.subjects()
+			for i := range maxSubjects - 1 {
+				more := subjects[0]
+				more.Name = fmt.Sprintf("c%04d", i)
+				subjects = append(subjects, more)
+			}
+			*st = NewStatement(subjects, st.Predicate)
+		}, "1001 subjects: at most 1000"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			st := w.statement(t, "", "a.bin", "b.bin")

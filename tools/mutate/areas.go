@@ -47,7 +47,7 @@ var areas = []area{
 	{"fs", []part{
 		{folder: "fs", files: []string{
 			"acl.go", "auditmode.go", "decide.go", "errno.go", "link.go", "lookup.go", "measure.go", "open.go", "pieces.go",
-			"poll.go", "preverify.go", "private.go", "read.go", "release.go", "revoke.go", "seal.go", "sighting.go", "source.go", "xattr.go",
+			"poll.go", "read.go", "release.go", "revoke.go", "seal.go", "sighting.go", "source.go", "state.go",
 		}},
 	}},
 	{"mint", []part{

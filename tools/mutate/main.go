@@ -41,6 +41,7 @@ func main() {
 	root := flag.String("root", ".", "of the repository")
 	list := flag.String("survivors", "tools/mutate/survivors.txt", "faults that may survive, each with its reason")
 	least := flag.Float64("least", 80, "share in percent that must be noticed in each area")
+	named := flag.String("named", "", "only the faults whose names stand in this file, one a line")
 	tests := flag.String("tests", "^(Test|Fuzz|Example)", "only tests whose name matches")
 	own := flag.Bool("own", false, "do not ask the tests of the packages that use the one with the fault")
 	dry := flag.Bool("list", false, "print the faults and plant none")
@@ -56,6 +57,17 @@ func main() {
 	if err != nil {
 		fail(err)
 	}
+	var names map[string]bool
+	if *named != "" {
+		text, err := os.ReadFile(*named)
+		if err != nil {
+			fail(err)
+		}
+		names = map[string]bool{}
+		for line := range strings.Lines(string(text)) {
+			names[strings.TrimSuffix(line, "\n")] = true
+		}
+	}
 	work, err := os.MkdirTemp("", "clawfs-mutate-")
 	if err != nil {
 		fail(err)
@@ -66,7 +78,7 @@ func main() {
 	// What a test has started and mounted must not stay.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	r := &run{ctx: ctx, root: abs, work: work, seed: *seed, number: *number, workers: *workers, area: *area, only: *only, tests: *tests, own: *own, dry: *dry, reasons: reasons, out: os.Stdout}
+	r := &run{ctx: ctx, root: abs, work: work, seed: *seed, number: *number, workers: *workers, area: *area, only: *only, named: names, tests: *tests, own: *own, dry: *dry, reasons: reasons, out: os.Stdout}
 	ok, err := r.all(areas, *least)
 	clear(work)
 	if err != nil {
@@ -123,6 +135,7 @@ type run struct {
 	number, workers   int
 	area, only, tests string
 	own, dry          bool
+	named             map[string]bool
 	reasons           map[string]string
 	out               io.Writer
 }
@@ -150,7 +163,7 @@ func (r *run) all(areas []area, least float64) (bool, error) {
 			return false, fmt.Errorf("%s: %w", a.name, err)
 		}
 		counts = append(counts, c)
-		enough = enough && (c.score() >= least || r.only != "")
+		enough = enough && (c.score() >= least || r.only != "" || r.named != nil)
 	}
 	if len(counts) == 0 {
 		return false, fmt.Errorf("no area is called %q", r.area)
@@ -223,6 +236,9 @@ func (r *run) one(a area, known map[string]bool) (count, error) {
 
 // choose takes the sample.
 func (r *run) choose(all []*mutant) []*mutant {
+	if r.named != nil {
+		return slices.DeleteFunc(slices.Clone(all), func(m *mutant) bool { return !r.named[m.name()] })
+	}
 	if r.only != "" {
 		return slices.DeleteFunc(slices.Clone(all), func(m *mutant) bool { return !strings.Contains(m.name(), r.only) })
 	}
