@@ -91,9 +91,17 @@ func (s *Server) Session() (Session, error) {
 	return Session{Device: device, Journal: journal}, nil
 }
 
+// duplicate may be called while the mount ends: f.Fd() would give a number that is
+// another file's by the time it is used.
 func duplicate(f *os.File) (*os.File, error) {
-	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	raw, err := f.SyscallConn()
 	if err != nil {
+		return nil, fmt.Errorf("duplicating a descriptor: %w", err)
+	}
+	var fd int
+	var failed error
+	err = raw.Control(func(own uintptr) { fd, failed = unix.FcntlInt(own, unix.F_DUPFD_CLOEXEC, 0) })
+	if err = errors.Join(err, failed); err != nil {
 		return nil, fmt.Errorf("duplicating a descriptor: %w", err)
 	}
 	return os.NewFile(uintptr(fd), f.Name()), nil

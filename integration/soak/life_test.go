@@ -62,8 +62,8 @@ func (f *fate) at(m *mountpoint) int64 {
 
 // cell leads one life after the other until the soak is over.
 func (w *world) cell(i int, churned bool) {
-	for w.run.goesOn() {
-		if err := w.live(i, churned); err != nil {
+	for large := i == 0; w.run.goesOn(); large = false {
+		if err := w.live(i, churned, large); err != nil {
 			w.run.fail("world %s, cell %d: %v", w.name, i, err)
 			return
 		}
@@ -72,10 +72,11 @@ func (w *world) cell(i int, churned bool) {
 
 // sizes are those at which something changes: around a block of the fs-verity tree,
 // the 512 KiB unit, the MiB from which files are sealed; and, now and then, above
-// the 64 MiB from which a file is measured by its tree.
-func someSize() int64 {
+// the 64 MiB from which a file is measured by its tree. The first of each
+// world is as large, so that no later one is the first to need that much memory.
+func someSize(large bool) int64 {
 	switch n := rand.IntN(60); {
-	case n == 0:
+	case n == 0 || large:
 		return 64<<20 + rand.Int64N(1<<20)
 	case n < 10:
 		return []int64{1, 4095, 4096, 4097, 512 << 10, 512<<10 + 1, 1<<20 - 1, 1 << 20, 1<<20 + 1}[n-1]
@@ -85,8 +86,8 @@ func someSize() int64 {
 	return 1<<20 + rand.Int64N(7<<20)
 }
 
-func (w *world) live(i int, churned bool) error {
-	c := content{ID: lastContent.Add(1), Size: someSize()}
+func (w *world) live(i int, churned, large bool) error {
+	c := content{ID: lastContent.Add(1), Size: someSize(large)}
 	l := &life{world: w, content: c, churned: churned, name: fmt.Sprintf("model-%d-%d.bin", i, c.ID)}
 	path := filepath.Join(w.src, l.name)
 	// A name is given to the whole file, as a downloader does it.
@@ -144,6 +145,14 @@ func (w *world) live(i int, churned bool) error {
 		l.judge(s, granted, revoked)
 	}
 	w.run.count.add("contents", 1)
+	if revoked.replied == 0 {
+		// What stays granted keeps its private file, which is not what a curve should show.
+		if err := l.send(&fate{kind: revoke, how: "a last revocation"}, func() ([]*mountpoint, error) {
+			return nil, w.ask(http.MethodPost, "/v1/revocations", map[string]any{"envelope": text}, nil)
+		}); err != nil {
+			return err
+		}
+	}
 	return os.Remove(path)
 }
 

@@ -153,7 +153,7 @@ func TestPlantedLateRevocation(t *testing.T) {
 			w.client = socketClient(filepath.Join(between, "run", "clawfs.sock"))
 			w.socketOnly = true
 			defer s.start(2)()
-			if err := w.live(0, false); err != nil {
+			if err := w.live(0, false, false); err != nil {
 				t.Fatal(err)
 			}
 			for _, r := range s.readers {

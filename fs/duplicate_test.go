@@ -1,0 +1,44 @@
+package fs
+
+import (
+	"io"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+)
+
+// A session is asked for while the mount ends: there is one, or an error, and never
+// the descriptor of another file. The race detector sees what is rare.
+func TestDuplicateWhileClosing(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "f")
+	if err := os.WriteFile(path, []byte("own"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for range 200 {
+		f, err := os.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var closed sync.WaitGroup
+		closed.Go(func() { f.Close() })
+		d, err := duplicate(f)
+		closed.Wait()
+		if err != nil {
+			continue
+		}
+		if b, err := io.ReadAll(d); err != nil || string(b) != "own" {
+			t.Fatalf("the duplicate gives %q, %v", b, err)
+		}
+		d.Close()
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	if d, err := duplicate(f); err == nil {
+		d.Close()
+		t.Error("a closed file was duplicated")
+	}
+}
