@@ -45,6 +45,9 @@ func TestDecideAmongOthers(t *testing.T) {
 			if v.Reason != x.want || v.Allowed() != (x.want == ReasonGranted) || v.Detail == "" {
 				t.Errorf("%s: Decide = %s (%s), want %s", name, v.Reason, v.Detail, x.want)
 			}
+			if !v.at.Equal(now) {
+				t.Errorf("%s: decided at %v, want %v", name, v.at, now)
+			}
 			why, gone := lost(x.q, now.Add(-time.Minute), with)
 			if gone != (x.want != ReasonGranted) || gone && why.Reason != x.want {
 				t.Errorf("%s: lost = %s, %v, want %s", name, why.Reason, gone, x.want)
