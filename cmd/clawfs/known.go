@@ -16,6 +16,9 @@ func (a *app) known(ctx context.Context, c *control.Client) (*capstore.View, err
 	if err != nil {
 		return nil, err
 	}
+	if _, err := c.Status(ctx); err != nil { // before anything is made in the state directory
+		return nil, a.answered(err)
+	}
 	view, err := capstore.NewViewIn(a.config().Run(), policy.Trust())
 	if err != nil {
 		return nil, err
