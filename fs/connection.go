@@ -425,7 +425,7 @@ func fusermount(dir string, options []string) (*os.File, error) {
 	ours, theirs := os.NewFile(uintptr(pair[0]), "fusermount"), os.NewFile(uintptr(pair[1]), "fusermount")
 	defer ours.Close()
 	cmd := exec.Command("fusermount3", "-o", strings.Join(options, ","), "--", dir)
-	cmd.Env = append(os.Environ(), "_FUSE_COMMFD=3")
+	cmd.Env = append(cmd.Environ(), "_FUSE_COMMFD=3")
 	cmd.ExtraFiles = []*os.File{theirs}
 	out, err := cmd.CombinedOutput()
 	theirs.Close()
