@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 
 	"github.com/openclaw/clawfs/capstore/kept"
+	"github.com/openclaw/clawfs/hashpipe"
+	"github.com/openclaw/clawfs/verifier/dsse"
 )
 
 // KeptName is the name of the journal of kept records, which stands beside the
@@ -31,6 +33,10 @@ func (s *Store) openKept() (err error) {
 	if have := s.kept.Facts(s.name()); have > s.head.n {
 		return fmt.Errorf("%w: expected the %d facts that the journal %s has of it, and its rows hold %d: an older copy of it was put back; %s",
 			ErrDamaged, have, keptDir(s.dir), s.head.n, rebuildNext)
+	} else if have == 0 {
+		if err := s.takeRevoked(); err != nil {
+			return err
+		}
 	}
 	if err := s.keep(s.head.n); err != nil {
 		s.behind = err
@@ -155,6 +161,40 @@ func (s *Store) factRecord(n uint64) (kept.Record, error) {
 		return kept.Record{}, fmt.Errorf("%w: fact %d, %s %s", errLostFact, n, f.kind, f.id)
 	}
 	return kept.Record{Kind: f.kind, Envelope: envelope}, err
+}
+
+// takeRevoked takes what a journal that has nothing of this store takes back: it is
+// of the store that was here before, and what a pinned revoker signed holds for this
+// one too. The caller owns s.
+func (s *Store) takeRevoked() error {
+	var unknown []kept.Record
+	_, err := kept.Read(keptDir(s.dir), func(r kept.Record) error {
+		if r.Kind == RecordCapability {
+			return nil
+		}
+		e, err := dsse.Parse(r.Envelope)
+		if err != nil {
+			s.reject(fmt.Sprintf("%s/%d", KeptName, r.N), err)
+			return nil
+		}
+		if id := hashpipe.SumBytes(e.UnverifiedPayload()).Claim(); s.view.revocation(id).IsZero() && !s.view.knowsList(id) {
+			unknown = append(unknown, r)
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("reading what was taken back before: %w", err)
+	}
+	for _, r := range unknown {
+		refused, err := s.take(r)
+		if err != nil {
+			return fmt.Errorf("taking what was taken back before: %w", err)
+		}
+		if refused != nil {
+			s.reject(fmt.Sprintf("%s/%d", KeptName, r.N), refused)
+		}
+	}
+	return nil
 }
 
 // takeWaiting admits what was acknowledged while there was no store. One that is

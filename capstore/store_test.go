@@ -273,7 +273,7 @@ func TestDamageIsNoticed(t *testing.T) {
 			if err := os.Remove(filepath.Join(dir, "db", "MANIFEST")); err != nil {
 				t.Fatal(err)
 			}
-		}, "2 facts were acknowledged"},
+		}, "MANIFEST is missing beside"},
 		"revocation and its log row deleted": {func(t *testing.T, dir string, r Revocation, _ Capability) {
 			write(dir, "rev/"+r.ID().String(), nil, "-delete")
 			write(dir, string(logKey(2)), nil, "-delete")

@@ -16,6 +16,7 @@ type image struct {
 	t              *testing.T
 	kind, file, at string
 	options        string
+	mounts         int
 }
 
 // newImage makes and mounts a file system of some MiB. What mkfs gets beside it
@@ -45,8 +46,19 @@ func newImage(t *testing.T, kind string, size int, options string, more ...strin
 	return i
 }
 
+// mount mounts what is on the disk. After the first time that is a copy of it: a
+// mount namespace that somebody made meanwhile, as each container is one, keeps the
+// file system alive as it was, and the kernel would give that one again.
 func (i *image) mount(more ...string) {
 	i.t.Helper()
+	if i.mounts++; i.mounts > 1 {
+		next := fmt.Sprintf("%s.%d", strings.TrimRight(i.file, ".0123456789"), i.mounts)
+		command(i.t, "cp", "--sparse=always", i.file, next)
+		if err := os.Remove(i.file); err != nil {
+			i.t.Fatal(err)
+		}
+		i.file = next
+	}
 	command(i.t, "mount", "-o", strings.Join(append([]string{i.options}, more...), ","), i.file, i.at)
 	if err := os.Chmod(i.at, 0o700); err != nil && !strings.Contains(err.Error(), "read-only") {
 		i.t.Fatal(err)

@@ -49,7 +49,7 @@ func (a *app) newHost(log *slog.Logger) (*host, error) {
 	}
 	clock, err := newWallclock(memory.Dir(s.Memory()))
 	if err != nil {
-		return nil, err
+		log.Error("the time that was seen before is lost", "error", err) // open says so again, and denies
 	}
 	return &host{
 		app: a, state: s, log: log, mounts: newSupervisor(s, log, a.selfCommand), clock: clock, started: time.Now().UTC(),
@@ -70,6 +70,9 @@ func (h *host) begin(ctx context.Context) error {
 
 // open opens the store first in a child, which is the one to die of it.
 func (h *host) open(ctx context.Context) error {
+	if err := h.clock.recall(); err != nil {
+		return &trouble{causeForgotten, err}
+	}
 	if err := h.app.probe(ctx); err != nil {
 		return err
 	}

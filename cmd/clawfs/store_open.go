@@ -35,6 +35,8 @@ const (
 	causeCrashed = "crashed" // opening it ends the process
 	causeSlow    = "slow"    // opening it does not end
 	causeFailed  = "failed"  // something else
+
+	causeForgotten = "forgotten" // the time that this machine has seen is lost
 )
 
 // trouble is why the store cannot be opened. It is nothing that keeps the daemon
@@ -79,6 +81,8 @@ func (t *trouble) next(s config.State) string {
 		return fmt.Sprintf("make room in the file system of %s; the daemon tries again by itself", s.Store())
 	case causeLocked:
 		return "end the process that has the store open; the daemon tries again by itself"
+	case causeForgotten:
+		return fmt.Sprintf("put %s back from a backup of the same day, or, if you take that risk, clawfs memory reset --yes", s.Memory())
 	case causeFailed, causeSlow:
 		return fmt.Sprintf("look at %s and at the log %s; the daemon tries again by itself", s.Store(), s.DaemonLog())
 	}

@@ -32,13 +32,26 @@ type wallclock struct {
 	newest time.Time
 }
 
+// newWallclock returns a clock also with an error: one that knows of no time before
+// this process.
 func newWallclock(m memory.Dir) (*wallclock, error) {
-	seen, _, err := m.Newest(memory.Time)
-	if err != nil {
-		return nil, fmt.Errorf("the newest time seen: %w", err)
-	}
 	now := time.Now()
-	return &wallclock{memory: m, base: now.Round(0), start: now, newest: time.Unix(seen, 0)}, nil
+	c := &wallclock{memory: m, base: now.Round(0), start: now}
+	return c, c.recall()
+}
+
+// recall takes in what this machine remembers.
+func (c *wallclock) recall() error {
+	seen, _, err := c.memory.Newest(memory.Time)
+	if err != nil {
+		return fmt.Errorf("the newest time seen: %w", err)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if t := time.Unix(seen, 0); t.After(c.newest) {
+		c.newest = t
+	}
+	return nil
 }
 
 func (c *wallclock) now() time.Time {
