@@ -273,7 +273,10 @@ func (w *world) ask(method, path string, in, out any) error {
 type status struct {
 	PID          int
 	Generation   uint64
-	Resources    struct{ Goroutines int }
+	Resources    struct {
+		Goroutines    int
+		HeapLiveBytes int64
+	}
 	Capabilities struct{ Live, Expired, Revoked int }
 	Revocations  int
 	Rejected     []struct{ Key, Reason string }
