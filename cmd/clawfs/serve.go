@@ -9,8 +9,8 @@ import (
 	"math"
 	"os"
 	"runtime"
-	"runtime/metrics"
 	"runtime/debug"
+	"runtime/metrics"
 	"time"
 
 	"golang.org/x/sys/unix"

@@ -271,9 +271,9 @@ func (w *world) ask(method, path string, in, out any) error {
 
 // status is the part of the daemon's status that the soak looks at.
 type status struct {
-	PID          int
-	Generation   uint64
-	Resources    struct {
+	PID        int
+	Generation uint64
+	Resources  struct {
 		Goroutines    int
 		HeapLiveBytes int64
 	}
