@@ -4,6 +4,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 )
@@ -40,5 +41,18 @@ func TestDuplicateWhileClosing(t *testing.T) {
 	if d, err := duplicate(f); err == nil {
 		d.Close()
 		t.Error("a closed file was duplicated")
+	}
+}
+
+// A writer of the source chooses its names, and must not be able to keep a mount from
+// outliving its process.
+func TestIsBelow(t *testing.T) {
+	for path, want := range map[string]bool{
+		"a": true, "a/b.bin": true, "not\xff\xfeutf8": true, strings.Repeat("\xef", 255): true, "..a/.b": true, "a\nb": true, " ": true,
+		"": false, ".": false, "..": false, "/a": false, "a/": false, "a//b": false, "a/../b": false, "../a": false, "a/.": false, "a\x00": false,
+	} {
+		if got := isBelow(path); got != want {
+			t.Errorf("isBelow(%q) = %v, want %v", path, got, want)
+		}
 	}
 }

@@ -4,9 +4,9 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	iofs "io/fs"
 	"math"
 	"os"
+	"strings"
 	"sync"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -260,7 +260,7 @@ func (f *filesystem) restoreNode(e entry) error {
 	if err != nil {
 		return err
 	}
-	if !iofs.ValidPath(n.path) || f.nodes.byID[n.id] != nil {
+	if !isBelow(n.path) || f.nodes.byID[n.id] != nil {
 		return badJournal("node %d at %q", n.id, n.path)
 	}
 	n.slot, n.lookups = e.slot, e.refs
@@ -271,6 +271,17 @@ func (f *filesystem) restoreNode(e entry) error {
 		f.nodes.keys[key] = n
 	}
 	return nil
+}
+
+// isBelow reports whether a path leads to something below the root, by names that a
+// directory can have: of any bytes, for they are whatever the source's writers like.
+func isBelow(path string) bool {
+	for name := range strings.SplitSeq(path, "/") {
+		if name == "" || name == "." || name == ".." || strings.ContainsRune(name, 0) {
+			return false
+		}
+	}
+	return true
 }
 
 func (f *filesystem) restoreBound(e entry) error {

@@ -88,7 +88,7 @@ func (d *daemon) loggedCapabilities(now time.Time) ([]control.Capability, error)
 // resources are what this process uses, whose control socket is l. What the kernel
 // does not say is 0.
 func resources(l net.Listener) control.Resources {
-	r := control.Resources{Goroutines: runtime.NumGoroutine(), Connections: control.Connections(l)}
+	r := control.Resources{Goroutines: runtime.NumGoroutine(), HeapLiveBytes: heapLive(), Connections: control.Connections(l)}
 	if list, err := os.ReadDir("/proc/self/fd"); err == nil {
 		r.Descriptors = len(list) - 1 // the one that reads this
 	}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"runtime/metrics"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -330,9 +331,16 @@ func (p *mountProcess) report() control.MountReport {
 			"joined": s.Joined, "unitsChecked": s.UnitsChecked, "lateMismatches": s.LateMismatches, "revoked": s.Revoked, "held": s.Held,
 			"quarantined": s.Quarantined, "panics": s.Panics, "auditDropped": s.AuditDropped, "auditLost": p.audit.lost.Load(), "nodes": s.Nodes,
 			"handles": s.Handles, "verifying": s.Verifying, "auditServed": s.AuditServed, "preverified": s.Preverified, "resumed": s.Resumed,
-			"goroutines": int64(runtime.NumGoroutine()),
+			"goroutines": int64(runtime.NumGoroutine()), "heapLiveBytes": heapLive(),
 		},
 	}
+}
+
+// heapLive is what the last collection of garbage found in use, in bytes.
+func heapLive() int64 {
+	s := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
+	metrics.Read(s)
+	return int64(s[0].Value.Uint64())
 }
 
 // sendReports passes reports to the daemon. One that gets lost is followed by

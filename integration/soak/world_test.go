@@ -271,9 +271,12 @@ func (w *world) ask(method, path string, in, out any) error {
 
 // status is the part of the daemon's status that the soak looks at.
 type status struct {
-	PID          int
-	Generation   uint64
-	Resources    struct{ Goroutines int }
+	PID        int
+	Generation uint64
+	Resources  struct {
+		Goroutines    int
+		HeapLiveBytes int64
+	}
 	Capabilities struct{ Live, Expired, Revoked int }
 	Revocations  int
 	Rejected     []struct{ Key, Reason string }

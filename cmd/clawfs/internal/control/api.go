@@ -175,6 +175,7 @@ type Resources struct {
 	Descriptors   int   `json:"descriptors"`
 	Connections   int   `json:"connections"`
 	ResidentBytes int64 `json:"residentBytes"`
+	HeapLiveBytes int64 `json:"heapLiveBytes"` // after the last collection of garbage
 }
 
 // Counts are the capabilities by what they are good for now.
