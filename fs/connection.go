@@ -229,7 +229,8 @@ func (c *connection) loop() {
 			c.end.Do(c.gone)
 			return
 		}
-		request := append(make([]byte, 0, 128), buf[:n]...)
+		room := rooms.Get().(*room)
+		request := append(room.request[:0], buf[:n]...)
 		c.buffers <- buf
 		op := binary.NativeEndian.Uint32(request[inOpcode:])
 		// FORGET has no reply that would hold the kernel up.
@@ -238,11 +239,20 @@ func (c *connection) loop() {
 			go c.loop()
 		}
 		// go-fuse guards the file system's part of it only.
-		if !c.spared(func() { c.answer(op, request) }) {
+		if !c.spared(func() { c.answer(op, request, room.reply[:]) }) {
 			c.refuse(binary.NativeEndian.Uint64(request[inUnique:]))
 		}
+		rooms.Put(room)
 	}
 }
+
+// room is for a request and a reply of usual size.
+type room struct {
+	request [512]byte
+	reply   [replyBytes + 4096]byte
+}
+
+var rooms = sync.Pool{New: func() any { return new(room) }}
 
 // read reads one request, which has a header.
 func (c *connection) read(buf []byte) (n int, err error) {
@@ -256,23 +266,36 @@ func (c *connection) read(buf []byte) (n int, err error) {
 	return n, err
 }
 
-func (c *connection) answer(op uint32, request []byte) {
+// payloadAt is where a request says how much it wants, or 0.
+func payloadAt(op uint32) int {
+	switch op {
+	case opRead, opReadDir, opReadDirPlus:
+		return readSize
+	case opGetXattr, opListXattr:
+		return xattrSize
+	case opIoctl:
+		return ioctlOutSize
+	}
+	return 0
+}
+
+func (c *connection) answer(op uint32, request, reply []byte) {
 	unique := binary.NativeEndian.Uint64(request[inUnique:])
 	var payload int
-	at := map[uint32]int{opRead: readSize, opReadDir: readSize, opReadDirPlus: readSize, opGetXattr: xattrSize, opListXattr: xattrSize, opIoctl: ioctlOutSize}[op]
-	if at > 0 && len(request) >= at+4 {
+	if at := payloadAt(op); at > 0 && len(request) >= at+4 {
 		payload = int(binary.NativeEndian.Uint32(request[at:]))
 	}
 	if payload > maxRead {
 		c.refuse(unique)
 		return
 	}
-	var out [][]byte
+	if len(reply) < replyBytes+payload && op != opRead {
+		reply = make([]byte, replyBytes+payload)
+	}
+	out := [][]byte{reply[:replyBytes+min(payload, len(reply)-replyBytes)]}
 	if op == opRead {
 		nothing, _ := sink()
-		out = [][]byte{make([]byte, 16), nothing[:payload]}
-	} else {
-		out = [][]byte{make([]byte, replyBytes+payload)}
+		out = [][]byte{reply[:16], nothing[:payload]}
 	}
 	n, st := c.proto.HandleRequest([][]byte{request}, out)
 	if op == opRead {
