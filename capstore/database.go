@@ -157,9 +157,10 @@ func (s *Store) readFacts(each func(head, fact)) error {
 }
 
 func (b *batch) check(k rowKey) {
-	at := b.before
+	at, o := b.before, k.opener()
+	b.heads, b.facts = make([]head, 0, len(b.rows)), make([]fact, 0, len(b.rows))
 	for _, r := range b.rows {
-		next, f, err := at.add(k, r)
+		next, f, err := at.add(o, r)
 		if err != nil {
 			b.err = err
 			return

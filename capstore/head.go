@@ -54,7 +54,9 @@ func (h head) chain(body []byte) hashpipe.Digest {
 }
 
 // add reads the log row of the fact that follows h.
-func (h head) add(k rowKey, r row) (head, fact, error) {
+func (h head) add(k interface {
+	open(row) (uint64, []byte, error)
+}, r row) (head, fact, error) {
 	sequence, content, err := k.open(r)
 	if err != nil {
 		return h, fact{}, fmt.Errorf("%w: row %s: %w; %s", ErrDamaged, r.key, err, rebuildNext)
