@@ -259,11 +259,8 @@ func (g memoryGroup) kills(t *testing.T) string {
 func TestMountInSmallMemory(t *testing.T) {
 	const limit = 256 << 20
 	size := *endureGiB << 30
-	dir, err := os.MkdirTemp(".", "small-memory-") // not on a tmpfs: its pages are memory
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
+	// Not in the tree of the project: whoever commits there meanwhile would take it.
+	dir := t.TempDir()
 	source := filepath.Join(dir, "large.bin")
 	if err := os.WriteFile(source, nil, 0o644); err != nil {
 		t.Fatal(err)
@@ -284,10 +281,7 @@ func TestMountInSmallMemory(t *testing.T) {
 	for _, seal := range []string{"off", "copy"} {
 		t.Run(seal, func(t *testing.T) {
 			r := newRig(t)
-			r.src, err = filepath.Abs(dir)
-			if err != nil {
-				t.Fatal(err)
-			}
+			r.src = dir
 			r.admitSubjects([]capstore.Subject{subject})
 			r.ok("mount", "--seal", seal, r.src, r.mnt)
 			g := newMemoryGroup(t, limit)
