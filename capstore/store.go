@@ -61,6 +61,9 @@ type Store struct {
 	sweep   *sweep
 	kept    *kept.Journal // what was acknowledged, outside of Badger; see kept.go
 	behind  error         // why the journal lacks something; nil: it does not
+	// taking: the journal is not told of any fact, because one that has some of this
+	// store says that all was taken that was taken back before. Of Open alone.
+	taking bool
 }
 
 // Open opens the store in dir, and verifies every row against t. Rows that do not
@@ -270,6 +273,9 @@ func (s *Store) Revoke(envelope []byte) (Revocation, error) {
 	unsaved := s.view.isLoose(r.ID())
 	if !have.IsZero() && !unsaved {
 		return have, nil
+	}
+	if s.db == nil {
+		return Revocation{}, fmt.Errorf("admitting revocation: %w", ErrClosed) // nobody goes by the view any more
 	}
 	if !unsaved {
 		s.view.addLoose(r)
