@@ -270,3 +270,31 @@ func TestOutgrownListStaysOut(t *testing.T) {
 		t.Errorf("%d lists, the newest %d; want the third alone", len(s.lists), s.View().List().Sequence())
 	}
 }
+
+// A backup that is read slowly does not keep the store from being closed.
+func TestCloseEndsWalk(t *testing.T) {
+	w := newWorld(t)
+	s := openStore(t, storeDir(t), w.trust())
+	for i := range 3 {
+		if _, err := s.Admit(w.capability(t, fmt.Sprint(i), "a.bin")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	closed := make(chan error, 1)
+	n := 0
+	err := s.Walk(context.Background(), func(Record) error {
+		if n++; n == 1 {
+			go func() { closed <- s.Close() }()
+			for !s.closing.Load() {
+				time.Sleep(time.Millisecond)
+			}
+		}
+		return nil
+	}, func(Job) error { return nil })
+	if !errors.Is(err, ErrClosed) || n != 1 {
+		t.Errorf("Walk = %v after %d records, want ErrClosed after 1", err, n)
+	}
+	if err := <-closed; err != nil {
+		t.Error(err)
+	}
+}

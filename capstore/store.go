@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/options"
@@ -53,6 +54,7 @@ type Store struct {
 	// readers are those who read db without s.mu. Added to under s.mu only, and
 	// shut waits for them.
 	readers sync.WaitGroup
+	closing atomic.Bool // shut waits for readers: those that take long end
 	// unsaved are lists in force here that are not yet on disk. Revocations of that
 	// sort are the view's loose ones.
 	unsaved map[hashpipe.Digest]bool
@@ -191,6 +193,7 @@ func (s *Store) shut() (err error) {
 		if s.source != nil { // a draft has none
 			s.source.close()
 		}
+		s.closing.Store(true)
 		s.readers.Wait()
 		err = closeBadger(s.db)
 		s.db = nil

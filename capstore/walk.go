@@ -55,6 +55,9 @@ func (s *Store) Walk(ctx context.Context, each func(Record) error, job func(Job)
 		if err := ctx.Err(); err != nil {
 			return err
 		}
+		if s.closing.Load() {
+			return fmt.Errorf("reading the store: %w", ErrClosed)
+		}
 		f, err := factAt(db, s.key, n)
 		if err != nil {
 			return fmt.Errorf("reading the store: %w", err)
@@ -82,6 +85,9 @@ func (s *Store) Walk(ctx context.Context, each func(Record) error, job func(Job)
 		j, err := readJob(row{r.key, content})
 		if err != nil {
 			return err
+		}
+		if s.closing.Load() {
+			return ErrClosed
 		}
 		return errors.Join(ctx.Err(), job(j))
 	})
