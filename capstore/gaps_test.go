@@ -298,3 +298,29 @@ func TestCloseEndsWalk(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A revocation of which only the entry is left refuses also where a full disk takes
+// nothing.
+func TestLostTextOnAFullDisk(t *testing.T) {
+	w := newWorld(t)
+	v, err := NewViewIn(t.TempDir(), w.trust())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := v.Admit(w.capability(t, "", "a.bin")); err != nil {
+		t.Fatal(err)
+	}
+	r, err := readRevocation(v.revokers, w.revocation(t, KindFile, digestOf("a.bin").String()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := v.spool.file.Close(); err != nil { // as a disk that takes nothing
+		t.Fatal(err)
+	}
+	if err := v.Apply(Record{RecordRevocation, nil, r.fact().body()}); err != nil {
+		t.Errorf("Apply = %v", err)
+	}
+	if !isRevoked(t, v.Lookup(digestOf("a.bin"))) {
+		t.Error("the file is granted")
+	}
+}

@@ -261,8 +261,10 @@ func (v *View) take(r Record) error {
 	}
 	number, err := v.spool.add(f, r.Envelope)
 	if err != nil && f.kind == RecordRevocation { // a full disk takes nothing back
-		_, err = v.revokeLoose(r.Envelope)
-		return err
+		if _, bad := v.revokeLoose(r.Envelope); bad != nil {
+			v.addLoose(unreadable(f, v.revokers, bad))
+		}
+		return nil
 	}
 	if err != nil {
 		return fmt.Errorf("%s %s: %w", f.kind, f.id, err)
