@@ -116,8 +116,12 @@ func (s *Store) finish(j Job, envelope []byte) (Capability, error) {
 	r, err := s.nextRow(j)
 	if errors.Is(err, ErrFinished) && !c.IsZero() {
 		have, stored := s.view.capability(c.ID())
-		if old, oldErr := s.job(j.ID); oldErr == nil && stored && old.Capability == c.ID() {
-			return have, nil
+		if old, oldErr := s.job(j.ID); oldErr == nil && old.Capability == c.ID() {
+			if stored {
+				return have, nil
+			}
+			// Both rows were written, and the capability could not be kept.
+			return c, s.admit(c)
 		}
 	}
 	if err != nil {

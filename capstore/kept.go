@@ -34,9 +34,11 @@ func (s *Store) openKept() (err error) {
 		return fmt.Errorf("%w: expected the %d facts that the journal %s has of it, and its rows hold %d: an older copy of it was put back; %s",
 			ErrDamaged, have, keptDir(s.dir), s.head.n, rebuildNext)
 	} else if have == 0 {
+		s.taking = true
 		if err := s.takeRevoked(); err != nil {
 			return err
 		}
+		s.taking = false
 	}
 	if err := s.keep(s.head.n); err != nil {
 		s.behind = err
@@ -87,6 +89,9 @@ func (s *Store) keep(n uint64) error {
 // the store and in force is acknowledged also where the journal has no room: it is
 // appended with the next record, or by the next Open. Callers hold s.mu.
 func (s *Store) keepFact(kind string) error {
+	if s.taking {
+		return nil
+	}
 	err := s.keep(s.head.n)
 	if err != nil && kind != RecordCapability {
 		s.behind = err
@@ -251,6 +256,9 @@ func (s *Store) take(r kept.Record) (refused, err error) {
 			return nil, nil
 		}
 		s.view.addList(l) // an older one, too: it was acknowledged
+		if s.view.isOutgrown(l.ID()) {
+			return nil, nil // one that the store has repeats it
+		}
 		return nil, s.recordList(l)
 	}
 	return fmt.Errorf("a record of kind %q does not wait for a store", r.Kind), nil

@@ -447,6 +447,12 @@ func (l List) repeatedBy(by List) bool {
 	return !slices.ContainsFunc(l.rec.entries, func(r Revocation) bool { return !by.rec.named[target{r.Kind(), r.target()}] })
 }
 
+func (v *View) isOutgrown(id hashpipe.Digest) bool {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return v.outgrown[id]
+}
+
 func (v *View) knowsList(id hashpipe.Digest) bool {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
@@ -470,6 +476,9 @@ func (s *Store) AdmitList(envelope []byte) (List, error) {
 	}
 	if !have.IsZero() && !s.unsaved[l.ID()] {
 		return have, nil
+	}
+	if s.db == nil {
+		return List{}, fmt.Errorf("admitting revocation list: %w", ErrClosed) // nobody goes by the view any more
 	}
 	if have.IsZero() {
 		s.view.addList(l)

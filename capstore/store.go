@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/options"
@@ -53,6 +54,7 @@ type Store struct {
 	// readers are those who read db without s.mu. Added to under s.mu only, and
 	// shut waits for them.
 	readers sync.WaitGroup
+	closing atomic.Bool // shut waits for readers: those that take long end
 	// unsaved are lists in force here that are not yet on disk. Revocations of that
 	// sort are the view's loose ones.
 	unsaved map[hashpipe.Digest]bool
@@ -61,6 +63,9 @@ type Store struct {
 	sweep   *sweep
 	kept    *kept.Journal // what was acknowledged, outside of Badger; see kept.go
 	behind  error         // why the journal lacks something; nil: it does not
+	// taking: the journal is not told of any fact, because one that has some of this
+	// store says that all was taken that was taken back before. Of Open alone.
+	taking bool
 }
 
 // Open opens the store in dir, and verifies every row against t. Rows that do not
@@ -188,6 +193,7 @@ func (s *Store) shut() (err error) {
 		if s.source != nil { // a draft has none
 			s.source.close()
 		}
+		s.closing.Store(true)
 		s.readers.Wait()
 		err = closeBadger(s.db)
 		s.db = nil
@@ -270,6 +276,9 @@ func (s *Store) Revoke(envelope []byte) (Revocation, error) {
 	unsaved := s.view.isLoose(r.ID())
 	if !have.IsZero() && !unsaved {
 		return have, nil
+	}
+	if s.db == nil {
+		return Revocation{}, fmt.Errorf("admitting revocation: %w", ErrClosed) // nobody goes by the view any more
 	}
 	if !unsaved {
 		s.view.addLoose(r)

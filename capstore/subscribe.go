@@ -26,7 +26,7 @@ type Record struct {
 // so that a reader who applies them in order never grants what is revoked; and
 // a channel of every record after that, each once, in the order in which they
 // came into force. The snapshot is read while it is asked for. An error ends it:
-// then it was not whole.
+// then it was not whole, as after a Retrust.
 //
 // The store waits for nobody. A subscriber that lets buffer records (at least
 // one) pile up has its channel closed after the last record that fitted: it
@@ -57,6 +57,7 @@ func (s *Store) snapshot() iter.Seq2[Record, error] {
 	last, lists := uint32(s.head.n), s.view.Lists()
 	var loose []Revocation
 	s.view.mu.RLock()
+	trusted := s.view.trusted
 	for _, r := range s.view.loose {
 		loose = append(loose, r)
 	}
@@ -64,7 +65,12 @@ func (s *Store) snapshot() iter.Seq2[Record, error] {
 	return func(yield func(Record, error) bool) {
 		of := func(kind string) bool {
 			for n := uint32(1); n <= last; n++ {
-				if s.view.kindOf(n) != kind {
+				now, same := s.view.kindOf(n, trusted)
+				if !same {
+					yield(Record{}, errRetrusted)
+					return false
+				}
+				if now != kind {
 					continue
 				}
 				if r, ok, err := s.sent(n); ok && !yield(r, err) || err != nil {
@@ -89,6 +95,10 @@ func (s *Store) snapshot() iter.Seq2[Record, error] {
 		of(RecordCapability)
 	}
 }
+
+// errRetrusted: what a key takes back that is pinned since then may lie before the
+// place that a snapshot is at.
+var errRetrusted = errors.New("the policy has changed: subscribe again")
 
 // sent is a record as a snapshot has it; ok is false if it is to be left out.
 func (s *Store) sent(number uint32) (_ Record, ok bool, err error) {

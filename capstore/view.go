@@ -250,13 +250,21 @@ func (v *View) take(r Record) error {
 		return fmt.Errorf("%s %s: not signed by a trusted %s: its entry says %s", f.kind, f.id, map[bool]string{true: v.mints.name, false: v.revokers.name}[f.kind == RecordCapability], f.signer)
 	}
 	have := v.find(f.kind, f.id)
+	if f.kind == RecordRevocation { // of two that say different things, one lies: both refuse
+		have = slices.DeleteFunc(have, func(n uint32) bool {
+			other, err := v.spool.fact(n)
+			return err != nil || other.target != f.target || other.signer != f.signer
+		})
+	}
 	if slices.ContainsFunc(have, v.spool.holds) || len(have) > 0 && len(r.Envelope) == 0 {
 		return nil
 	}
 	number, err := v.spool.add(f, r.Envelope)
 	if err != nil && f.kind == RecordRevocation { // a full disk takes nothing back
-		_, err = v.revokeLoose(r.Envelope)
-		return err
+		if _, bad := v.revokeLoose(r.Envelope); bad != nil {
+			v.addLoose(unreadable(f, v.revokers, bad))
+		}
+		return nil
 	}
 	if err != nil {
 		return fmt.Errorf("%s %s: %w", f.kind, f.id, err)
@@ -888,11 +896,12 @@ func (c Capability) names(name string) bool {
 	})
 }
 
-// kindOf is the kind of a record that a key of now signed; "" if there is none.
-func (v *View) kindOf(number uint32) string {
+// kindOf is the kind of a record that a key of now signed; "" if there is none. same
+// says whether the Trust of now is the one that v.trusted counted.
+func (v *View) kindOf(number uint32, trusted uint64) (kind string, same bool) {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
-	return v.index.of(number)
+	return v.index.of(number), v.trusted == trusted
 }
 
 // own notes a list that the source has.

@@ -55,6 +55,9 @@ func (s *Store) Walk(ctx context.Context, each func(Record) error, job func(Job)
 		if err := ctx.Err(); err != nil {
 			return err
 		}
+		if s.closing.Load() {
+			return fmt.Errorf("reading the store: %w", ErrClosed)
+		}
 		f, err := factAt(db, s.key, n)
 		if err != nil {
 			return fmt.Errorf("reading the store: %w", err)
@@ -63,7 +66,7 @@ func (s *Store) Walk(ctx context.Context, each func(Record) error, job func(Job)
 		if err != nil {
 			return fmt.Errorf("reading the store: fact %d: %w", n, err)
 		}
-		if sequence != n { // it was written again
+		if sequence != n && sequence <= last { // it was written again, and comes later
 			continue
 		}
 		if err := each(Record{Kind: f.kind, Envelope: envelope}); err != nil {
@@ -82,6 +85,9 @@ func (s *Store) Walk(ctx context.Context, each func(Record) error, job func(Job)
 		j, err := readJob(row{r.key, content})
 		if err != nil {
 			return err
+		}
+		if s.closing.Load() {
+			return ErrClosed
 		}
 		return errors.Join(ctx.Err(), job(j))
 	})
@@ -317,7 +323,7 @@ func (c *check) walkChain() error {
 		} else if err != nil {
 			c.found(string(key), "fact %d: %v", at.n, err)
 		}
-		if !c.journal[uint64(tagOf(f.envelope))] {
+		if at.n <= c.last.n && !c.journal[uint64(tagOf(f.envelope))] { // later ones came after the journal was read
 			c.found(string(key), "fact %d: %s %s is not in the journal of kept records; next: clawfs store compact, or start the daemon once", at.n, f.kind, f.id)
 		}
 		return c.ctx.Err()
