@@ -24,13 +24,16 @@ type source interface {
 // spool is the source of a view that has no store: in memory, or, where a million
 // records would not fit, in a private file without a name, which goes with the
 // process. Each record stands there as the length of its fact, the length of its
-// text (4 bytes each), the fact without its hash, the text.
+// text (4 bytes each), the fact without its hash, the text. What the file does not
+// take, because the disk is full, is kept in memory: a mount process that starts
+// then knows what its predecessor knew.
 type spool struct {
 	file *os.File // nil: in memory
 
 	mu     sync.RWMutex // guards what follows
 	memory [][]byte
-	places [][]int64 // chunks of numberChunk: by number, the offset in file
+	places [][]int64          // chunks of numberChunk: by number, the offset in file
+	beside map[uint32]bytesAt // what is not in file
 	last   uint32
 	end    int64
 }
@@ -59,6 +62,9 @@ func newSpool(dir string) (*spool, error) {
 
 const spoolHead = 8
 
+// maxBeside bounds the records that a full disk leaves in memory, some KB each.
+const maxBeside = 20000
+
 // add appends a record and returns its number.
 func (s *spool) add(f fact, text []byte) (uint32, error) {
 	body := f.body()
@@ -78,7 +84,14 @@ func (s *spool) add(f fact, text []byte) (uint32, error) {
 		return number, nil
 	}
 	if _, err := s.file.WriteAt(b, s.end); err != nil {
-		return 0, fmt.Errorf("keeping a record: %w", err)
+		if len(s.beside) >= maxBeside {
+			return 0, fmt.Errorf("keeping a record: %w", err)
+		}
+		if s.beside == nil {
+			s.beside = make(map[uint32]bytesAt)
+		}
+		s.beside[number], s.last = b, number
+		return number, nil
 	}
 	for int(number) >= len(s.places)*numberChunk {
 		s.places = append(s.places, make([]int64, numberChunk))
@@ -98,6 +111,8 @@ func (s *spool) place(number uint32) (io.ReaderAt, int64, error) {
 		return nil, 0, fmt.Errorf("%w: record %d of %d", ErrNotFound, number, s.last)
 	case s.file == nil:
 		return bytesAt(s.memory[number]), 0, nil
+	case s.beside[number] != nil:
+		return s.beside[number], 0, nil
 	}
 	return s.file, s.places[number/numberChunk][number%numberChunk], nil
 }

@@ -44,8 +44,6 @@ type journal struct {
 	mu   sync.Mutex // guards all below
 	end  slot
 	free [maxClass + 1][]slot
-
-	unkept atomic.Int64 // entries for which there was no room
 }
 
 // slot is the offset of an entry. Zero is none: what is written there is lost.
@@ -66,6 +64,7 @@ const (
 	atInitLength  = 24
 	atInitCRC     = 28
 	atWire        = 32 // what was agreed on with the kernel: see wire
+	atUnkept      = 40 // entries for which there was no room
 	atInit        = 64
 	maxInit       = 512
 
@@ -192,6 +191,9 @@ func (j *journal) scan() (list []entry, err error) {
 	if string(j.mem[:len(journalMagic)]) != journalMagic {
 		return nil, badJournal("it is of another version")
 	}
+	if n := j.word(atUnkept).Load(); n > 0 {
+		return nil, badJournal("it had no room for %d entries; %d bytes are the most", n, journalSize)
+	}
 	at := slot(journalHead)
 	for ; at+slotHead <= journalSize; at += 1 << j.u32(at) {
 		class := j.u32(at)
@@ -260,7 +262,8 @@ func (j *journal) put(kind uint32, refs, flags uint64, body []byte) slot {
 	}
 	at := j.take(slotHead + len(body))
 	if at == 0 {
-		j.unkept.Add(1)
+		// What the kernel knows is not all here any more: no successor goes by it.
+		j.word(atUnkept).Add(1)
 		return 0
 	}
 	copy(j.mem[at+slotHead:], body)

@@ -265,7 +265,9 @@ func (f *filesystem) restoreNode(e entry) error {
 	}
 	n.slot, n.lookups = e.slot, e.refs
 	n.unchecked, n.spoilt = e.flags&nodeUnchecked != 0, e.flags&nodeEarly != 0
-	n.cut.Store(e.flags&nodeCut != 0)
+	// The unchecked handles are lost, and with them what would end the mode for their
+	// pages. These go when requests are answered again: see dropPages.
+	n.cut.Store(e.flags&(nodeCut|nodeUnchecked) != 0)
 	f.nodes.byID[n.id] = n
 	if key := (nodeKey{n.path, n.ident}); e.flags&nodeRetired == 0 {
 		f.nodes.keys[key] = n
