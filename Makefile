@@ -134,6 +134,8 @@ install: build ## program, runtime, man pages, completion, unit
 	bin/clawfs completion bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/clawfs
 	install -D -m 0644 deploy/clawfs.service $(DESTDIR)$(PREFIX)/lib/systemd/system/clawfs.service
 	install -D -m 0644 deploy/clawfs-pull.service $(DESTDIR)$(PREFIX)/lib/systemd/system/clawfs-pull.service
+	install -D -m 0644 deploy/clawfs-head.service $(DESTDIR)$(PREFIX)/lib/systemd/system/clawfs-head.service
+	install -D -m 0644 deploy/clawfs-head.timer $(DESTDIR)$(PREFIX)/lib/systemd/system/clawfs-head.timer
 
 demo: build ## the main job on real input
 	examples/langid/demo.sh

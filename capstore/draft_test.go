@@ -24,7 +24,7 @@ func newDraft(t *testing.T, dir string, trust Trust) *Draft {
 // findings are what a check of a store that is closed tells.
 func findings(t *testing.T, dir string, trust Trust) (all []string) {
 	t.Helper()
-	if _, err := CheckClosed(context.Background(), dir, memoryOf(dir), trust, func(f Finding) { all = append(all, f.Where+": "+f.What) }, nil); err != nil {
+	if _, err := CheckClosed(context.Background(), dir, memoryOf(dir), trust, Head{}, func(f Finding) { all = append(all, f.Where+": "+f.What) }, nil); err != nil {
 		t.Fatal(err)
 	}
 	return all
@@ -277,12 +277,12 @@ func TestCheckFinds(t *testing.T) {
 	}
 	addJob(t, s)
 	tell := func(f Finding) { t.Errorf("of a store in order: %+v", f) }
-	got, err := s.Check(context.Background(), w.trust(), tell, nil)
+	got, err := s.Check(context.Background(), w.trust(), Head{}, tell, nil)
 	if err != nil || got.Facts != 6 || got.Records != 6 || got.Jobs != 1 || got.Kept != 6 || got.Withdrawn != 0 {
 		t.Errorf("%+v, %v", got, err)
 	}
 	other := newWorld(t)
-	if got, err := s.Check(context.Background(), other.trust(), tell, nil); err != nil || got.Withdrawn != 6 {
+	if got, err := s.Check(context.Background(), other.trust(), Head{}, tell, nil); err != nil || got.Withdrawn != 6 {
 		t.Errorf("with other keys: %+v, %v", got, err)
 	}
 	closeStore(t, s)

@@ -21,7 +21,8 @@ import (
 // and hash(n), also stands outside of the store, in memory/store-head, written
 // after each commit and before the acknowledgement. At Open the rows have to
 // contain the head; they may be ahead of it by what a crash cut off between the
-// two writes. A copy of both directories that is put back together is not noticed.
+// two writes. A copy of both directories that is put back together
+// is noticed only by who has a later head (see storehead.go).
 
 const headFormat = "clawfs-head/v2"
 

@@ -26,9 +26,10 @@ type Checked struct {
 	Facts     uint64 `json:"facts"` // of the chain
 	Records   int    `json:"records"`
 	Jobs      int    `json:"jobs"`
-	Kept      int    `json:"kept"`      // records of the journal
-	Waiting   int    `json:"waiting"`   // records that no store has taken
-	Withdrawn int    `json:"withdrawn"` // records of keys that the policy does not name any more
+	Kept      int    `json:"kept"`          // records of the journal
+	Waiting   int    `json:"waiting"`       // records that no store has taken
+	Withdrawn int    `json:"withdrawn"`     // records of keys that the policy does not name any more
+	Head      bool   `json:"head,omitzero"` // the chain contains the head that was expected
 }
 
 // RevokesWhole says whether a revocation that the view knows takes all of a
@@ -128,6 +129,7 @@ type check struct {
 	last head // the newest fact; zero: none is known
 	view *View
 	kept string // the directory of the journal
+	want expect // a head that the chain has to contain; of the zero Head: none
 
 	tell     func(Finding)
 	progress func(rows int) // may be nil
@@ -137,8 +139,9 @@ type check struct {
 
 // Check looks at every row's code, every signature, the chain up to its head, and
 // the journal, and tells of each thing that is not as it should be. Records of keys
-// that t does not name are counted, and are no finding. Writes do not wait for it.
-func (s *Store) Check(ctx context.Context, t Trust, tell func(Finding), progress func(rows int)) (Checked, error) {
+// that t does not name are counted, and are no finding. If want is not zero, a
+// chain that does not contain that head is one. Writes do not wait for it.
+func (s *Store) Check(ctx context.Context, t Trust, want Head, tell func(Finding), progress func(rows int)) (Checked, error) {
 	view, err := NewView(t)
 	if err != nil {
 		return Checked{}, err
@@ -154,13 +157,13 @@ func (s *Store) Check(ctx context.Context, t Trust, tell func(Finding), progress
 	if behind != nil {
 		tell(Finding{KeptName, fmt.Sprintf("the journal lacks what the store has: %v", behind)})
 	}
-	c := check{ctx: ctx, db: db, key: s.key, last: at, view: view, kept: keptDir(s.dir), tell: tell, progress: progress}
+	c := check{ctx: ctx, db: db, key: s.key, last: at, view: view, kept: keptDir(s.dir), want: expect{head: want}, tell: tell, progress: progress}
 	return c.run()
 }
 
 // CheckClosed is Store.Check of a store that nobody has open and that may be
 // damaged. What keeps it from being read is a finding. Badger may end the process.
-func CheckClosed(ctx context.Context, dir, memory string, t Trust, tell func(Finding), progress func(rows int)) (_ Checked, err error) {
+func CheckClosed(ctx context.Context, dir, memory string, t Trust, want Head, tell func(Finding), progress func(rows int)) (_ Checked, err error) {
 	view, err := NewView(t)
 	if err != nil {
 		return Checked{}, err
@@ -168,7 +171,7 @@ func CheckClosed(ctx context.Context, dir, memory string, t Trust, tell func(Fin
 	if err := finishSwap(dir, memory); err != nil {
 		return Checked{}, err
 	}
-	c := check{ctx: ctx, view: view, kept: keptDir(dir), tell: tell, progress: progress}
+	c := check{ctx: ctx, view: view, kept: keptDir(dir), want: expect{head: want}, tell: tell, progress: progress}
 	s := &Store{dir: dir, memory: memory, view: view}
 	for _, d := range []string{dir, memory} {
 		if err := privateDir(d); err != nil {
@@ -209,12 +212,24 @@ func (c *check) run() (Checked, error) {
 		return c.result, err
 	}
 	if c.db == nil {
+		c.compare()
 		return c.result, nil
 	}
 	if err := c.walkChain(); err != nil {
 		return c.result, err
 	}
+	c.compare()
 	return c.result, c.walkRows()
+}
+
+// compare tells of a chain without the head that was expected.
+func (c *check) compare() {
+	if c.want.head.IsZero() {
+		return
+	}
+	if c.result.Head = c.want.met && c.key.name() == c.want.head.Store; !c.result.Head {
+		c.tell(c.want.finding(c.key.name(), c.result.Facts))
+	}
 }
 
 func (c *check) found(where, format string, args ...any) {
@@ -316,6 +331,7 @@ func (c *check) walkChain() error {
 			return c.ctx.Err()
 		}
 		at, met = next, met || c.last.is(next)
+		c.want.pass(at)
 		c.result.Facts = at.n
 		key := recordKey(f.kind, f.id)
 		if _, err := getRow(c.db, string(key)); errors.Is(err, ErrNotFound) {

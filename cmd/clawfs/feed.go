@@ -45,7 +45,7 @@ func newFeed(c *control.Client, v *capstore.View, log *slog.Logger) *feed {
 // Pauses between attempts to reach the daemon.
 const (
 	firstPause = 100 * time.Millisecond
-	lastPause  = 2 * time.Second
+	lastPause  = 500 * time.Millisecond // a revocation by a daemon that has just started waits for it
 )
 
 // run follows the stream until ctx ends, and comes back whenever it breaks.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"net/http"
 	"time"
 
@@ -19,6 +20,13 @@ func (d *daemon) storeHandlers(mux *http.ServeMux) {
 
 // checkStore sends what a check finds, and how far it is.
 func (d *daemon) checkStore(w http.ResponseWriter, r *http.Request) {
+	var want capstore.Head
+	if text := r.FormValue("head"); text != "" {
+		if err := json.Unmarshal([]byte(text), &want, json.RejectUnknownMembers(true)); err != nil || want.IsZero() {
+			control.ReplyError(w, &control.Error{Status: http.StatusBadRequest, Message: fmt.Sprintf("head %.200q: want the head of a store: %v", text, err)})
+			return
+		}
+	}
 	s, err := control.NewStream(w)
 	if err != nil {
 		control.ReplyError(w, err)
@@ -30,7 +38,7 @@ func (d *daemon) checkStore(w http.ResponseWriter, r *http.Request) {
 			err = s.Send(l)
 		}
 	}
-	checked, checkErr := d.store.Check(r.Context(), d.pinned.policy.Load().Trust(),
+	checked, checkErr := d.store.Check(r.Context(), d.pinned.policy.Load().Trust(), want,
 		func(f capstore.Finding) { send(control.StoreLine{Finding: &f}) },
 		func(rows int) {
 			if now := time.Now(); now.Sub(beat) >= control.Heartbeat {

@@ -15,8 +15,8 @@ import (
 
 func newLogCommand(a *app) *cobra.Command {
 	return group("log", "Keep, fill and watch a transparency log",
-		`A transparency log shows everybody the same list of attestations, capabilities and
-revocations, to which entries are only added. Its operator signs the list's size
+		`A transparency log shows everybody the same list of attestations, capabilities,
+revocations and heads of stores (clawfs store head), to which entries are only added. Its operator signs the list's size
 and root, a checkpoint; witnesses cosign it. Who holds a proof (FILE.tlog-proof)
 knows that an entry can be found by all who watch the log, without asking anybody.
 
@@ -94,7 +94,7 @@ type entry struct {
 	leaf     tlog.Leaf
 }
 
-// readEntry reads an SBA, a capability or a revocation. With a key it must be
+// readEntry reads an SBA, a capability, a revocation or a store's head. With a key it must be
 // signed by that key, and name it.
 func readEntry(path, keyFile string) (entry, error) {
 	data, err := readBounded(path, dsse.MaxEnvelope)

@@ -18,8 +18,8 @@ func newLogAddCommand(a *app) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "add FILE",
 		Short: "Hand an entry to a log and keep the proof",
-		Long: `Hands a signed build attestation, a capability or a revocation to a log, waits until
-a checkpoint with it is published and cosigned, checks the proof by the log policy,
+		Long: `Hands a signed build attestation, a capability, a revocation or the head of a store
+to a log, waits until a checkpoint with it is published and cosigned, checks the proof by the log policy,
 and writes it to FILE.tlog-proof. Publish both files together: the proof is checked
 without the log. An entry that the log has already gets a proof too.
 

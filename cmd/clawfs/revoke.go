@@ -11,8 +11,10 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/openclaw/clawfs/capstore"
+	"github.com/openclaw/clawfs/cmd/clawfs/internal/config"
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/control"
 	"github.com/openclaw/clawfs/hashpipe"
+	"github.com/openclaw/clawfs/verifier"
 	"github.com/openclaw/clawfs/verifier/dsse"
 )
 
@@ -283,6 +285,10 @@ func (a *app) showReaders(list []reader) {
 // policy: what another one signs counts nowhere. Where the policy cannot be read,
 // the daemon says so by its own.
 func (a *app) openRevoker(ctx context.Context, ref string) (dsse.Signer, error) {
+	return a.openOperator(ctx, ref, "revoker", func(p config.Policy) []verifier.Operator { return p.Revokers })
+}
+
+func (a *app) openOperator(ctx context.Context, ref, role string, of func(config.Policy) []verifier.Operator) (dsse.Signer, error) {
 	key, err := a.openSigner(ctx, ref)
 	if err != nil {
 		return nil, err
@@ -292,7 +298,7 @@ func (a *app) openRevoker(ctx context.Context, ref string) (dsse.Signer, error) 
 		return key, nil
 	}
 	var names []string
-	for _, o := range policy.Revokers {
+	for _, o := range of(policy) {
 		if slices.Contains(o.Keys, key.Public()) {
 			return key, nil
 		}
@@ -300,8 +306,8 @@ func (a *app) openRevoker(ctx context.Context, ref string) (dsse.Signer, error) 
 			names = append(names, fmt.Sprintf("%s (key id %s)", o.Operator, k.ID()))
 		}
 	}
-	return nil, exitf(codeSignature, "%s (key id %s) is no revoker of the policy, so nothing is signed with it; expected one of %s; next: give --key KEY with the private key of one of them",
-		printable(strings.TrimPrefix(ref, "file:")), key.Public().ID(), dash(strings.Join(names, ", ")))
+	return nil, exitf(codeSignature, "%s (key id %s) is no %s of the policy, so nothing is signed with it; expected one of %s; next: give --key KEY with the private key of one of them",
+		printable(strings.TrimPrefix(ref, "file:")), key.Public().ID(), role, dash(strings.Join(names, ", ")))
 }
 
 func signRevocations(ctx context.Context, kind capstore.Kind, targets []hashpipe.Digest, reason string, key dsse.Signer) ([][]byte, error) {

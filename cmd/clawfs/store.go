@@ -34,7 +34,7 @@ A daemon that cannot open its store goes on without it: mounts serve what they k
 nothing new is granted, clawfs revoke works, and clawfs status says why. verify says
 what is wrong; rebuild and restore mend it while that daemon runs, and it goes on
 with the new store.`,
-		newStoreVerifyCommand(a), newStoreBackupCommand(a), newStoreRestoreCommand(a), newStoreRebuildCommand(a), newStoreCompactCommand(a))
+		newStoreVerifyCommand(a), newStoreHeadCommand(a), newStoreBackupCommand(a), newStoreRestoreCommand(a), newStoreRebuildCommand(a), newStoreCompactCommand(a))
 }
 
 // maxRefusals bounds how many of the refused records are told one by one.
@@ -259,7 +259,7 @@ func (m *assembly) fromStore(ctx context.Context, wanted func(kind string) bool)
 		return nil
 	}
 	var stopped error
-	err := m.a.child(ctx, "dump", func(out io.Reader) error {
+	err := m.a.child(ctx, []string{"dump"}, func(out io.Reader) error {
 		_, err := kept.ReadArchive(out, func(r kept.Record) error {
 			switch {
 			case r.Kind == kindNote:
@@ -328,8 +328,8 @@ func (a *app) printRemade(r *remade, err error) error {
 
 // child runs a part of the work on a store in a process that Badger may end; read
 // gets what it writes. A child that dies is a *trouble.
-func (a *app) child(ctx context.Context, mode string, read func(io.Reader) error) error {
-	cmd, err := a.selfCommand("store-probe", mode)
+func (a *app) child(ctx context.Context, mode []string, read func(io.Reader) error) error {
+	cmd, err := a.selfCommand(append([]string{"store-probe"}, mode...)...)
 	if err != nil {
 		return err
 	}

@@ -55,7 +55,7 @@ func (a *app) compact(ctx context.Context, ended bool) error {
 	if status, err := a.client().Status(ctx); err == nil {
 		return exitf(codeRefused, "a daemon runs (pid %d), and has the store; mounts go on without it; next: kill %[1]d, then this again", status.PID)
 	}
-	v, err := a.verifyStore(ctx)
+	v, err := a.verifyStore(ctx, capstore.Head{})
 	if err != nil {
 		return err
 	}
@@ -86,7 +86,7 @@ func (m *assembly) compact(ctx context.Context, ended bool, dropped map[string]i
 	}
 	read := func(each func(capstore.Record) error) error {
 		var stopped error
-		err := m.a.child(ctx, "dump", func(out io.Reader) error {
+		err := m.a.child(ctx, []string{"dump"}, func(out io.Reader) error {
 			_, err := kept.ReadArchive(out, func(r kept.Record) error {
 				if r.Kind == kindNote {
 					stopped = fmt.Errorf("the store: %s", r.Envelope)

@@ -103,19 +103,19 @@ type probed struct {
 // no recover holds that. What ends is this process then.
 func newStoreProbeCommand(a *app) *cobra.Command {
 	return &cobra.Command{
-		Use:    "store-probe [check|dump]",
+		Use:    "store-probe [check HEAD|dump]",
 		Short:  "Open the store and close it, in the daemon's place",
-		Args:   cobra.MaximumNArgs(1),
+		Args:   cobra.MaximumNArgs(2),
 		Hidden: true,
 		RunE: func(c *cobra.Command, args []string) error {
 			unix.Umask(0o077)
 			switch {
-			case len(args) == 1 && args[0] == "check":
-				return a.checkClosed(c.Context())
+			case len(args) == 2 && args[0] == "check":
+				return a.checkClosed(c.Context(), args[1])
 			case len(args) == 1 && args[0] == "dump":
 				return a.dumpStore(c.Context())
-			case len(args) == 1:
-				return exitf(codeUsage, "%q: want check or dump", args[0])
+			case len(args) > 0:
+				return exitf(codeUsage, "%q: want check HEAD or dump", args)
 			}
 			policy, err := a.config().LoadPolicy()
 			if err != nil {

@@ -16,7 +16,8 @@ import (
 )
 
 func newStoreVerifyCommand(a *app) *cobra.Command {
-	return &cobra.Command{
+	var file, proof string
+	c := &cobra.Command{
 		Use:   "verify",
 		Short: "Check everything that the store has",
 		Long: `verify checks the authentication code of every row, the signature of every record
@@ -28,11 +29,28 @@ itself, and goes on working meanwhile.
 Records that a key signed which the policy does not name any more are counted: they
 grant and take back nothing. Nothing is changed.
 
-Exit code 3: something was found.`,
-		Example: "  clawfs store verify\n  clawfs store verify -o json | jq -r '.findings[].where'",
-		Args:    cobra.NoArgs,
+With --head it says, too, whether the store contains that head: one of clawfs store
+head, which was kept elsewhere, best in a log. If the whole state directory was put
+back to an older copy, nothing else shows it. A mint or a revoker of the policy must
+have signed it; where the policy has logs, its proof (clawfs log add) must be there.
+
+Exit code 3: something was found, or FILE is no head, or its proof proves nothing.
+4: FILE or its proof is not signed by a key of the policy.`,
+		Example: `  clawfs store verify
+  clawfs store verify --head /mnt/elsewhere/host7.head
+  clawfs store verify -o json | jq -r '.findings[].where'`,
+		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			r, err := a.verifyStore(c.Context())
+			var want capstore.Head
+			if file != "" {
+				var err error
+				if want, err = a.readHead(file, proof); err != nil {
+					return err
+				}
+			} else if proof != "" {
+				return exitf(codeUsage, "--proof is of the file of --head, and that was not given")
+			}
+			r, err := a.verifyStore(c.Context(), want)
 			if err != nil {
 				return err
 			}
@@ -45,6 +63,9 @@ Exit code 3: something was found.`,
 			return nil
 		},
 	}
+	c.Flags().StringVar(&file, "head", "", "signed head in `file` that the store has to contain")
+	c.Flags().StringVar(&proof, "proof", "", "`file` with the proof that the head lies in a log (default FILE.tlog-proof, if there is one)")
+	return c
 }
 
 // verified is the answer of `store verify`.
@@ -53,14 +74,18 @@ type verified struct {
 	By       string             `json:"by"` // "the daemon", or "this process"
 	Checked  capstore.Checked   `json:"checked"`
 	Found    int                `json:"found"`
-	Findings []capstore.Finding `json:"findings"` // at most maxFindings
+	Findings []capstore.Finding `json:"findings"`       // at most maxFindings
+	Head     *capstore.Head     `json:"head,omitempty"` // that was to be contained
 	Next     string             `json:"next,omitzero"`
 }
 
 const maxFindings = 200
 
-func (a *app) verifyStore(ctx context.Context) (verified, error) {
+func (a *app) verifyStore(ctx context.Context, want capstore.Head) (verified, error) {
 	r := verified{Store: a.config().Store(), Findings: []capstore.Finding{}}
+	if !want.IsZero() {
+		r.Head = &want
+	}
 	bar := a.progress("checking the store")
 	defer bar.done()
 	whole := false
@@ -82,13 +107,19 @@ func (a *app) verifyStore(ctx context.Context) (verified, error) {
 	switch {
 	case err == nil && s.Store == nil:
 		r.By = "the daemon"
-		err = a.answered(a.client().CheckStore(ctx, each))
+		err = a.answered(a.client().CheckStore(ctx, want, each))
 	case err == nil || errors.As(err, &gone):
 		if err := a.config().MakeRun(); err != nil {
 			return r, err
 		}
 		r.By = "this process"
-		err = a.child(ctx, "check", func(out io.Reader) error {
+		text := []byte("null") // the zero Head, which has no text
+		if !want.IsZero() {
+			if text, err = json.Marshal(want); err != nil {
+				return r, err
+			}
+		}
+		err = a.child(ctx, []string{"check", string(text)}, func(out io.Reader) error {
 			lines := bufio.NewScanner(out)
 			lines.Buffer(nil, 1<<20)
 			for lines.Scan() {
@@ -113,6 +144,9 @@ func (a *app) verifyStore(ctx context.Context) (verified, error) {
 	if err == nil && !whole {
 		err = errors.New("the check ended before it was whole")
 	}
+	if err == nil && !want.IsZero() && !r.Checked.Head && r.Found == 0 {
+		err = errors.New("the check did not compare the store with the head: the daemon is of another version; next: end it and start it again")
+	}
 	if r.Found > 0 {
 		r.Next = a.command("store", "rebuild")
 	}
@@ -128,7 +162,7 @@ func (r *verified) found(f capstore.Finding) {
 
 func (a *app) showVerified(r verified) {
 	c := r.Checked
-	a.table([]string{"store", r.Store}, [][]string{
+	rows := [][]string{
 		{"checked by", r.By},
 		{"rows", strconv.Itoa(c.Rows)},
 		{"facts", strconv.FormatUint(c.Facts, 10)},
@@ -137,7 +171,15 @@ func (a *app) showVerified(r verified) {
 		{"jobs", strconv.Itoa(c.Jobs)},
 		{"kept", fmt.Sprintf("%d records, %d waiting", c.Kept, c.Waiting)},
 		{"findings", strconv.Itoa(r.Found)},
-	})
+	}
+	if h := r.Head; h != nil {
+		contained := "NOT CONTAINED"
+		if c.Head {
+			contained = "contained"
+		}
+		rows = append(rows, []string{"head", fmt.Sprintf("fact %d of %s: %s", h.Sequence, stamp(h.Newest), contained)})
+	}
+	a.table([]string{"store", r.Store}, rows)
 	for _, f := range r.Findings {
 		a.printf("%s: %s\n", printable(f.Where), printable(f.What))
 	}
@@ -150,7 +192,11 @@ func (a *app) showVerified(r verified) {
 }
 
 // checkClosed is what the child of verify does.
-func (a *app) checkClosed(ctx context.Context) error {
+func (a *app) checkClosed(ctx context.Context, head string) error {
+	var want capstore.Head
+	if err := json.Unmarshal([]byte(head), &want, json.RejectUnknownMembers(true)); err != nil {
+		return exitf(codeUsage, "%q: want a head: %w", head, err)
+	}
 	s := a.config()
 	policy, err := s.LoadPolicy()
 	if err != nil {
@@ -164,7 +210,7 @@ func (a *app) checkClosed(ctx context.Context) error {
 		}
 		return err
 	}
-	checked, err := capstore.CheckClosed(ctx, s.Store(), s.Memory(), policy.Trust(),
+	checked, err := capstore.CheckClosed(ctx, s.Store(), s.Memory(), policy.Trust(), want,
 		func(f capstore.Finding) {
 			_ = say(control.StoreLine{Finding: &f})
 			out.Flush() // Badger may end the process

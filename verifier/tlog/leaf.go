@@ -29,6 +29,7 @@ const (
 	KindCapability Kind = "capability"
 	KindRevocation Kind = "revocation"
 	KindPolicy     Kind = "policy"
+	KindStoreHead  Kind = "store-head"
 )
 
 func (k Kind) check(model string) error {
@@ -37,12 +38,12 @@ func (k Kind) check(model string) error {
 		if model == "" {
 			return fmt.Errorf("a leaf of kind %s needs a model", k)
 		}
-	case KindRevocation, KindPolicy:
+	case KindRevocation, KindPolicy, KindStoreHead:
 		if model != "" {
 			return fmt.Errorf("a leaf of kind %s has no model, got %q", k, clip(model))
 		}
 	default:
-		return fmt.Errorf("expected kind %s, %s, %s or %s, got %q", KindSBA, KindCapability, KindRevocation, KindPolicy, clip(string(k)))
+		return fmt.Errorf("expected kind %s, %s, %s, %s or %s, got %q", KindSBA, KindCapability, KindRevocation, KindPolicy, KindStoreHead, clip(string(k)))
 	}
 	if len(model) > maxModel {
 		return fmt.Errorf("model: expected at most %d bytes, got %d", maxModel, len(model))

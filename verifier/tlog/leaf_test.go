@@ -20,13 +20,14 @@ func TestLeafOfRefuses(t *testing.T) {
 	}{
 		{tlog.KindSBA, "", key, "acme/langid", "the payload is empty"},
 		{tlog.KindSBA, "x", dsse.PublicKey{}, "acme/langid", "there is no signer"},
-		{"", "x", key, "acme/langid", `expected kind sba, capability, revocation or policy, got ""`},
+		{"", "x", key, "acme/langid", `expected kind sba, capability, revocation, policy or store-head, got ""`},
 		{"SBA", "x", key, "acme/langid", `got "SBA"`},
 		{"sba\nmodel evil", "x", key, "acme/langid", "expected kind"},
 		{tlog.KindSBA, "x", key, "", "a leaf of kind sba needs a model"},
 		{tlog.KindCapability, "x", key, "", "a leaf of kind capability needs a model"},
 		{tlog.KindRevocation, "x", key, "acme/langid", "a leaf of kind revocation has no model"},
 		{tlog.KindPolicy, "x", key, "acme/langid", "a leaf of kind policy has no model"},
+		{tlog.KindStoreHead, "x", key, "acme/langid", "a leaf of kind store-head has no model"},
 		{tlog.KindSBA, "x", key, "acme/langid\n", `got "\n" at byte 11`},
 		{tlog.KindSBA, "x", key, "acme/Langid", "expected a-z"},
 		{tlog.KindSBA, "x", key, "acme/lаngid", "expected a-z"},
@@ -42,7 +43,7 @@ func TestLeafOfRefuses(t *testing.T) {
 
 func TestLeaf(t *testing.T) {
 	key := publisher.public(t)
-	for _, kind := range []tlog.Kind{tlog.KindSBA, tlog.KindCapability, tlog.KindRevocation, tlog.KindPolicy} {
+	for _, kind := range []tlog.Kind{tlog.KindSBA, tlog.KindCapability, tlog.KindRevocation, tlog.KindPolicy, tlog.KindStoreHead} {
 		model := ""
 		if kind == tlog.KindSBA || kind == tlog.KindCapability {
 			model = strings.Repeat("a", 484)

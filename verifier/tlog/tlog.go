@@ -23,7 +23,7 @@
 //	model acme/langid
 //
 // Each line ends in a newline. Digests and key ids are 64 lower-case hex digits.
-// kind is sba, capability, revocation or policy. The line model stands in leaves
+// kind is sba, capability, revocation, policy or store-head. The line model stands in leaves
 // of sba and capability, and only there; a model has at most 484 of the bytes
 // a-z, 0-9, '.', '_', '-' and '/'. A leaf has one encoding. Nobody reads a leaf
 // from a proof: whoever verifies builds it from the envelope in hand. In Python,

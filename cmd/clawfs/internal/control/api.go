@@ -38,7 +38,7 @@ import (
 //	GET    /v1/revocation-lists    []List that no later one repeats whole, the one in force last
 //	POST   /v1/affected            AffectedRequest -> Affected
 //	GET    /v1/view                stream of ViewLine
-//	GET    /v1/store/check         stream of StoreLine
+//	GET    /v1/store/check         stream of StoreLine; ?head= one to contain
 //	GET    /v1/store/records       stream of ViewLine, also of jobs, and then a snapshot line
 //	POST   /v1/store/open          Status, after another try to open a store that could not be
 //	GET    /v1/mounts              []Mount
@@ -362,9 +362,18 @@ type StoreLine struct {
 	Error   string            `json:"error,omitzero"`
 }
 
-// CheckStore hands each line of a check of the daemon's store to each.
-func (c *Client) CheckStore(ctx context.Context, each func(StoreLine) error) error {
-	return c.stream(ctx, "/v1/store/check", func(line []byte) error {
+// CheckStore hands each line of a check of the daemon's store to each. If want is
+// not zero, the store is to contain that head, and the last line says whether.
+func (c *Client) CheckStore(ctx context.Context, want capstore.Head, each func(StoreLine) error) error {
+	path := "/v1/store/check"
+	if !want.IsZero() {
+		text, err := json.Marshal(want)
+		if err != nil {
+			return err
+		}
+		path += "?head=" + url.QueryEscape(string(text))
+	}
+	return c.stream(ctx, path, func(line []byte) error {
 		var l StoreLine
 		if err := json.Unmarshal(line, &l); err != nil {
 			return fmt.Errorf("check of the store: %w", err)

@@ -19,6 +19,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -99,7 +100,39 @@ func planted(path string, kind fs.FileMode) error {
 // mounts), and even if they remove or replace the lock file: it locks the
 // directory first. The directory must be this user's alone, or strangers could
 // keep the process from starting.
+//
+// A process that is killed while it starts another one leaves its locks to that one
+// until it has come to its exec. TakePlace waits for it, briefly; it does not wait
+// for a process that lives.
 func TakePlace(path string) (*Lock, error) {
+	for end := time.Now().Add(deadPatience); ; time.Sleep(20 * time.Millisecond) {
+		l, err := takePlace(path)
+		var held *LockedError
+		if !errors.As(err, &held) || !isDead(held.PID) || time.Now().After(end) {
+			return l, err
+		}
+	}
+}
+
+// deadPatience is how long locks are waited for whose holder is dead.
+const deadPatience = 2 * time.Second
+
+// isDead says that a process has ended, whether or not its parent has noticed.
+// Unknown is alive.
+func isDead(pid int) bool {
+	if pid <= 0 {
+		return false
+	}
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return errors.Is(unix.Kill(pid, 0), unix.ESRCH)
+	}
+	// "4711 (a name) Z …"
+	after := stat[bytes.LastIndexByte(stat, ')')+1:]
+	return bytes.HasPrefix(after, []byte(" Z")) || bytes.HasPrefix(after, []byte(" X"))
+}
+
+func takePlace(path string) (*Lock, error) {
 	dir, err := os.OpenFile(filepath.Dir(path), os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return nil, fmt.Errorf("lock: %w", err)

@@ -454,3 +454,43 @@ func TestLimits(t *testing.T) {
 		}
 	}
 }
+
+// The place of a process that is dead is waited for, while a child of it has its
+// locks for a moment; not for ever.
+func TestPlaceOfTheDead(t *testing.T) {
+	for _, ends := range []bool{true, false} {
+		dir := t.TempDir()
+		// flock(1) takes the lock and is gone; sleep keeps the descriptor.
+		var out strings.Builder
+		sh := exec.Command("sh", "-c", `exec 9<"$1"; flock -x 9 || exit; sleep 60 >/dev/null 2>&1 & echo $!`, "sh", dir)
+		sh.Stdout = &out
+		if err := sh.Run(); err != nil {
+			t.Fatalf("flock: %v; it is in the package util-linux", err)
+		}
+		sleeps, err := strconv.Atoi(strings.TrimSpace(out.String()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		f, err := os.Open(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == nil {
+			t.Fatal("nobody holds the directory, so nothing is shown")
+		}
+		end := func() { syscall.Kill(sleeps, syscall.SIGKILL) }
+		if ends {
+			time.AfterFunc(100*time.Millisecond, end)
+		}
+		l, err := TakePlace(filepath.Join(dir, "daemon.lock"))
+		var held *LockedError
+		if ends && err != nil || !ends && !errors.As(err, &held) {
+			t.Errorf("TakePlace = %v, want it taken: %t", err, ends)
+		}
+		if l != nil {
+			l.Release()
+		}
+		end()
+	}
+}

@@ -16,6 +16,7 @@ var kinds = map[string]tlog.Kind{
 	verifier.LedgerType:     tlog.KindSBA,
 	capstore.CapabilityType: tlog.KindCapability,
 	capstore.RevocationType: tlog.KindRevocation,
+	capstore.HeadType:       tlog.KindStoreHead,
 }
 
 // claim is what a payload says of itself, whatever else is in it.
@@ -26,6 +27,7 @@ type claim struct {
 		Publisher namedKey `json:"publisher"`
 		Minter    namedKey `json:"minter"`
 		Revoker   namedKey `json:"revoker"`
+		Signer    namedKey `json:"signer"`
 	} `json:"predicate"`
 }
 
@@ -33,8 +35,8 @@ type namedKey struct {
 	KeyID dsse.KeyID `json:"keyid"`
 }
 
-// ClaimedKind returns what a payload says that it is: a ledger, a capability or a
-// revocation. Anything else is an error.
+// ClaimedKind returns what a payload says that it is: a ledger, a capability, a
+// revocation or a store's head. Anything else is an error.
 func ClaimedKind(payload []byte) (tlog.Kind, error) {
 	_, kind, err := readClaim(payload)
 	return kind, err
@@ -47,7 +49,7 @@ func readClaim(payload []byte) (claim, tlog.Kind, error) {
 	}
 	kind, ok := kinds[c.PredicateType]
 	if !ok {
-		return claim{}, "", fmt.Errorf("payload: expected the predicateType of a ledger, a capability or a revocation, got %q", clip(c.PredicateType))
+		return claim{}, "", fmt.Errorf("payload: expected the predicateType of a ledger, a capability, a revocation or a store's head, got %q", clip(c.PredicateType))
 	}
 	return c, kind, nil
 }
@@ -67,6 +69,8 @@ func ClaimedLeaf(e dsse.Envelope) (tlog.Leaf, error) {
 		signer = c.Predicate.Minter.KeyID
 	case tlog.KindRevocation:
 		signer, model = c.Predicate.Revoker.KeyID, ""
+	case tlog.KindStoreHead:
+		signer, model = c.Predicate.Signer.KeyID, ""
 	}
 	return tlog.UnverifiedLeafOf(kind, payload, signer, model)
 }

@@ -15,6 +15,7 @@
 //
 //	400  not an envelope, or not what its predicate type says
 //	403  the log's own list does not let this signer add this
+//	409  a store's head that goes back, or is of another history
 //	413  longer than dsse.MaxEnvelope
 //	503  not published, because the quorum of witnesses is missing or the log is
 //	     busy or ending; the same request may be made again

@@ -157,6 +157,10 @@ func TestAddRefuses(t *testing.T) {
 		{"a capability by a stranger", w.capability(t, w.stranger), false, "not signed by the required keys"},
 		{"a revocation by the publisher", w.revocation(t, w.publisher), false, "not signed by the required keys"},
 		{"a revocation by the mint", w.revocation(t, w.mint), false, "not signed by the required keys"},
+		{"a store's head by the publisher", w.head(t, w.publisher, 1, "a"), false, "not signed by the required keys"},
+		{"a store's head by a stranger", w.head(t, w.stranger, 1, "a"), false, "not signed by the required keys"},
+		{"a store's head under another's name", sign(t, payload(t, w.head(t, w.stranger, 1, "a")), w.mint), false, "signer.keyid"},
+		{"a store's head of another type", sign(t, []byte(strings.Replace(string(payload(t, w.head(t, w.mint, 1, "a"))), "store-head/v1", "store-tail/v1", 1)), w.mint), true, "predicateType"},
 	} {
 		proof, err := l.Add(t.Context(), tt.envelope)
 		var r *Refusal
@@ -175,7 +179,7 @@ func TestAddRefuses(t *testing.T) {
 func TestAdd(t *testing.T) {
 	w := newWorld(t)
 	l := w.open(t)
-	for i, e := range [][]byte{w.sba(t, 1), w.capability(t, w.mint), w.revocation(t, w.revoker)} {
+	for i, e := range [][]byte{w.sba(t, 1), w.capability(t, w.mint), w.revocation(t, w.revoker), w.head(t, w.mint, 1, "a"), w.head(t, w.revoker, 1, "a")} {
 		text, err := l.Add(t.Context(), e)
 		if err != nil {
 			t.Fatalf("envelope %d: %v", i, err)

@@ -23,7 +23,9 @@ type Refusal struct {
 	// Malformed: it is nothing that a log takes, whoever signed it. Else the list
 	// does not let this signer add this.
 	Malformed bool
-	Detail    string
+	// Backward: it is a store's head that does not go on from those before it.
+	Backward bool
+	Detail   string
 }
 
 // Error returns the detail.
@@ -34,7 +36,7 @@ func forbidden(err error) *Refusal { return &Refusal{Detail: err.Error()} }
 
 // admission decides who may add what, by a policy.json: a ledger needs all that a
 // rebuild by that policy would (package verifier), a capability a mint of it, a
-// revocation a revoker of it. Policies are not taken: none are signed.
+// revocation a revoker of it, a store's head either of the two. Policies are not taken: none are signed.
 type admission struct {
 	path string
 	log  *slog.Logger
@@ -136,6 +138,8 @@ func (a *admission) admit(envelope []byte, now time.Time) (tlog.Leaf, error) {
 		leaf, err = admitCapability(policy, envelope, e)
 	case tlog.KindRevocation:
 		leaf, err = admitRevocation(policy, envelope, e)
+	case tlog.KindStoreHead:
+		leaf, err = admitHead(policy, envelope, e)
 	default:
 		err = fmt.Errorf("a log takes no entries of kind %s", kind)
 	}
@@ -196,6 +200,15 @@ func admitRevocation(policy *verifier.Policy, envelope []byte, e dsse.Envelope) 
 		return tlog.Leaf{}, err
 	}
 	return tlog.LeafOf(tlog.KindRevocation, e.UnverifiedPayload(), key, "")
+}
+
+func admitHead(policy *verifier.Policy, envelope []byte, e dsse.Envelope) (tlog.Leaf, error) {
+	p := config.Policy{Policy: policy}
+	_, key, err := capstore.VerifyHead(p.Trust(), envelope)
+	if err != nil {
+		return tlog.Leaf{}, err
+	}
+	return tlog.LeafOf(tlog.KindStoreHead, e.UnverifiedPayload(), key, "")
 }
 
 func viewOf(policy *verifier.Policy) (*capstore.View, error) {

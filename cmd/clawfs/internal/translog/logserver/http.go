@@ -131,8 +131,11 @@ func (h *handler) add(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case errors.As(err, &refused):
 		code := http.StatusForbidden
-		if refused.Malformed {
+		switch {
+		case refused.Malformed:
 			code = http.StatusBadRequest
+		case refused.Backward:
+			code = http.StatusConflict
 		}
 		h.log.log.Info("refused", "peer", r.RemoteAddr, "reason", refused.Detail)
 		http.Error(w, oneLine(refused.Detail), code)

@@ -70,6 +70,7 @@ type Log struct {
 
 	mu       sync.Mutex // guards what follows
 	index    map[tlog.Hash]int64
+	heads    map[headOf]knownHead
 	size     int64 // leaves of the tree that index has
 	pending  map[tlog.Hash]*addition
 	behind   bool // index may lack leaves of the tree
@@ -177,7 +178,7 @@ func Open(cfg Config) (*Log, error) {
 	}
 	l := &Log{
 		dir: cfg.Dir, log: cfg.Log, lock: lock, admission: admission, policy: policy, witnesses: newWitnessClient(names, cfg.Log),
-		index: make(map[tlog.Hash]int64), pending: make(map[tlog.Hash]*addition),
+		index: make(map[tlog.Hash]int64), heads: make(map[headOf]knownHead), pending: make(map[tlog.Hash]*addition),
 	}
 	l.published.changed = make(chan struct{})
 	if l.reader, err = translog.Open(l.tree(), policy); err == nil {
@@ -342,7 +343,11 @@ func (l *Log) scan(also func(tlog.Hash) error) error {
 			return fmt.Errorf("entries %d to %d: %w", first, first+width-1, err)
 		}
 		for _, r := range records[l.size-first:] {
-			if _, err := tlog.ParseLeaf(r); err != nil {
+			leaf, err := tlog.ParseLeaf(r)
+			if err == nil {
+				err = l.learnHead(leaf)
+			}
+			if err != nil {
 				return fmt.Errorf("entry %d: %w", l.size, err)
 			}
 			h := merkle.RecordHash(r)
@@ -397,6 +402,10 @@ func (l *Log) append(ctx context.Context, leaf tlog.Leaf, envelope []byte) (int6
 	h := leaf.Hash()
 	l.mu.Lock()
 	l.catchUp()
+	if err := l.nextHead(leaf, envelope); err != nil {
+		l.mu.Unlock()
+		return 0, err
+	}
 	if i, ok := l.index[h]; ok {
 		l.mu.Unlock()
 		return i, nil
