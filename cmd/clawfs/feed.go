@@ -112,7 +112,6 @@ func (f *feed) follow(ctx context.Context) error {
 // begin lets the mount go by the view.
 func (f *feed) begin() {
 	f.connected.Store(true)
-	f.heard.Store(int64(sinceBoot()))
 	select {
 	case <-f.complete:
 	default:

@@ -158,13 +158,15 @@ func (d *daemon) watchStore(ctx context.Context) error {
 // had in memory alone is kept.
 func (h *host) fail(failed *storeFailedError) {
 	s := newStricken(h, &trouble{causeFailed, failed})
-	for _, r := range h.daemon.store.Unsaved() {
+	store := h.daemon.store
+	if err := store.Close(); err != nil {
+		h.log.Error("closing the store", "error", err)
+	}
+	// Whoever still asks the daemon is refused by the closed store: this is all.
+	for _, r := range store.Unsaved() {
 		s.unsaved = append(s.unsaved, kept.Record{Kind: r.Kind, Envelope: r.Envelope})
 	}
 	h.front.set(s.handler())
-	if err := h.daemon.store.Close(); err != nil {
-		h.log.Error("closing the store", "error", err)
-	}
 	h.daemon, h.stricken = nil, s
 }
 
@@ -173,7 +175,6 @@ func (h *host) reopen(ctx context.Context) {
 	err := h.stricken.pause(func() error { return h.open(ctx) })
 	if err == nil {
 		h.log.Warn("THE STORE IS OPEN AGAIN: what is granted counts, and new things can be granted", "without", time.Since(h.stricken.since).Round(time.Second).String())
-		h.stricken.end()
 		h.stricken = nil
 	} else if ctx.Err() == nil {
 		h.stricken.note(err)

@@ -126,9 +126,12 @@ func (a *app) remake(ctx context.Context, label string, use func(*assembly) erro
 	return &m.result, nil
 }
 
-// heldSomething says whether the store that would be replaced was one.
+// heldSomething says whether the store that would be replaced may have something:
+// it was not among the sources, or they are not all empty.
 func (m *assembly) heldSomething() bool {
-	return slices.ContainsFunc(m.result.Sources, func(s *storeSource) bool { return s.Records > 0 || len(s.Notes) > 0 })
+	read := func(s *storeSource) bool { return s.Source == "store" }
+	empty := func(s *storeSource) bool { return s.Records == 0 && len(s.Notes) == 0 }
+	return !slices.ContainsFunc(m.result.Sources, read) || slices.ContainsFunc(m.result.Sources, func(s *storeSource) bool { return !empty(s) })
 }
 
 // newDraft waits a moment for a daemon that is just trying to open the store.
@@ -307,6 +310,10 @@ func (a *app) showRemade(r *remade) {
 	}
 	a.printf("before   %s\n", r.Old)
 	a.printf("daemon   %s\n", printable(r.Daemon))
+	a.showMissing(r)
+}
+
+func (a *app) showMissing(r *remade) {
 	for _, m := range r.Missing {
 		a.printf("MISSING  %s\n", printable(a.here(m)))
 	}
@@ -317,7 +324,12 @@ func (a *app) printRemade(r *remade, err error) error {
 	if err != nil {
 		return err
 	}
-	if err := a.print(r, func() { a.showRemade(r) }); err != nil {
+	return a.printRemadeAs(r, r, func() { a.showRemade(r) })
+}
+
+// printRemadeAs prints an answer that has r in it.
+func (a *app) printRemadeAs(r *remade, answer any, show func()) error {
+	if err := a.print(answer, show); err != nil {
 		return err
 	}
 	if len(r.Missing) > 0 {

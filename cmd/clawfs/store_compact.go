@@ -16,6 +16,7 @@ import (
 
 	"github.com/openclaw/clawfs/capstore"
 	"github.com/openclaw/clawfs/capstore/kept"
+	"github.com/openclaw/clawfs/hashpipe"
 )
 
 func newStoreCompactCommand(a *app) *cobra.Command {
@@ -26,7 +27,8 @@ func newStoreCompactCommand(a *app) *cobra.Command {
 		Long: `compact copies the store into a new one, without the revocation lists that a later
 one of the same key repeats whole, and without the room that deleted rows take. With
 --drop-ended, capabilities that have expired or were revoked as a whole are left out,
-too; whether a file opens does not change, and clawfs caps does not show them.
+too, and clawfs caps does not show them any more. One that another contradicts stays,
+and so does one that something was built from: whether a file opens does not change.
 
 A revocation is never left out, and nothing is taken from the journal in kept:
 clawfs store rebuild brings back what was left out. A store with findings is not
@@ -69,11 +71,15 @@ func (a *app) compact(ctx context.Context, ended bool) error {
 	}
 	r.remade = *made
 	r.After = diskUse(s.Store())
-	return a.print(r, func() {
+	return a.printRemadeAs(made, r, func() {
 		a.printf("store    %s: %s, before %s\n", s.Store(), humanize.IBytes(uint64(r.After)), humanize.IBytes(uint64(r.Before)))
 		a.printf("left out %d revocation lists, %d capabilities\n", r.Dropped[capstore.RecordList], r.Dropped[capstore.RecordCapability])
 		a.printf("has      %d capabilities, %d revocations, %d revocation lists, %d jobs\n", r.Records[capstore.RecordCapability], r.Records[capstore.RecordRevocation], r.Records[capstore.RecordList], r.Jobs)
+		if n := r.Sources[0].Refused; n > 0 {
+			a.printf("left out %d records that the policy does not believe; next: clawfs store rebuild, when it does\n", n)
+		}
 		a.printf("before   %s\n", r.Old)
+		a.showMissing(made)
 	})
 }
 
@@ -104,6 +110,7 @@ func (m *assembly) compact(ctx context.Context, ended bool, dropped map[string]i
 	}
 	s := m.source("store")
 	var lists []capstore.Record
+	speaks := said{results: make(map[quarrel]hashpipe.Digest), disputed: make(map[quarrel]bool), bases: make(map[hashpipe.Digest]bool)}
 	err = read(func(r capstore.Record) error {
 		switch r.Kind {
 		case capstore.RecordRevocation:
@@ -117,6 +124,11 @@ func (m *assembly) compact(ctx context.Context, ended bool, dropped map[string]i
 			} else {
 				dropped[r.Kind]++
 			}
+		case capstore.RecordCapability:
+			if !ended {
+				return nil
+			}
+			return m.note(speaks, r)
 		}
 		return nil
 	})
@@ -138,7 +150,7 @@ func (m *assembly) compact(ctx context.Context, ended bool, dropped map[string]i
 			return nil
 		}
 		if r.Kind == capstore.RecordCapability && ended {
-			over, err := m.over(view, r, now)
+			over, err := m.over(view, speaks, r, now)
 			if err != nil || over {
 				dropped[r.Kind]++
 				return err
@@ -148,15 +160,49 @@ func (m *assembly) compact(ctx context.Context, ended bool, dropped map[string]i
 	})
 }
 
-// over says whether a capability opens nothing any more, and never will.
-func (m *assembly) over(revoked *capstore.View, r capstore.Record, now time.Time) (bool, error) {
+// quarrel is what two capabilities can contradict each other about.
+type quarrel struct{ sba, class hashpipe.Digest }
+
+// said is what capabilities say of each other, whether they have ended or not.
+type said struct {
+	results  map[quarrel]hashpipe.Digest // the first of each
+	disputed map[quarrel]bool            // there are several
+	bases    map[hashpipe.Digest]bool    // claims that something was built from
+}
+
+func (m *assembly) note(s said, r capstore.Record) error {
+	c, ok, err := m.capability(r)
+	if err != nil || !ok {
+		return err
+	}
+	over := quarrel{c.SBA(), c.Class()}
+	if first, known := s.results[over]; !known {
+		s.results[over] = c.Result()
+	} else if first != c.Result() {
+		s.disputed[over] = true
+	}
+	for _, b := range c.Bases() {
+		s.bases[b] = true
+	}
+	return nil
+}
+
+// capability is that of a record; ok is false if no key of the policy signed it.
+func (m *assembly) capability(r capstore.Record) (c capstore.Capability, ok bool, err error) {
 	one, err := capstore.NewView(m.policy.Trust())
 	if err != nil {
-		return false, err
+		return c, false, err
 	}
-	c, err := one.Admit(r.Envelope)
-	if err != nil {
-		return false, nil // add says why it is none
+	c, refused := one.Admit(r.Envelope)
+	return c, refused == nil, nil // add says why it is none
+}
+
+// over says whether a capability opens nothing any more, and never will, and keeps
+// nothing from opening.
+func (m *assembly) over(revoked *capstore.View, s said, r capstore.Record, now time.Time) (bool, error) {
+	c, ok, err := m.capability(r)
+	if err != nil || !ok || s.disputed[quarrel{c.SBA(), c.Class()}] || s.bases[c.Claim()] {
+		return false, err
 	}
 	return !now.Before(c.NotAfter()) || revoked.RevokesWhole(c), nil
 }

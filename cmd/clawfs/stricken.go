@@ -126,7 +126,11 @@ func (s *stricken) pause(open func() error) error {
 		s.unsaved = nil
 		s.mu.Unlock()
 	}
-	return open()
+	if err := open(); err != nil {
+		return err
+	}
+	s.end() // before the next one is taken, which belongs to the store
+	return nil
 }
 
 // end lets the mounts come again, to the store.

@@ -1,0 +1,62 @@
+package main
+
+import (
+	"log/slog"
+	"math"
+	"net"
+	"net/http"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/openclaw/clawfs/capstore"
+	"github.com/openclaw/clawfs/cmd/clawfs/internal/control"
+)
+
+// A daemon without its store is heard as little as none: what was revoked may lie
+// in the store. What it sends counts.
+func TestDaemonWithoutStoreIsNotHeard(t *testing.T) {
+	r := newRig(t)
+	policy, err := r.state.LoadPolicy()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		kind  string
+		heard bool
+	}{{control.LineNoStore, false}, {control.LineSnapshot, true}} {
+		path := filepath.Join(t.TempDir(), "d.sock")
+		l, err := net.Listen("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			s, err := control.NewStream(w)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			for _, kind := range []string{tt.kind, control.LineHeartbeat} {
+				if err := s.Send(control.ViewLine{Kind: kind}); err != nil {
+					t.Error(err)
+				}
+			}
+		})}
+		go srv.Serve(l)
+		t.Cleanup(func() { srv.Close() })
+		view, err := capstore.NewView(policy.Trust())
+		if err != nil {
+			t.Fatal(err)
+		}
+		f := newFeed(control.NewClient(path), view, slog.New(slog.DiscardHandler))
+		err = f.follow(t.Context()) // ends with the stream
+		select {
+		case <-f.complete:
+		default:
+			t.Fatalf("%s: the mount does not begin: %v", tt.kind, err)
+		}
+		if silence := f.silence(); (silence < time.Minute) != tt.heard || !tt.heard && silence != math.MaxInt64 {
+			t.Errorf("%s: silent for %v, want that it was heard: %v", tt.kind, silence, tt.heard)
+		}
+	}
+}
