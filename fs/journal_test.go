@@ -87,8 +87,8 @@ func TestJournalIsBounded(t *testing.T) {
 	if at := j.put(entryHandle, 0, 0, []byte("last")); at == 0 {
 		t.Error("no room for the last")
 	}
-	if at := j.put(entryHandle, 0, 0, []byte("one too many")); at != 0 || j.unkept.Load() != 1 {
-		t.Errorf("slot %d, %d not kept, want none and 1", at, j.unkept.Load())
+	if at := j.put(entryHandle, 0, 0, []byte("one too many")); at != 0 || j.word(atUnkept).Load() != 1 {
+		t.Errorf("slot %d, %d not kept, want none and 1", at, j.word(atUnkept).Load())
 	}
 	j.drop(0)
 	j.setRefs(0, 1)
