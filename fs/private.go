@@ -184,7 +184,7 @@ func (v *vault) try() error {
 func passthroughError(errno error) error {
 	switch {
 	case errors.Is(errno, unix.EPERM):
-		return errors.New("FUSE passthrough needs root in the initial user namespace, and a mount that was made with it: after a change of mount.seal, clawfs umount and clawfs mount it again")
+		return errors.New("FUSE passthrough needs root in the initial user namespace")
 	case errors.Is(errno, unix.ELOOP):
 		return errors.New("FUSE passthrough does not work over a stacked file system such as overlayfs: keep the private files on another one")
 	}
