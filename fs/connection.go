@@ -74,10 +74,10 @@ const (
 
 // Offsets in requests and in the reply to INIT.
 const (
-	inOpcode, inUnique                           = 4, 8
-	xattrSize, readSize, ioctlOutSize            = 40, 56, 68
-	initFlags, initFlags2                        = 52, 56
-	replyStatus, replyMaxWrite, replyPassthrough = 4, 36, 48
+	inOpcode, inUnique                      = 4, 8
+	xattrSize, readSize, ioctlOutSize       = 40, 56, 68
+	initFlags, initFlags2                   = 52, 56
+	replyStatus, replyMaxWrite, replyFlags2 = 4, 36, 48
 )
 
 // sink is where go-fuse is told to put what is read. Nothing is ever put there: the
@@ -165,7 +165,7 @@ func (c *connection) begin() error {
 func (c *connection) greet(init []byte) error {
 	reply := make([]byte, replyBytes)
 	n, st := c.proto.HandleRequest([][]byte{init}, [][]byte{reply})
-	if !st.Ok() || n < replyPassthrough+4 || binary.NativeEndian.Uint32(reply[replyStatus:]) != 0 {
+	if !st.Ok() || n < replyFlags2+4 || binary.NativeEndian.Uint32(reply[replyStatus:]) != 0 {
 		return fmt.Errorf("INIT: %v, status %d in %d bytes", st, int32(binary.NativeEndian.Uint32(reply[replyStatus:])), n)
 	}
 	c.init, c.reply = append([]byte(nil), init...), reply[:n]
@@ -173,14 +173,9 @@ func (c *connection) greet(init []byte) error {
 	return nil
 }
 
-// wire is what both sides have agreed on. That passthrough is not used any more is
-// no difference.
-func (c *connection) wire() uint64 {
-	b := append([]byte(nil), c.reply...)
-	const passthrough = uint32(fuse.CAP_PASSTHROUGH >> 32)
-	binary.NativeEndian.PutUint32(b[replyPassthrough:], binary.NativeEndian.Uint32(b[replyPassthrough:])&^passthrough)
-	return uint64(crc32.Checksum(b, castagnoli))
-}
+// wire is what both sides have agreed on, passthrough included: a successor cannot
+// have what was not agreed on.
+func (c *connection) wire() uint64 { return uint64(crc32.Checksum(c.reply, castagnoli)) }
 
 // offers reports whether the kernel has a capability (fuse.CAP_...).
 func (c *connection) offers(capability uint64) bool {
