@@ -127,6 +127,11 @@ func TestStoreIsBroken(t *testing.T) {
 			if !strings.HasPrefix(text.stdout, "NO STORE since ") || !strings.Contains(text.stdout, "clawfs --state "+string(r.state)+" store verify") || !strings.Contains(text.stdout, r.mnt) {
 				t.Errorf("status prints\n%s", text.stdout)
 			}
+			for _, name := range []string{"a.bin", "d.bin"} { // granted and refused
+				if why := r.run("why", filepath.Join(r.mnt, name)); !strings.Contains(why.stdout, "the daemon has NO STORE since ") || !strings.Contains(why.stdout, "next: clawfs --state "+string(r.state)+" status") {
+					t.Errorf("why %s prints\n%s", name, why.stdout)
+				}
+			}
 			for _, verb := range [][]string{{"caps"}, {"jobs"}, {"revocations", "list"}, {"job", "abcdefghij"}, {"disputes"}} {
 				got := r.refused(codeRefused, verb, "the store cannot be opened", "next: clawfs --state "+string(r.state)+" store verify")
 				if got.stdout != "" {

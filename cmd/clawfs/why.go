@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/openclaw/clawfs/capstore"
+	"github.com/openclaw/clawfs/cmd/clawfs/internal/control"
 )
 
 // The attributes of a file on a clawfs mount. whyXattr decides anew and may
@@ -78,6 +79,8 @@ type explanation struct {
 type whyAnswer struct {
 	explanation
 	Evidence *shownEvidence `json:"evidence,omitzero"`
+	// Store is why the daemon works without its store, so that nothing new is granted.
+	Store *control.StoreTrouble `json:"store,omitempty"`
 }
 
 func newWhyCommand(a *app) *cobra.Command {
@@ -114,12 +117,16 @@ PATH is on no clawfs mount.`,
 				return err
 			}
 			doc.Logged = a.loggedAt(c.Context(), doc.Capability)
+			doc.Store = a.storeTrouble(c.Context())
 			e := doc.explanation
 			if question != nil {
 				doc.Evidence = question.ask(e)
 			}
 			text := func() {
 				a.showExplanation(args[0], e)
+				if t := doc.Store; t != nil {
+					a.printf("  the daemon has NO STORE since %s (%s), so nothing new is granted; next: %s\n", stamp(t.Since), printable(t.Cause), a.command("status"))
+				}
 				if doc.Evidence != nil {
 					a.showEvidence(doc.Evidence)
 				}
@@ -201,6 +208,18 @@ func (a *app) loggedAt(ctx context.Context, capability string) capstore.Logged {
 		}
 	}
 	return capstore.Logged{}
+}
+
+// storeTrouble is what the daemon says of its store, nil if it is in order or no
+// daemon answers in time.
+func (a *app) storeTrouble(ctx context.Context) *control.StoreTrouble {
+	ctx, cancel := context.WithTimeout(ctx, loggedPatience)
+	defer cancel()
+	s, err := a.client().Status(ctx)
+	if err != nil {
+		return nil
+	}
+	return s.Store
 }
 
 // linkOnMount returns the first link on the way to path that lies on a clawfs
