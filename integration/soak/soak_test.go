@@ -258,7 +258,10 @@ func (s *soak) conclude(p *sampler) {
 	if err := p.write(filepath.Join(s.out, "curves.csv")); err != nil {
 		t.Error(err)
 	}
-	text += fmt.Sprintf("failures: %d\n", s.failures)
+	s.mu.Lock() // a writer that is late may still fail
+	failures := s.failures
+	s.mu.Unlock()
+	text += fmt.Sprintf("failures: %d\n", failures)
 	if err := os.WriteFile(filepath.Join(s.out, "summary.txt"), []byte(text), 0o644); err != nil {
 		t.Error(err)
 	}
@@ -269,8 +272,8 @@ func (s *soak) conclude(p *sampler) {
 			t.Errorf("nothing happened: %s is 0", what)
 		}
 	}
-	if s.failures > 0 {
-		t.Errorf("%d failures", s.failures)
+	if failures > 0 {
+		t.Errorf("%d failures", failures)
 	}
 }
 
