@@ -3,6 +3,7 @@ package main
 import (
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -336,7 +337,19 @@ func TestClockSetBack(t *testing.T) {
 	if err := os.RemoveAll(r.state.Memory()); err != nil {
 		t.Fatal(err)
 	}
-	r.refused(codeError, []string{"daemon"}, "what was seen before is lost")
+	daemon := exec.Command(r.bin, "--state", string(r.state), "daemon")
+	if err := daemon.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { daemon.Process.Kill(); daemon.Wait() })
+	r.eventually("the daemon denies, and says why", func() bool {
+		got := r.run("status")
+		return got.code == codeRefused && strings.Contains(got.stdout, "what was seen before is lost")
+	})
+	r.run("mount", r.src, r.mnt)
+	if r.isMounted() && r.opens("a.bin", "a") {
+		t.Error("nobody knows what time it was, and the file opens")
+	}
 }
 
 // What affected says is what revoke does, for every kind of thing.
