@@ -65,7 +65,7 @@ var allowed = map[string][]string{
 	"cmd/clawfs/internal/signer":             {"verifier/dsse"},
 	"cmd/clawfs/internal/witness":            {"hashpipe", "verifier/dsse", "verifier/tlog", "cmd/clawfs/internal/config", "cmd/clawfs/internal/control"},
 	"cmd/clawfs/internal/translog":           {"hashpipe", "verifier", "verifier/dsse", "verifier/tlog", "capstore"},
-	"cmd/clawfs/internal/translog/logserver": {"verifier", "verifier/dsse", "verifier/tlog", "capstore", "cmd/clawfs/internal/config", "cmd/clawfs/internal/control", "cmd/clawfs/internal/translog"},
+	"cmd/clawfs/internal/translog/logserver": {"hashpipe", "verifier", "verifier/dsse", "verifier/tlog", "capstore", "cmd/clawfs/internal/config", "cmd/clawfs/internal/control", "cmd/clawfs/internal/translog"},
 	"cmd/clawfs/internal/memory":             {"hashpipe", "verifier/tlog", "cmd/clawfs/internal/config"},
 
 	"integration":      {},
