@@ -48,10 +48,10 @@ func (n *narrowFlags) restrict() (*capstore.Restrict, error) {
 	var paths, mounts []string
 	add := func(flag, word, p string) error {
 		if filepath.IsAbs(word) {
-			return exitf(codeUsage, "%s %s: want a path relative to the root of the mount; --mount says which mount", flag, shellWord(word))
+			return exitf(codeUsage, "%s %s: want a path relative to the root of the mount; --mount says which mount", flag, printable(shellWord(word)))
 		}
 		if _, err := capstore.NewRestrict([]string{p}, nil, nil); err != nil {
-			return exitf(codeUsage, "%s %s: %w", flag, shellWord(word), err)
+			return exitf(codeUsage, "%s %s: %w", flag, printable(shellWord(word)), err)
 		}
 		paths = append(paths, p)
 		return nil
@@ -63,7 +63,7 @@ func (n *narrowFlags) restrict() (*capstore.Restrict, error) {
 	}
 	for _, p := range n.files {
 		if strings.HasSuffix(p, "/") && !filepath.IsAbs(p) {
-			return nil, exitf(codeUsage, "--path %s: is a directory; next: --path-prefix %s", shellWord(p), shellWord(p))
+			return nil, exitf(codeUsage, "--path %s: is a directory; next: --path-prefix %s", printable(shellWord(p)), printable(shellWord(p)))
 		}
 		if err := add("--path", p, p); err != nil {
 			return nil, err
@@ -76,7 +76,7 @@ func (n *narrowFlags) restrict() (*capstore.Restrict, error) {
 	}
 	for _, m := range n.mounts {
 		if !filepath.IsAbs(m) {
-			return nil, exitf(codeUsage, "--mount %s: want an absolute path", shellWord(m))
+			return nil, exitf(codeUsage, "--mount %s: want an absolute path", printable(shellWord(m)))
 		}
 		mounts = append(mounts, filepath.Clean(m))
 	}
@@ -123,7 +123,7 @@ func keyIDOf(ref string) (dsse.KeyID, error) {
 		return dsse.KeyID(d.String()), nil
 	}
 	if _, err := os.Lstat(ref); errors.Is(err, fs.ErrNotExist) {
-		return "", exitf(codeUsage, "%s: neither a key id (64 hex digits) nor a file; next: ask for the public key (PREFIX.pub of clawfs keygen)", shellWord(ref))
+		return "", exitf(codeUsage, "%s: neither a key id (64 hex digits) nor a file; next: ask for the public key (PREFIX.pub of clawfs keygen)", printable(shellWord(ref)))
 	}
 	key, err := readPublicKey(ref)
 	if err != nil {
