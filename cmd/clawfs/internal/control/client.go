@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/go-json-experiment/json"
+	"golang.org/x/sys/unix"
 )
 
 // maxReply bounds an answer that is not a stream, in bytes.
@@ -35,9 +36,24 @@ type Client struct {
 // request.
 func NewClient(path string) *Client {
 	return &Client{socket: path, http: &http.Client{Transport: &http.Transport{
-		DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx, path) },
+		DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return dialPatiently(ctx, path) },
 		DisableKeepAlives: true,
 	}}}
+}
+
+// queuePatience is how long a client waits for a place in the queue of the socket,
+// which others can fill for a moment.
+const queuePatience = 5 * time.Second
+
+// dialPatiently is dial that waits while the queue of the socket is full.
+func dialPatiently(ctx context.Context, path string) (net.Conn, error) {
+	for end := time.Now().Add(queuePatience); ; {
+		c, err := dial(ctx, path)
+		if !errors.Is(err, unix.EAGAIN) || time.Now().After(end) || ctx.Err() != nil {
+			return c, err
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
 }
 
 // UnreachableError says that no daemon answers.
