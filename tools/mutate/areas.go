@@ -41,7 +41,7 @@ var areas = []area{
 	{"capstore", []part{
 		{folder: "capstore", files: []string{
 			"bases.go", "capability.go", "chain.go", "fact.go", "head.go", "key.go", "list.go", "quorum.go", "restrict.go",
-			"revocation.go", "rows.go", "statement.go", "terms.go", "view.go",
+			"revocation.go", "rows.go", "statement.go", "terms.go", "view.go", "lens.go", "lookup.go",
 		}, users: []string{"fs", "rebuild/internal/mint"}},
 	}},
 	{"fs", []part{
