@@ -129,7 +129,9 @@ func (w *world) live(i int, churned, large bool) error {
 	if err != nil {
 		return err
 	}
-	w.run.sleep(rand.N(w.run.phase))
+	// Long enough for a reader to look: a history without an open after the
+	// revocation shows nothing of it.
+	w.run.sleep(w.run.phase + rand.N(w.run.phase))
 
 	close(stop)
 	churner.Wait()
