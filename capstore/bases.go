@@ -123,7 +123,7 @@ func (v *View) Live(claim hashpipe.Digest, now time.Time) (Capability, bool) {
 		switch {
 		case needed && !now.Before(until), !s.expires.IsZero() && !now.Before(s.expires):
 			continue
-		case !s.conflict.IsZero() || !enough[s]:
+		case s.disputed() || !enough[s]:
 			continue
 		}
 		if best.IsZero() || best.NotAfter().Before(c.NotAfter()) {

@@ -197,9 +197,9 @@ func (x *index) tables() []**tagTable {
 	return []**tagTable{&x.byID, &x.byContent, &x.byName, &x.byClaim, &x.bySBA, &x.byVerity, &x.bySize, &x.byBase, &x.byPath, &x.revByID, &x.byTarget}
 }
 
-func (t target) tag() tag {
-	return tagOf(t.digest) ^ tag(slices.Index(kinds, t.kind)+1)<<56
-}
+func (t target) tag() tag { return targetTag(t.kind, tagOf(t.digest)) }
+
+func targetTag(k Kind, d tag) tag { return d ^ tag(slices.Index(kinds, k)+1)<<56 }
 
 // add takes what a record says, under a number above all others so far.
 func (x *index) add(number uint32, f fact, pins func(kind string, key hashpipe.Digest) bool) {

@@ -114,6 +114,8 @@ type Standing struct {
 	expires  time.Time
 	peers    []Grant
 	conflict Capability
+	unread   unread // zero: none
+	unreadBy string
 	list     List
 	last     *lastAgreement // nil: none is kept
 }
@@ -239,7 +241,13 @@ type standings struct {
 	lens
 	also   func(Capability) Revocation
 	known  map[place]*Standing
-	rivals map[quarrel][]Capability
+	rivals map[quarrel]rivals
+}
+
+// rivals are results of one attestation.
+type rivals struct {
+	read   []Capability
+	unread []unread
 }
 
 type place struct {
@@ -253,7 +261,7 @@ type quarrel struct {
 }
 
 func (x lens) standings(also func(Capability) Revocation) standings {
-	return standings{x, also, make(map[place]*Standing), make(map[quarrel][]Capability)}
+	return standings{x, also, make(map[place]*Standing), make(map[quarrel]rivals)}
 }
 
 func (x standings) of(c Capability) *Standing {
@@ -268,9 +276,16 @@ func (x standings) of(c Capability) *Standing {
 			s.peers = append(s.peers, Grant{held: p, revocation: x.standsAgainst(p, x.also)})
 		}
 	}
-	for _, o := range x.rivalsOf(c, s.rule) {
+	against := x.rivalsOf(c, s.rule)
+	for _, o := range against.read {
 		if o.Result() != c.Result() {
 			s.conflict = o
+			break
+		}
+	}
+	for _, u := range against.unread {
+		if u.id.IsZero() || u.claim != tagOf(c.Claim()) {
+			s.unread, s.unreadBy = u, x.mints.operator[dsse.KeyID(u.signer.String())]
 			break
 		}
 	}
@@ -279,13 +294,15 @@ func (x standings) of(c Capability) *Standing {
 }
 
 // rivalsOf returns the first two results of what c is a result of that count and
-// that nobody has revoked: one of them is not c's.
-func (x standings) rivalsOf(c Capability, r Rule) []Capability {
+// that nobody has revoked: one of them is not c's. Beside them, what may be another
+// result and cannot be read.
+func (x standings) rivalsOf(c Capability, r Rule) rivals {
 	over := quarrel{c.disputable(), c.Model()}
-	list, known := x.rivals[over]
+	found, known := x.rivals[over]
 	if known {
-		return list
+		return found
 	}
+	found.unread = x.unreadOf(over.sba, r)
 	for _, n := range x.index.bySBA.all(tagOf(over.sba)) {
 		// A mint that lies can do so often, and reading each lie takes long: what was
 		// taken back with its mint, or does not count, is passed over unread.
@@ -294,15 +311,21 @@ func (x standings) rivalsOf(c Capability, r Rule) []Capability {
 			continue
 		}
 		o := x.at(n)
-		if o.IsZero() || o.disputable() != over.disputable || len(list) == 1 && list[0].Result() == o.Result() || !r.counts(o.Operator()) || !x.against(o).IsZero() {
+		if o.IsZero() {
+			if u, yes := x.unreadAt(n, by, over.sba, r); yes {
+				found.unread = append(found.unread, u)
+			}
 			continue
 		}
-		if list = append(list, o); len(list) == 2 {
+		if o.disputable() != over.disputable || len(found.read) == 1 && found.read[0].Result() == o.Result() || !r.counts(o.Operator()) || !x.against(o).IsZero() {
+			continue
+		}
+		if found.read = append(found.read, o); len(found.read) == 2 {
 			break
 		}
 	}
-	x.rivals[over] = list
-	return list
+	x.rivals[over] = found
+	return found
 }
 
 func (x lens) standsAgainst(c Capability, also func(Capability) Revocation) Revocation {

@@ -17,7 +17,8 @@ type source interface {
 	// text returns a record as it was stored, the id that it was stored under, and
 	// a name of the place for messages.
 	text(number uint32) (text []byte, id hashpipe.Digest, place string, err error)
-	// fact is what was said of it when it came; for a capability its id alone.
+	// fact is what was said of it when it came; for a capability id, signer, claim and
+	// attestation alone.
 	fact(number uint32) (fact, error)
 }
 
@@ -175,7 +176,13 @@ func (s *spool) fact(number uint32) (fact, error) {
 	if body := b[spoolHead:n]; size <= len(body) {
 		return readBody(body[:size])
 	}
-	return fact{kind: RecordCapability, id: idOf(b[spoolHead:])}, nil
+	c := cutter{b: b[spoolHead+1+8+32+32:]}
+	e := entry{signer: c.digest()}
+	e.claim, e.sba = tag(c.uint64()), tag(c.uint64())
+	if c.short {
+		return fact{}, fmt.Errorf("%w: record %d", ErrDamaged, number)
+	}
+	return fact{kind: RecordCapability, id: idOf(b[spoolHead:]), entry: e}, nil
 }
 
 // revocationBody is the length of the body of a revocation's fact.

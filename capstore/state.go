@@ -39,7 +39,7 @@ func (g Grant) State(now time.Time) State {
 	switch {
 	case !ruled, needed && !now.Before(until), !end.IsZero() && !now.Before(end):
 		return StateStale
-	case !s.Conflict().IsZero():
+	case s.disputed():
 		return StateDisputed
 	case !s.AgreeAt(now).Enough():
 		return StateWaiting

@@ -92,7 +92,22 @@ func (s *Store) snapshot() iter.Seq2[Record, error] {
 				return
 			}
 		}
-		of(RecordCapability)
+		if !of(RecordCapability) {
+			return
+		}
+		for _, number := range s.view.lostNumbers() {
+			if number > last {
+				continue
+			}
+			body, _, _, err := s.source.record(number)
+			if len(body) == 0 {
+				yield(Record{}, fmt.Errorf("reading fact %d: %w", number, err))
+				return
+			}
+			if !yield(Record{Kind: RecordCapability, Entry: body}, nil) {
+				return
+			}
+		}
 	}
 }
 
@@ -116,7 +131,7 @@ func (s *Store) sent(number uint32) (_ Record, ok bool, err error) {
 	if err != nil {
 		s.view.reject(key, err)
 		if f.kind == RecordCapability {
-			s.view.kill(number)
+			s.view.lose(number) // told at the end
 			return Record{}, false, nil
 		}
 	}

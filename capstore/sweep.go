@@ -117,7 +117,7 @@ func shown(key []byte) string { return strings.Trim(fmt.Sprintf("%q", key), `"`)
 // of now signed and that does not verify is forgotten.
 func (v *View) check(number uint32) {
 	if v.fails(number) {
-		v.kill(number)
+		v.lose(number)
 	}
 }
 

@@ -49,6 +49,8 @@ type contents struct {
 	spool  *spool // the source, if it is the view's own
 	cache  *cache
 
+	missing map[tag]map[hashpipe.Digest]unread // by attestation and id
+
 	lists    map[hashpipe.Digest]List
 	outgrown map[hashpipe.Digest]bool       // lists that were seen and that a later one repeats whole
 	list     List                           // the newest; zero: none was seen
@@ -124,7 +126,7 @@ func viewOf(t Trust, s source) (*View, error) {
 	if err != nil {
 		return nil, err
 	}
-	v := &View{contents: contents{mints: mints, revokers: revokers, rules: rules, index: newIndex(), source: s, cache: newCache()}}
+	v := &View{contents: contents{mints: mints, revokers: revokers, rules: rules, index: newIndex(), source: s, cache: newCache(), missing: make(map[tag]map[hashpipe.Digest]unread)}}
 	v.noLists()
 	return v, nil
 }
@@ -237,8 +239,6 @@ func (v *View) take(r Record) error {
 		return fmt.Errorf("record of kind %q: its entry is of a %s", r.Kind, f.kind)
 	case len(r.Envelope) > MaxRecord:
 		return fmt.Errorf("%s of %d bytes: at most %d are stored", r.Kind, len(r.Envelope), MaxRecord)
-	case len(r.Envelope) == 0 && r.Kind == RecordCapability:
-		return errors.New("capability without its text")
 	}
 	v.admitting.Lock()
 	defer v.admitting.Unlock()
@@ -246,6 +246,15 @@ func (v *View) take(r Record) error {
 		return fmt.Errorf("%s %s: not signed by a trusted %s: its entry says %s", f.kind, f.id, map[bool]string{true: v.mints.name, false: v.revokers.name}[f.kind == RecordCapability], f.signer)
 	}
 	have := v.find(f.kind, f.id)
+	if len(r.Envelope) == 0 && r.Kind == RecordCapability { // it grants nothing, and may speak against others
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		if len(have) == 0 {
+			v.miss(0, f)
+			v.generation.Add(1)
+		}
+		return nil
+	}
 	if f.kind == RecordRevocation { // of two that say different things, one lies: both refuse
 		have = slices.DeleteFunc(have, func(n uint32) bool {
 			other, err := v.spool.fact(n)
@@ -268,6 +277,7 @@ func (v *View) take(r Record) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.index.add(number, f, v.pins)
+	v.meet(f)
 	for _, n := range have { // whose text is lost
 		v.index.kill(n)
 	}
@@ -292,6 +302,7 @@ func (v *View) addCapability(number uint32, c Capability) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.index.add(number, f, v.pins)
+	v.meet(f)
 	v.cache.keepCapability(number, c)
 	v.generation.Add(1)
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"maps"
 	"math"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -59,6 +60,37 @@ func (c *council) by(operator string, data []byte, change ...func(*terms)) capst
 		c.t.Fatal(err)
 	}
 	return got
+}
+
+// lost is by, of a capability of which the store has nothing left but the fact.
+func (c *council) lost(operator string, data []byte) {
+	c.t.Helper()
+	dir := c.t.TempDir()
+	s, err := capstore.Open(filepath.Join(dir, "store"), filepath.Join(dir, "memory"), c.trust)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	defer s.Close()
+	text := signed(c.t, c.keys[operator], []capstore.Subject{subject(c.t, "langid.bin", data)}, func(w *terms) { w.attestation = "of acme" })
+	if _, err := s.Admit(text); err != nil {
+		c.t.Fatal(err)
+	}
+	snapshot, _, cancel := s.Subscribe(1)
+	defer cancel()
+	sent := 0
+	for r, err := range snapshot {
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		sent++
+		r.Envelope = nil
+		if err := c.view.Apply(r); err != nil {
+			c.t.Fatal(err)
+		}
+	}
+	if sent != 1 {
+		c.t.Fatalf("%d records, want 1", sent)
+	}
 }
 
 func (c *council) revoke(kind capstore.Kind, target string) {
@@ -184,6 +216,9 @@ func TestDecideAgreement(t *testing.T) {
 
 		{name: "a dissent", setup: func(c *council) { c.by("alice", rebuilt); c.by("bob", rebuilt); c.by("carol", dissenting) },
 			want: ReasonDisputed, mention: "operator carol got claim; nobody knows which bytes are right", next: "clawfs resolve "},
+		{name: "a dissent that cannot be read any more", setup: func(c *council) { c.by("alice", rebuilt); c.by("bob", rebuilt); c.lost("carol", dissenting) },
+			want: ReasonDisputed, mention: "of operator carol; cannot be read any more", next: "clawfs store rebuild"},
+		{name: "a vote that cannot be read any more", setup: func(c *council) { c.by("alice", rebuilt); c.lost("bob", rebuilt) }, want: ReasonQuorum, mention: "got 1 (alice)"},
 		{name: "a dissent before there are enough", setup: func(c *council) { c.by("alice", rebuilt); c.by("carol", dissenting) }, want: ReasonDisputed},
 		{name: "a dissent that is over", setup: func(c *council) {
 			c.by("alice", rebuilt)

@@ -330,6 +330,12 @@ func agree(q Query, g capstore.Grant, s capstore.Subject, granted Verdict, p *po
 		v.Next = fmt.Sprintf("find out whose rebuild is wrong, then clawfs resolve %s --uphold CLAIM --reason TEXT, with the claim that is right", c.SBA())
 		return v
 	}
+	if id, operator, lost := st.Unread(); lost {
+		v.Reason = ReasonDisputed
+		v.Detail = fmt.Sprintf("operator %s got claim %s of %s, and capability %s of operator %s, from the same attestation, was acknowledged and cannot be read any more: it may say that other bytes are right", c.Operator(), c.Claim(), release(c, s), id, operator)
+		v.Next = "clawfs store verify, then clawfs store rebuild"
+		return v
+	}
 	return vote(q, g, s, granted, p)
 }
 

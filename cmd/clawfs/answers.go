@@ -44,6 +44,8 @@ func (d *daemon) capabilities(now time.Time) []control.Capability {
 		}
 		if o := g.Standing().Conflict(); !o.IsZero() {
 			c.Conflict = &control.Conflict{Operator: o.Operator(), Capability: o.ID(), Claim: o.Claim()}
+		} else if id, operator, lost := g.Standing().Unread(); lost {
+			c.Conflict = &control.Conflict{Operator: operator, Capability: id}
 		}
 		for _, s := range g.Subjects() {
 			c.Files = append(c.Files, control.File{Name: s.Name, SHA256: s.Digest, Size: s.Size})

@@ -253,6 +253,10 @@ func (a *app) disputedWith(k control.Capability) string {
 	if k.Conflict == nil {
 		return ""
 	}
+	if k.Conflict.Claim.IsZero() {
+		return fmt.Sprintf("operator %s got claim %s of %s %s, and capability %s of operator %s, from the same attestation, cannot be read any more: it may say that other bytes are right; next: %s, then %s",
+			k.Operator, k.Claim, k.Model, k.Version, k.Conflict.Capability, k.Conflict.Operator, a.command("store", "verify"), a.command("store", "rebuild"))
+	}
 	return fmt.Sprintf("operator %s got claim %s of %s %s, and operator %s got claim %s from the same attestation: no file of either opens; next: %s",
 		k.Operator, k.Claim, k.Model, k.Version, k.Conflict.Operator, k.Conflict.Claim,
 		a.command("resolve", shortest(k.SBA), "--uphold", "CLAIM", "--reason", "TEXT"))

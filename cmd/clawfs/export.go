@@ -243,6 +243,8 @@ func (a *app) liveGrant(view *capstore.View, id string, now time.Time) (capstore
 		}
 		if o := g.Standing().Conflict(); !o.IsZero() {
 			why = fmt.Sprintf(": operator %s got claim %s", o.Operator(), o.Claim())
+		} else if id, operator, lost := g.Standing().Unread(); lost {
+			why = fmt.Sprintf(": capability %s of operator %s cannot be read", id, operator)
 		}
 		return g, exitf(codeRefused, "capability %s of %s %s is %s, and only what opens now is summed up%s; next: %s", g.ID(), g.Model(), g.Version(), state, why, a.command("caps"))
 	}

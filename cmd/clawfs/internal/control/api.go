@@ -233,7 +233,7 @@ type Capability struct {
 type Conflict struct {
 	Operator   string          `json:"operator"`
 	Capability hashpipe.Digest `json:"capability"`
-	Claim      hashpipe.Digest `json:"claim"`
+	Claim      hashpipe.Digest `json:"claim,omitzero"` // zero: the capability cannot be read any more
 }
 
 // Base is a model that a capability's files were built from.
