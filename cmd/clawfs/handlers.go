@@ -307,12 +307,20 @@ func (d *daemon) streamView(w http.ResponseWriter, r *http.Request) {
 	if s.Send(control.ViewLine{Kind: control.LineSnapshot}) != nil {
 		return
 	}
+	follow(r.Context(), s, updates, nil)
+}
+
+// follow sends records as they come, and heartbeats, until ctx ends, over is closed,
+// or nothing more comes.
+func follow(ctx context.Context, s *control.Stream, updates <-chan capstore.Record, over <-chan struct{}) {
 	beat := time.NewTicker(control.Heartbeat)
 	defer beat.Stop()
 	for {
 		line := control.ViewLine{Kind: control.LineHeartbeat}
 		select {
-		case <-r.Context().Done():
+		case <-ctx.Done():
+			return
+		case <-over:
 			return
 		case <-beat.C:
 		case rec, open := <-updates:

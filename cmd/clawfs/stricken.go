@@ -398,24 +398,5 @@ func (s *stricken) streamView(w http.ResponseWriter, r *http.Request) {
 	if stream.Send(control.ViewLine{Kind: control.LineHeartbeat}) != nil {
 		return
 	}
-	beat := time.NewTicker(control.Heartbeat)
-	defer beat.Stop()
-	for {
-		line := control.ViewLine{Kind: control.LineHeartbeat}
-		select {
-		case <-r.Context().Done():
-			return
-		case <-s.over:
-			return
-		case <-beat.C:
-		case rec, open := <-ch:
-			if !open {
-				return
-			}
-			line = control.ViewLine(rec)
-		}
-		if stream.Send(line) != nil {
-			return
-		}
-	}
+	follow(r.Context(), stream, ch, s.over)
 }
