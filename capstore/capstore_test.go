@@ -42,6 +42,19 @@ func (w world) view(t testing.TB) *View {
 	return v
 }
 
+// admit gives a view a capability for "a.bin" with something changed before the mint
+// signs it.
+func (w world) admit(t testing.TB, v *View, change func(*Predicate)) Capability {
+	t.Helper()
+	st := w.statement(t, "", "a.bin")
+	change(&st.Predicate)
+	c, err := v.Admit(sign(t, payloadOf(t, st), w.mint))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
 // statement is a valid capability over files whose contents are their names and tag.
 func (w world) statement(t testing.TB, tag string, names ...string) Statement {
 	t.Helper()

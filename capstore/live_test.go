@@ -14,16 +14,7 @@ import (
 func TestLiveAmongRenewals(t *testing.T) {
 	w := newWorld(t)
 	v := w.view(t)
-	admit := func(change func(*Predicate)) Capability {
-		t.Helper()
-		st := w.statement(t, "", "a.bin")
-		change(&st.Predicate)
-		c, err := v.Admit(sign(t, payloadOf(t, st), w.mint))
-		if err != nil {
-			t.Fatal(err)
-		}
-		return c
-	}
+	admit := func(change func(*Predicate)) Capability { return w.admit(t, v, change) }
 	first := admit(func(*Predicate) {})
 	now := first.NotBefore().Add(time.Hour)
 	live := func() hashpipe.Digest {

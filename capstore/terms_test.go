@@ -92,16 +92,7 @@ func TestTermsAreKept(t *testing.T) {
 	w := newWorld(t)
 	a := w.stranger.Public().ID()
 	v := w.view(t)
-	admit := func(change func(*Predicate)) Capability {
-		t.Helper()
-		st := w.statement(t, "", "a.bin")
-		change(&st.Predicate)
-		c, err := v.Admit(sign(t, payloadOf(t, st), w.mint))
-		if err != nil {
-			t.Fatal(err)
-		}
-		return c
-	}
+	admit := func(change func(*Predicate)) Capability { return w.admit(t, v, change) }
 	plain := admit(func(*Predicate) {})
 	team := admit(func(p *Predicate) { p.Restrict = restrict(t, []string{"team/"}, nil, nil) })
 	handed := admit(func(p *Predicate) { p.Delegate = []dsse.KeyID{a} })
