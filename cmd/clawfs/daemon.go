@@ -21,8 +21,9 @@ import (
 )
 
 // endPatience bounds how long a daemon that was told to end waits for its
-// parts. Workers get less, so that the queue can note how they ended.
-const endPatience = 8 * time.Second
+// parts. Workers get less, so that the queue can note how they ended. Together with
+// settlePatience it stays below ten seconds.
+const endPatience = 6 * time.Second
 
 func newDaemonCommand(a *app) *cobra.Command {
 	var background bool

@@ -92,7 +92,12 @@ func (h *host) run(ctx context.Context, lock *control.Lock, l net.Listener) erro
 	if h.daemon != nil {
 		h.daemon.listener = l
 	}
-	err := together(ctx, h.log, map[string]func(context.Context) error{
+	// Mount processes that are just starting need the store's records, or what they
+	// go on with is lost.
+	parts, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	defer context.AfterFunc(ctx, func() { h.mounts.settle(); end() })()
+	err := together(parts, h.log, map[string]func(context.Context) error{
 		"control socket": func(ctx context.Context) error { return control.Serve(ctx, l, &h.front, h.log) },
 		"mounts":         h.mounts.run,
 		"clock":          func(ctx context.Context) error { h.clock.run(ctx, h.log); return nil },

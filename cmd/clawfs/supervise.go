@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-json-experiment/json"
@@ -39,6 +40,7 @@ type supervisor struct {
 	self  func(args ...string) (*exec.Cmd, error)
 
 	watchers sync.WaitGroup
+	starting atomic.Int64  // mount processes that do not serve yet
 	begun    chan struct{} // closed when run has begun
 
 	// mu guards what follows.
@@ -302,6 +304,8 @@ type startReport struct {
 // own session and keeps nothing of the daemon's; when ctx ends it is left to
 // come up by itself. session, if any, is device and journal of a predecessor.
 func (s *supervisor) start(ctx context.Context, r mountRecord, session ...*os.File) error {
+	s.starting.Add(1)
+	defer s.starting.Add(-1)
 	log, err := openLog(s.state.MountLog(r.ID))
 	if err != nil {
 		return err
@@ -352,6 +356,17 @@ func (s *supervisor) start(ctx context.Context, r mountRecord, session ...*os.Fi
 		return errors.New(report.Error)
 	}
 	return nil
+}
+
+// settlePatience bounds how long the end of the daemon waits for mount processes
+// that are just starting.
+const settlePatience = 3 * time.Second
+
+// settle waits until no mount process is starting, for a while.
+func (s *supervisor) settle() {
+	for end := time.Now().Add(settlePatience); s.starting.Load() > 0 && time.Now().Before(end); {
+		time.Sleep(10 * time.Millisecond)
+	}
 }
 
 func (s *supervisor) report(id string, r control.MountReport) {
