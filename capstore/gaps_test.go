@@ -235,8 +235,8 @@ func TestLyingEntryIsOutlived(t *testing.T) {
 		lie := r.fact()
 		lie.target.digest = digestOf("b.bin")
 		for _, rec := range []Record{
-			{RecordRevocation, text, lie.body()},
-			{RecordRevocation, r.Envelope(), r.fact().body()},
+			{Kind: RecordRevocation, Envelope: text, Entry: lie.body()},
+			{Kind: RecordRevocation, Envelope: r.Envelope(), Entry: r.fact().body()},
 		} {
 			if err := v.Apply(rec); err != nil {
 				t.Fatalf("%s: %v", name, err)
@@ -317,7 +317,7 @@ func TestLostTextOnAFullDisk(t *testing.T) {
 	if err := v.spool.file.Close(); err != nil { // as a disk that takes nothing
 		t.Fatal(err)
 	}
-	if err := v.Apply(Record{RecordRevocation, nil, r.fact().body()}); err != nil {
+	if err := v.Apply(Record{Kind: RecordRevocation, Entry: r.fact().body()}); err != nil {
 		t.Errorf("Apply = %v", err)
 	}
 	if !isRevoked(t, v.Lookup(digestOf("a.bin"))) {

@@ -20,6 +20,9 @@ type Record struct {
 	Envelope []byte `json:"envelope"`
 	// Entry is what an index needs of a record in a snapshot: see View.Apply.
 	Entry []byte `json:"entry,omitzero"`
+	// Extent is that of the store's view with this update: who has applied it and all
+	// before it is as far. Zero in a snapshot.
+	Extent uint64 `json:"extent,omitzero"`
 }
 
 // Subscribe returns every record that the store holds now, revocations first,
@@ -35,16 +38,22 @@ type Record struct {
 // the snapshot is another one, by cancel and by Close. cancel may be called any
 // number of times.
 func (s *Store) Subscribe(buffer int) (snapshot iter.Seq2[Record, error], updates <-chan Record, cancel func()) {
+	snapshot, _, updates, cancel = s.SubscribeAt(buffer)
+	return snapshot, updates, cancel
+}
+
+// SubscribeAt is Subscribe, and the Extent of who has applied the whole snapshot.
+func (s *Store) SubscribeAt(buffer int) (snapshot iter.Seq2[Record, error], extent uint64, updates <-chan Record, cancel func()) {
 	ch := make(chan Record, max(buffer, 1))
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	snapshot = s.snapshot()
+	snapshot, extent = s.snapshot(), s.view.Extent()
 	if s.db == nil {
 		close(ch)
-		return snapshot, ch, func() {}
+		return snapshot, extent, ch, func() {}
 	}
 	s.subs[ch] = struct{}{}
-	return snapshot, ch, func() {
+	return snapshot, extent, ch, func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.drop(ch)
@@ -135,11 +144,12 @@ func (s *Store) sent(number uint32) (_ Record, ok bool, err error) {
 			return Record{}, false, nil
 		}
 	}
-	return Record{f.kind, text, body}, true, nil
+	return Record{Kind: f.kind, Envelope: text, Entry: body}, true, nil
 }
 
 // publish hands a record to each subscriber that has room. Callers hold s.mu.
 func (s *Store) publish(r Record) {
+	r.Extent = s.view.Extent()
 	for ch := range s.subs {
 		select {
 		case ch <- r:

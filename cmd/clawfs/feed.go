@@ -29,6 +29,7 @@ type feed struct {
 	heard     atomic.Int64  // sinceBoot when a daemon last spoke that had sent its whole store; 0: never
 	complete  chan struct{} // closed after the first whole snapshot
 	progress  atomic.Int64  // records that came
+	reached   atomic.Uint64 // Extent of the daemon's store that all records were applied up to; 0: unknown
 	changed   chan struct{} // holds one token when the daemon does not know yet how far this view is
 
 	mu     sync.Mutex // guards cancel
@@ -53,6 +54,7 @@ func (f *feed) run(ctx context.Context) {
 	pause := firstPause
 	for ctx.Err() == nil {
 		err := f.follow(ctx)
+		f.reached.Store(0)
 		if f.connected.Swap(false) {
 			pause = firstPause
 			if ctx.Err() == nil && !errors.Is(err, errAgain) {
@@ -74,7 +76,8 @@ func (f *feed) follow(ctx context.Context) error {
 	f.cancel = cancel
 	f.mu.Unlock()
 	records := 0
-	whole := false // the daemon has said all that is in its store
+	whole := false   // the daemon has said all that is in its store
+	refused := false // a record was not accepted: this view is not what the store is
 	err := f.client.View(ctx, func(l control.ViewLine) error {
 		if whole = whole || l.Kind == control.LineSnapshot; whole {
 			f.heard.Store(int64(sinceBoot()))
@@ -84,6 +87,9 @@ func (f *feed) follow(ctx context.Context) error {
 		case control.LineSnapshot:
 			capabilities, revocations := f.view.Count()
 			f.log.Info("view complete", "records", records, "capabilities", capabilities, "revocations", revocations)
+			if !refused {
+				f.reached.Store(l.Extent)
+			}
 			f.begin()
 		case control.LineNoStore:
 			// Revocations come. What is known here counts; of a mount that starts now that
@@ -96,6 +102,10 @@ func (f *feed) follow(ctx context.Context) error {
 			// One bad record must not keep the others out.
 			if err := f.view.Apply(capstore.Record(l)); err != nil {
 				f.log.Error("the daemon sent a record that this mount does not accept by the policy that it knows", "kind", l.Kind, "error", err)
+				refused = true
+				f.reached.Store(0)
+			} else if whole && !refused {
+				f.reached.Store(l.Extent)
 			}
 			if f.connected.Load() {
 				f.tell()

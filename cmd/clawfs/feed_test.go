@@ -60,3 +60,60 @@ func TestDaemonWithoutStoreIsNotHeard(t *testing.T) {
 		}
 	}
 }
+
+// A mount reports to be as far as the lines are that it has applied, whatever else
+// its view has.
+func TestFeedReaches(t *testing.T) {
+	r := newRig(t)
+	policy, err := r.state.LoadPolicy()
+	if err != nil {
+		t.Fatal(err)
+	}
+	capability := r.capability(r.measured(map[string]string{"a.bin": "a"}))
+	line := func(kind string, envelope []byte, extent uint64) control.ViewLine {
+		return control.ViewLine{Kind: kind, Envelope: envelope, Extent: extent}
+	}
+	for name, tt := range map[string]struct {
+		lines []control.ViewLine
+		want  uint64
+	}{
+		"a snapshot that is not whole": {[]control.ViewLine{line(capstore.RecordCapability, capability, 0)}, 0},
+		"a snapshot":                   {[]control.ViewLine{line(capstore.RecordCapability, capability, 0), line(control.LineSnapshot, nil, 7)}, 7},
+		"a record after it":            {[]control.ViewLine{line(control.LineSnapshot, nil, 7), line(capstore.RecordCapability, capability, 8)}, 8},
+		"a heartbeat after it":         {[]control.ViewLine{line(control.LineSnapshot, nil, 7), line(control.LineHeartbeat, nil, 0)}, 7},
+		"a record that is refused":     {[]control.ViewLine{line(control.LineSnapshot, nil, 7), line(capstore.RecordRevocation, capability, 8)}, 0},
+		"a record after one that is refused": {[]control.ViewLine{
+			line(capstore.RecordRevocation, capability, 0), line(control.LineSnapshot, nil, 7), line(capstore.RecordCapability, capability, 8),
+		}, 0},
+		"no store": {[]control.ViewLine{line(control.LineNoStore, nil, 0), line(capstore.RecordCapability, capability, 8)}, 0},
+	} {
+		path := filepath.Join(t.TempDir(), "socket")
+		l, err := net.Listen("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			s, err := control.NewStream(w)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			for _, l := range tt.lines {
+				if err := s.Send(l); err != nil {
+					t.Error(err)
+				}
+			}
+		})}
+		go srv.Serve(l)
+		t.Cleanup(func() { srv.Close() })
+		view, err := capstore.NewView(policy.Trust())
+		if err != nil {
+			t.Fatal(err)
+		}
+		f := newFeed(control.NewClient(path), view, slog.New(slog.DiscardHandler))
+		_ = f.follow(t.Context()) // ends with the stream
+		if got := f.reached.Load(); got != tt.want {
+			t.Errorf("%s: reached %d, want %d", name, got, tt.want)
+		}
+	}
+}

@@ -293,7 +293,7 @@ func (d *daemon) streamView(w http.ResponseWriter, r *http.Request) {
 		control.ReplyError(w, err)
 		return
 	}
-	snapshot, updates, cancel := d.store.Subscribe(1024)
+	snapshot, extent, updates, cancel := d.store.SubscribeAt(1024)
 	defer cancel()
 	for rec, err := range snapshot {
 		if err != nil {
@@ -304,7 +304,7 @@ func (d *daemon) streamView(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
-	if s.Send(control.ViewLine{Kind: control.LineSnapshot}) != nil {
+	if s.Send(control.ViewLine{Kind: control.LineSnapshot, Extent: extent}) != nil {
 		return
 	}
 	follow(r.Context(), s, updates, nil)

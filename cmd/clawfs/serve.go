@@ -325,7 +325,7 @@ func (p *mountProcess) report() control.MountReport {
 	}
 	return control.MountReport{
 		PID: os.Getpid(), Version: readVersion().Version, Protocol: control.Protocol(), MaxDaemonAgeSeconds: int64(p.maxDaemonAge / time.Second), Mode: mode, AuditUntil: p.auditUntil, PreverifyPending: s.PreverifyPending, Tier: tier, TierReason: why, Seal: p.seal, Private: s.Private, PrivateBytes: s.PrivateBytes, Unsealed: s.Unsealed,
-		Generation: p.view.Extent(), Stale: !p.feed.connected.Load(), OldKeys: p.oldKeys, At: time.Now().UTC(),
+		Generation: p.feed.reached.Load(), Stale: !p.feed.connected.Load(), OldKeys: p.oldKeys, At: time.Now().UTC(),
 		Counters: map[string]int64{
 			"granted": s.Granted, "refused": s.Refused, "errors": s.Errors, "hashed": s.Hashed, "hashedBytes": s.HashedBytes,
 			"joined": s.Joined, "unitsChecked": s.UnitsChecked, "lateMismatches": s.LateMismatches, "revoked": s.Revoked, "held": s.Held,

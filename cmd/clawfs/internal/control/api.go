@@ -287,7 +287,8 @@ const (
 type ViewLine struct {
 	Kind     string `json:"kind"`
 	Envelope []byte `json:"envelope,omitempty"`
-	Entry    []byte `json:"entry,omitzero"` // of a record of the snapshot: see capstore.View.Apply
+	Entry    []byte `json:"entry,omitzero"`  // of a record of the snapshot: see capstore.View.Apply
+	Extent   uint64 `json:"extent,omitzero"` // of the store, with this line and all before it; zero within the snapshot
 }
 
 // MountRequest asks for a mount process. The paths are absolute.
@@ -339,7 +340,7 @@ type MountReport struct {
 	PrivateBytes     int64     `json:"privateBytes,omitzero"`     // of them
 	Unsealed         int64     `json:"unsealed,omitzero"`         // contents served in tier blocks because sealing failed
 	PreverifyPending int64     `json:"preverifyPending,omitzero"` // files that are to be measured ahead, now
-	Generation       uint64    `json:"generation"`                // Extent of its view
+	Generation       uint64    `json:"generation"`                // how far it follows the store: the Extent of the last line that it has applied; 0: it does not
 	Stale            bool      `json:"stale"`                     // not connected to the daemon's stream
 	// MaxDaemonAgeSeconds is how long the daemon may have been silent for files to
 	// open; 0: no bound.
