@@ -9,13 +9,14 @@ import (
 	"time"
 )
 
-// tiers are the ways in which this machine can serve a content, each with what
-// makes a mount choose it.
-var tiers = []struct {
+// tierCase is a way in which this machine can serve a content.
+type tierCase struct {
 	name   string
-	tier   string // as the mount says it
-	change func(testing.TB, *serverSpec)
-}{
+	tier   string                        // as the mount says it
+	change func(testing.TB, *serverSpec) // makes a mount choose it
+}
+
+var tiers = []tierCase{
 	{"blocks", TierBlocks, func(testing.TB, *serverSpec) {}},
 	{"sealed-copy", TierSealed, func(_ testing.TB, s *serverSpec) { s.Seal, s.SealFrom = SealCopy, 1 }},
 	{"sealed-reflink", TierSealed, func(tb testing.TB, s *serverSpec) {
