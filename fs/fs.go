@@ -265,6 +265,9 @@ func (s *Server) begin(c Config) {
 		c.Log.Warn("files are not sealed; they are served in tier blocks", "reason", why)
 	}
 	fsys.background.Go(func() { fsys.again(fsys.watchRevocations) })
+	if len(fsys.inherited) > 0 {
+		fsys.background.Go(func() { fsys.spared(fsys.dropInherited) })
+	}
 	if fsys.auditing() {
 		c.Log.Warn("audit mode: what the rules refuse is served unchecked, and told", "until", c.AuditUntil)
 		fsys.background.Go(func() { fsys.again(fsys.watchAuditMode) })
@@ -429,7 +432,9 @@ type filesystem struct {
 	ahead      *preverifier  // nil: files are measured when they are opened
 	recut      atomic.Bool   // a handle was cut off, and the pages of its node may be there
 	background sync.WaitGroup
-	server     *connection
+
+	inherited []inheritedBacking // not changed after restore
+	server    *connection
 
 	journal     *journal // nil: nothing is kept for a successor
 	lostReplies lostReplies

@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -131,9 +132,6 @@ func (f *filesystem) write(j *journal) { f.journal, f.nodes.journal, f.vault.jou
 // Resume goes on with the mount of a process that is dead. c is as for Mount, and
 // its mount point is not touched. The session stays the caller's. After an error
 // the caller lets it go, which ends the connection, and mounts anew.
-//
-// BUG: on a loaded machine, in tier sealed, one open in some thousand kills was
-// answered EIO by the kernel, for a request that the dying process had taken.
 func Resume(c Config, from Session) (*Server, error) {
 	if err := from.Check(); err != nil {
 		return nil, fmt.Errorf("resuming %s: %w", c.Mountpoint, err)
@@ -386,19 +384,44 @@ func (f *filesystem) restoreDir(e entry) error {
 	return nil
 }
 
-// restoreBacking lets the predecessor's private files go, as soon as the kernel
-// does.
+// restoreBacking notes the predecessor's private files, to be let go: see
+// dropInherited.
 func (f *filesystem) restoreBacking(e entry) error {
 	switch e.kind {
 	case entryNode, entryBound, entryHandle, entryDir:
 		return nil
 	case entryBacking:
 		w := body{b: e.body}
-		f.server.UnregisterBackingFd(int32(w.get()))
-		f.journal.drop(e.slot)
+		f.inherited = append(f.inherited, inheritedBacking{int32(w.get()), e.slot})
 		return nil
 	}
 	return badJournal("entry of kind %d", e.kind)
+}
+
+// inheritedBacking is the kernel's number of a file that a predecessor has
+// registered.
+type inheritedBacking struct {
+	id   int32
+	slot slot
+}
+
+// backingGrace is how long a predecessor's numbers stay good. The kernel looks a
+// number up when the opener that got it runs again, which on a busy machine is after
+// the successor has begun; without the number that open would be EIO.
+const backingGrace = 10 * time.Second
+
+// dropInherited lets the predecessor's private files go, as soon as the kernel does.
+// If this process ends before, its successor does it.
+func (f *filesystem) dropInherited() {
+	select {
+	case <-f.ctx.Done():
+		return
+	case <-time.After(backingGrace):
+	}
+	for _, b := range f.inherited {
+		f.server.UnregisterBackingFd(b.id)
+		f.journal.drop(b.slot)
+	}
 }
 
 // rawDigest undoes the printing of a digest.
