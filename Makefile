@@ -136,6 +136,8 @@ install: build ## program, runtime, man pages, completion, unit
 	install -D -m 0644 deploy/clawfs-pull.service $(DESTDIR)$(PREFIX)/lib/systemd/system/clawfs-pull.service
 	install -D -m 0644 deploy/clawfs-head.service $(DESTDIR)$(PREFIX)/lib/systemd/system/clawfs-head.service
 	install -D -m 0644 deploy/clawfs-head.timer $(DESTDIR)$(PREFIX)/lib/systemd/system/clawfs-head.timer
+	install -D -m 0644 deploy/clawfs-metrics.service $(DESTDIR)$(PREFIX)/lib/systemd/system/clawfs-metrics.service
+	install -D -m 0644 deploy/clawfs-alerts.yml $(DESTDIR)$(PREFIX)/share/clawfs/clawfs-alerts.yml
 
 demo: build ## the main job on real input
 	examples/langid/demo.sh

@@ -55,7 +55,7 @@ var allowed = map[string][]string{
 	"cmd/clawfs": {
 		"hashpipe", "hashpipe/cas", "verifier", "verifier/dsse", "verifier/tree", "verifier/pattern", "verifier/tlog", "verifier/tlog/tiles", "verifier/sigstore", "capstore", "capstore/kept",
 		"rebuild", "rebuild/sandbox", "rebuild/engine/slurm", "rebuild/oci", "rebuild/fetch", "rebuild/lock", "rebuild/lint", "rebuild/compare", "rebuild/record", "fs",
-		"cmd/clawfs/internal/bundle", "cmd/clawfs/internal/config", "cmd/clawfs/internal/control", "cmd/clawfs/internal/registry", "cmd/clawfs/internal/memory",
+		"cmd/clawfs/internal/bundle", "cmd/clawfs/internal/config", "cmd/clawfs/internal/control", "cmd/clawfs/internal/registry", "cmd/clawfs/internal/memory", "cmd/clawfs/internal/metrics",
 		"cmd/clawfs/internal/signer", "cmd/clawfs/internal/witness", "cmd/clawfs/internal/translog", "cmd/clawfs/internal/translog/logserver",
 	},
 	"cmd/clawfs/internal/bundle":             {},
@@ -66,6 +66,7 @@ var allowed = map[string][]string{
 	"cmd/clawfs/internal/witness":            {"hashpipe", "verifier/dsse", "verifier/tlog", "cmd/clawfs/internal/config", "cmd/clawfs/internal/control"},
 	"cmd/clawfs/internal/translog":           {"hashpipe", "verifier", "verifier/dsse", "verifier/tlog", "capstore"},
 	"cmd/clawfs/internal/translog/logserver": {"hashpipe", "verifier", "verifier/dsse", "verifier/tlog", "capstore", "cmd/clawfs/internal/config", "cmd/clawfs/internal/control", "cmd/clawfs/internal/translog"},
+	"cmd/clawfs/internal/metrics":            {"cmd/clawfs/internal/control"},
 	"cmd/clawfs/internal/memory":             {"hashpipe", "verifier/tlog", "cmd/clawfs/internal/config"},
 
 	"integration":      {},
@@ -79,6 +80,7 @@ var only = map[string][]string{
 	"github.com/hanwen/go-fuse/":             {"fs"},
 	"github.com/minio/sha256-simd":           {"hashpipe"},
 	"github.com/spf13/":                      {"cmd/clawfs"},
+	"github.com/prometheus/":                 {"cmd/clawfs", "cmd/clawfs/internal/metrics"},
 	"flag":                                   {"cmd/clawfs"},
 	"github.com/opencontainers/runtime-spec": {"rebuild/sandbox"},
 	"golang.org/x/crypto/":                   {"verifier/dsse", "cmd/clawfs/internal/signer"},

@@ -179,7 +179,7 @@ func policyWarnings(p config.Policy, err error, now time.Time) []string {
 // auditWarnings are loud about every mount that refuses nothing.
 func auditWarnings(mounts []control.Mount) (list []string) {
 	for _, m := range mounts {
-		until := auditUntil(m)
+		until := m.AuditEnd()
 		if until.IsZero() {
 			continue
 		}
@@ -191,15 +191,6 @@ func auditWarnings(mounts []control.Mount) (list []string) {
 			shellWord(m.Mountpoint), until.UTC().Format(time.RFC3339), served, shellWord(m.Source)))
 	}
 	return list
-}
-
-// auditUntil is when audit mode ends, by what the mount process says or was told;
-// zero if the mount enforces.
-func auditUntil(m control.Mount) time.Time {
-	if m.Report != nil && m.Report.Mode == modeAudit {
-		return m.Report.AuditUntil
-	}
-	return m.AuditUntil
 }
 
 // sameTrust compares the pinned keys, in any order, and the rules.

@@ -108,6 +108,11 @@ func TestAuditMode(t *testing.T) {
 		m := s.Mounts[0].Report
 		return loud(s, r.ok("status")) && m != nil && m.Mode == modeAudit && m.AuditUntil.Equal(record.AuditUntil) && m.Counters["auditServed"] > 0
 	})
+	r.eventually("metrics are loud and count", func() bool {
+		text := r.ok("metrics")
+		return metric(text, `clawfs_mount_audit_mode{mount="`+r.mnt+`"}`) == "1" && metric(text, "clawfs_warnings") == "1" &&
+			metric(text, `clawfs_mount_audit_until_seconds{mount="`+r.mnt+`"}`) != "0" && metric(text, `clawfs_opens_total{mount="`+r.mnt+`",result="audited"}`) == "1"
+	})
 	r.eventually("what would be refused is in the log", func() bool {
 		return slices.ContainsFunc(auditLines(t, r.state.MountLog(mountID(r.mnt))), func(l auditLine) bool {
 			return l.Decision == string(fs.Audited) && l.Path == filepath.Join(r.mnt, "bad.bin") && l.Reason != "" && l.Next != ""
@@ -126,6 +131,9 @@ func TestAuditMode(t *testing.T) {
 	r.stopDaemon(syscall.SIGKILL)
 	if text := r.run("status").stdout; !strings.Contains(text, "warning: AUDIT MODE at "+r.mnt) || !strings.Contains(text, "audit until ") {
 		t.Errorf("status without a daemon is not loud:\n%s", text)
+	}
+	if text := r.ok("metrics"); metric(text, `clawfs_mount_audit_mode{mount="`+r.mnt+`"}`) != "1" {
+		t.Errorf("metrics without a daemon are not loud:\n%s", text)
 	}
 	r.startDaemon()
 	// A read in the very moment of the end is one of a handle that is cut off (EIO).

@@ -2,7 +2,6 @@ package main
 
 import (
 	"cmp"
-	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -32,7 +31,7 @@ open its store it says why, and ends with exit code 3.`,
 			s, err := a.client().Status(c.Context())
 			var gone *control.UnreachableError
 			if errors.As(err, &gone) && !errors.Is(err, os.ErrPermission) {
-				return a.statusWithoutDaemon(c.Context(), err)
+				return a.statusWithoutDaemon(err)
 			}
 			if err != nil {
 				return a.answered(err)
@@ -121,7 +120,7 @@ func (a *app) showMounts(mounts []control.Mount, version, protocol string) {
 			refused = strconv.FormatInt(r.Counters["refused"], 10)
 		}
 		mode := modeEnforce
-		if until := auditUntil(m); !until.IsZero() {
+		if until := m.AuditEnd(); !until.IsZero() {
 			mode = "audit until " + until.UTC().Format(time.RFC3339)
 		}
 		rows = append(rows, []string{m.Mountpoint, m.State, mode, tier, strconv.Itoa(m.PID), granted, refused, m.Source, dash(strings.Join(append(a.versionNotes(m, version, protocol), a.mountNotes(m)...), "; "))})
@@ -178,29 +177,39 @@ func (a *app) mountNotes(m control.Mount) (notes []string) {
 }
 
 // statusWithoutDaemon shows what the state directory says by itself.
-func (a *app) statusWithoutDaemon(ctx context.Context, unreachable error) error {
-	records, _, err := readRecords(a.config())
+func (a *app) statusWithoutDaemon(unreachable error) error {
+	mounts, warnings, err := a.lookWithoutDaemon()
 	if err != nil {
 		return err
-	}
-	s := newSupervisor(a.config(), nil, nil)
-	for _, r := range records {
-		s.mounts[r.ID] = &watched{record: r, state: mountDead}
-		if _, err := s.look(r); err != nil {
-			return err
-		}
-	}
-	policy, err := a.config().LoadPolicy()
-	warnings := slices.Concat(policyWarnings(policy, err, time.Now()), memoryWarnings(a.config()), auditWarnings(s.list()))
-	if settings, err := a.config().LoadSettings(os.Geteuid()); err == nil && settings.Mount.MaxDaemonAge > 0 && len(s.mounts) > 0 {
-		warnings = append(warnings, fmt.Sprintf("mounts open nothing new once the daemon has been silent for %v (mount.max_daemon_age); next: clawfs daemon", time.Duration(settings.Mount.MaxDaemonAge)))
 	}
 	if err := a.print(struct {
 		Daemon   *int            `json:"daemon"` // null: none answers
 		Mounts   []control.Mount `json:"mounts"`
 		Warnings []string        `json:"warnings,omitempty"`
-	}{nil, s.list(), warnings}, func() { a.showMounts(s.list(), "", ""); a.showWarnings(warnings) }); err != nil {
+	}{nil, mounts, warnings}, func() { a.showMounts(mounts, "", ""); a.showWarnings(warnings) }); err != nil {
 		return err
 	}
 	return a.answered(unreachable)
+}
+
+// lookWithoutDaemon is what the state directory says by itself.
+func (a *app) lookWithoutDaemon() (mounts []control.Mount, warnings []string, err error) {
+	records, _, err := readRecords(a.config())
+	if err != nil {
+		return nil, nil, err
+	}
+	s := newSupervisor(a.config(), nil, nil)
+	for _, r := range records {
+		s.mounts[r.ID] = &watched{record: r, state: mountDead}
+		if _, err := s.look(r); err != nil {
+			return nil, nil, err
+		}
+	}
+	mounts = s.list()
+	policy, err := a.config().LoadPolicy()
+	warnings = slices.Concat(policyWarnings(policy, err, time.Now()), memoryWarnings(a.config()), auditWarnings(mounts))
+	if settings, err := a.config().LoadSettings(os.Geteuid()); err == nil && settings.Mount.MaxDaemonAge > 0 && len(mounts) > 0 {
+		warnings = append(warnings, fmt.Sprintf("mounts open nothing new once the daemon has been silent for %v (mount.max_daemon_age); next: clawfs daemon", time.Duration(settings.Mount.MaxDaemonAge)))
+	}
+	return mounts, warnings, nil
 }

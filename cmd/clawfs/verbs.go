@@ -17,6 +17,7 @@ var verbGroups = []verbGroup{
 		newUmountCommand,
 		newDaemonCommand,
 		newStatusCommand,
+		newMetricsCommand,
 		newStoreCommand,
 		newLsCommand,
 		newWhyCommand,

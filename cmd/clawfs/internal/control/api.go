@@ -326,6 +326,15 @@ type Mount struct {
 	Report     *MountReport `json:"report,omitempty"`
 }
 
+// AuditEnd is when audit mode ends, by what the mount process says or was told; zero
+// if the mount enforces.
+func (m Mount) AuditEnd() time.Time {
+	if m.Report != nil && m.Report.Mode == "audit" {
+		return m.Report.AuditUntil
+	}
+	return m.AuditUntil
+}
+
 // MountReport is what a mount process says of itself every few seconds.
 type MountReport struct {
 	PID              int       `json:"pid"`
