@@ -118,6 +118,13 @@ func readHead(memory string) (id string, h head, found bool, err error) {
 	return lines[0], h, true, nil
 }
 
+// Begun reports whether the store that memory belongs to ever had a fact: a
+// capability, a revocation or a list. It says so, too, if nobody can know.
+func Begun(memory string) bool {
+	_, h, found, err := readHead(memory)
+	return err != nil || !found || h.n > 0
+}
+
 // writeHead returns after the head is on stable storage.
 func writeHead(memory string, k rowKey, h head) error {
 	return writeLines(filepath.Join(memory, HeadName), headFormat,

@@ -32,7 +32,7 @@ func (s *supervisor) one(id string) control.Mount {
 func (w *watched) answer() control.Mount {
 	m := control.Mount{
 		ID: w.record.ID, Source: w.record.Source, Mountpoint: w.record.Mountpoint, State: w.state,
-		PID: w.pid, Foreground: w.record.Foreground, Restarts: w.restarts,
+		PID: w.pid, Foreground: w.record.Foreground, Restarts: w.restarts, Resumable: w.pid > 0 && w.pid == w.holder,
 	}
 	if w.record.AuditUntil.After(time.Now()) {
 		m.AuditUntil = w.record.AuditUntil

@@ -143,9 +143,15 @@ func (p *mountProcess) run(ctx context.Context, ready func()) error {
 		return err
 	}
 	if !p.record.Foreground { // there, nobody would start a successor
-		handed := make(chan struct{})
-		go func() { defer close(handed); p.handSessions(ctx) }()
-		defer func() { cancel(); <-handed }()
+		// Before anybody can know that there is a session.
+		l, err := listenSession(p.state.MountSession(p.record.ID))
+		if err != nil {
+			p.log.Error("nobody can take over if this process dies; then what is open fails, and the mount is made anew", "error", err)
+		} else {
+			handed := make(chan struct{})
+			go func() { defer close(handed); p.handSessions(ctx, l) }()
+			defer func() { cancel(); <-handed }()
+		}
 	}
 	ready()
 	p.log.Info("mount is live", "source", p.record.Source, "mountpoint", p.record.Mountpoint, "resumed", p.from != nil, "handles", p.srv.Stats().Resumed)

@@ -26,12 +26,7 @@ import (
 const handPatience = 2 * time.Second
 
 // handSessions answers whoever asks, one at a time, until ctx ends.
-func (p *mountProcess) handSessions(ctx context.Context) {
-	l, err := listenSession(p.state.MountSession(p.record.ID))
-	if err != nil {
-		p.log.Error("nobody can take over if this process dies; then what is open fails, and the mount is made anew", "error", err)
-		return
-	}
+func (p *mountProcess) handSessions(ctx context.Context, l *net.UnixListener) {
 	defer context.AfterFunc(ctx, func() { l.Close() })()
 	for {
 		c, err := l.AcceptUnix()
@@ -207,6 +202,7 @@ func (s *supervisor) see(ctx context.Context, h *holding, r mountRecord, pid int
 		return
 	}
 	h.session = &session
+	s.note(r.ID, func(w *watched) { w.holder = pid })
 	s.log.Info("the mount outlives its process now", "id", r.ID, "holder", pid)
 }
 

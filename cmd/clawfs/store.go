@@ -95,6 +95,7 @@ func (a *app) remake(ctx context.Context, label string, use func(*assembly) erro
 	if m.lists, err = capstore.NewView(policy.Trust()); err != nil {
 		return nil, err
 	}
+	begun := capstore.Begun(s.Memory()) // a damaged store of a machine that is new is remade empty
 	m.draft, err = a.newDraft(ctx, policy)
 	if err != nil {
 		return nil, err
@@ -106,7 +107,7 @@ func (a *app) remake(ctx context.Context, label string, use func(*assembly) erro
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	if m.draft.Facts() == 0 && m.result.Jobs == 0 && m.heldSomething() {
+	if m.draft.Facts() == 0 && m.result.Jobs == 0 && m.heldSomething(begun) {
 		return nil, exitf(codeRefused, "no source has a record that a key of the policy signed, and nothing was changed; next: %s", a.command("store", "verify"))
 	}
 	if m.result.Old, err = m.draft.Commit(time.Now()); err != nil {
@@ -127,11 +128,12 @@ func (a *app) remake(ctx context.Context, label string, use func(*assembly) erro
 }
 
 // heldSomething says whether the store that would be replaced may have something:
-// it was not among the sources, or they are not all empty.
-func (m *assembly) heldSomething() bool {
-	read := func(s *storeSource) bool { return s.Source == "store" }
-	empty := func(s *storeSource) bool { return s.Records == 0 && len(s.Notes) == 0 }
-	return !slices.ContainsFunc(m.result.Sources, read) || slices.ContainsFunc(m.result.Sources, func(s *storeSource) bool { return !empty(s) })
+// records that were refused or, if it ever had a fact, some that nobody has looked
+// for or could read.
+func (m *assembly) heldSomething(begun bool) bool {
+	any := func(what func(*storeSource) bool) bool { return slices.ContainsFunc(m.result.Sources, what) }
+	return any(func(s *storeSource) bool { return s.Records > 0 }) ||
+		begun && (!any(func(s *storeSource) bool { return s.Source == "store" }) || any(func(s *storeSource) bool { return len(s.Notes) > 0 }))
 }
 
 // newDraft waits a moment for a daemon that is just trying to open the store.

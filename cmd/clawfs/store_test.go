@@ -233,3 +233,36 @@ func TestRebuildMissesAList(t *testing.T) {
 	r.ok("revocations", "import", file)
 	r.eventually("the store is open", func() bool { return r.run("status").code == 0 })
 }
+
+// A machine on which nothing was granted yet has nothing to lose with its store; one
+// that had something does not get an empty store for it.
+func TestRebuildOfAStoreThatHadNothing(t *testing.T) {
+	for _, had := range []bool{false, true} {
+		r := newRig(t)
+		if had {
+			r.admit(map[string]string{"a.bin": "a"})
+			if err := os.RemoveAll(r.state.Kept()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		r.startDaemon()
+		r.stopDaemon(syscall.SIGTERM)
+		if had {
+			if err := os.RemoveAll(r.state.Kept()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		manifest := filepath.Join(r.state.Store(), "db", "MANIFEST")
+		if err := os.WriteFile(manifest, []byte("damaged"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		r.refused(codeRefused, []string{"store", "verify"})
+		if had {
+			r.refused(codeRefused, []string{"store", "rebuild"}, "nothing was changed")
+			continue
+		}
+		r.ok("store", "rebuild")
+		r.ok("store", "verify")
+		r.startDaemon()
+	}
+}

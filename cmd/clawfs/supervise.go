@@ -54,6 +54,7 @@ type watched struct {
 	record   mountRecord
 	state    string
 	pid      int
+	holder   int // the process whose session the daemon has
 	restarts int
 	err      error
 	report   *control.MountReport
@@ -276,6 +277,7 @@ func (s *supervisor) resume(ctx context.Context, h *holding, r mountRecord) erro
 	pid, err := s.look(r)
 	if err == nil && pid > 0 {
 		h.holder = pid // the session is the same
+		s.note(r.ID, func(w *watched) { w.holder = pid })
 	}
 	return err
 }

@@ -321,6 +321,7 @@ type Mount struct {
 	PID        int          `json:"pid,omitzero"`
 	Foreground bool         `json:"foreground,omitzero"` // not restarted by the daemon
 	Restarts   int          `json:"restarts,omitzero"`   // by this daemon
+	Resumable  bool         `json:"resumable,omitzero"`  // the daemon has its session: it outlives its process
 	AuditUntil time.Time    `json:"auditUntil,omitzero"` // in the future: the mount refuses nothing until then
 	LastError  string       `json:"lastError,omitzero"`
 	Report     *MountReport `json:"report,omitempty"`

@@ -124,6 +124,8 @@ var ofStore = []family[control.Status]{
 var ofMounts = []family[control.Mount]{
 	{ofMount("mount_live", "Whether a process serves the mount."), gauge,
 		one(func(m control.Mount) float64 { return truth(m.State == "live") })},
+	{ofMount("mount_resumable", "Whether what is open outlives the mount's process."), gauge,
+		one(func(m control.Mount) float64 { return truth(m.Resumable) })},
 	{ofMount("mount_audit_mode", "Whether the mount serves what the rules refuse."), gauge,
 		one(func(m control.Mount) float64 { return truth(!m.AuditEnd().IsZero()) })},
 	{ofMount("mount_audit_until_seconds", "When audit mode ends, in seconds since 1970; 0: it is off."), gauge,

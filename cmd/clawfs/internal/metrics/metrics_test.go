@@ -27,7 +27,7 @@ func full() Seen {
 			Resources: control.Resources{ResidentBytes: 1 << 20, Descriptors: 11, Connections: 2},
 		},
 		Mounts: []control.Mount{
-			{Mountpoint: "/models", State: "live", Restarts: 2, Report: &control.MountReport{
+			{Mountpoint: "/models", State: "live", Restarts: 2, Resumable: true, Report: &control.MountReport{
 				Mode: "audit", AuditUntil: until, Tier: "sealed", Seal: "reflink", Version: "v1", At: until, Private: 5, PrivateBytes: 6, PreverifyPending: 8, Unsealed: 9,
 				Counters: map[string]int64{"granted": 10, "refused": 20, "auditServed": 30, "errors": 40, "auditDropped": 50, "auditLost": 60, "hashedBytes": 1 << 40},
 			}},
@@ -80,6 +80,7 @@ func TestMetrics(t *testing.T) {
 		`clawfs_jobs{state="MINTED"}`:           "2",
 		`clawfs_jobs{state="BUILDING"}`:         "1",
 
+		`clawfs_mount_resumable{mount="/models"}`:                                                   "1",
 		`clawfs_mount_live{mount="/models"}`:                                                        "1",
 		`clawfs_mount_audit_mode{mount="/models"}`:                                                  "1",
 		`clawfs_mount_audit_until_seconds{mount="/models"}`:                                         "1.8041367675e+09",
@@ -108,7 +109,7 @@ func TestMetrics(t *testing.T) {
 	}
 	// Nobody reported of a mount that is dead.
 	for name := range got {
-		if strings.Contains(name, "/dead") && !regexp.MustCompile(`^clawfs_mount_(live|audit_mode|audit_until_seconds|restarts_total)`).MatchString(name) {
+		if strings.Contains(name, "/dead") && !regexp.MustCompile(`^clawfs_mount_(live|resumable|audit_mode|audit_until_seconds|restarts_total)`).MatchString(name) {
 			t.Errorf("%s: want no sample", name)
 		}
 	}
