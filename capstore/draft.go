@@ -345,6 +345,11 @@ func finishSwap(dir, memory string) error {
 		}
 	}
 	lines, found, err := readLines(path, swapFormat, 1)
+	if errors.Is(err, ErrDamaged) {
+		// It was put there whole, when the new store was. What is lost is the name for
+		// the old one.
+		lines, found, err = []string{".until-" + time.Now().UTC().Format("20060102T150405.000000000Z")}, true, nil
+	}
 	if err != nil || !found { // not found: who had the lock before has done it
 		return err
 	}

@@ -134,8 +134,14 @@ func TestDraftIsGivenUp(t *testing.T) {
 }
 
 // A crash between any two steps of the swap leaves the new store, once it was
-// begun, and the old one before.
+// begun, and the old one before, also if the note of the swap is damaged.
 func TestCrashInSwap(t *testing.T) {
+	for _, note := range []string{"whole", "emptied", "flipped"} {
+		t.Run(note, func(t *testing.T) { testCrashInSwap(t, note) })
+	}
+}
+
+func testCrashInSwap(t *testing.T, note string) {
 	for step := range 8 {
 		w, dir := newWorld(t), storeDir(t)
 		memory := memoryOf(dir)
@@ -163,6 +169,22 @@ func TestCrashInSwap(t *testing.T) {
 			if err := do(); err != nil {
 				t.Fatal(err)
 			}
+		}
+		path := filepath.Join(memory, swapName)
+		b, err := os.ReadFile(path)
+		if (err == nil) != (step > 0) {
+			t.Fatal(err)
+		}
+		switch {
+		case step == 0 || note == "whole":
+		case note == "emptied":
+			err = os.Truncate(path, 0)
+		case note == "flipped":
+			b[len(b)/2] ^= 1
+			err = os.WriteFile(path, b, 0o600)
+		}
+		if step > 0 && err != nil {
+			t.Fatal(err)
 		}
 		want := "new.bin"
 		if step == 0 {

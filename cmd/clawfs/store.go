@@ -76,6 +76,9 @@ type assembly struct {
 	lists  *capstore.View // all lists
 	bar    *bar
 	result remade
+
+	torn  bool // the journal could not be read whole
+	whole bool // the store that was there could be read, and all of it
 }
 
 // remake makes a store of what use adds, and puts it in the place of the one that
@@ -115,6 +118,9 @@ func (a *app) remake(ctx context.Context, label string, use func(*assembly) erro
 	}
 	if err := checkNewestList(memory.Dir(s.Memory()), policy.Trust().Revokers, m.lists); err != nil {
 		m.result.Missing = append(m.result.Missing, err.Error())
+	}
+	if m.torn && !m.whole {
+		m.result.Missing = append(m.result.Missing, "what could not be read of the journal, and what could not be read of the store: a capability or a revocation that was acknowledged may be among it; next: clawfs store rebuild with another source too, such as --from BACKUP or --from oci://HOST/REPOSITORY")
 	}
 	damage, err := kept.ReadWaiting(s.Kept(), func(kept.Record) error { m.result.Waiting++; return nil })
 	for _, d := range damage {
@@ -252,6 +258,7 @@ func (m *assembly) fromKept(wanted func(kind string) bool) error {
 	for _, d := range damage {
 		s.note("%s", d)
 	}
+	m.torn = m.torn || len(damage) > 0
 	return err
 }
 
@@ -285,6 +292,7 @@ func (m *assembly) fromStore(ctx context.Context, wanted func(kind string) bool)
 		}
 		s.note("it can be read in part or not at all: %v", err)
 	}
+	m.whole = len(s.Notes) == 0
 	return nil
 }
 

@@ -46,8 +46,8 @@ The new store is made beside the old one, which is then kept under the name that
 printed. No daemon may have the store open; one that runs without a store goes on
 with the new one, and mounts get what it has.
 
-Exit code 3: nothing was found, or a list that this machine has seen is in none of
-the sources.`,
+Exit code 3: nothing was found, a list that this machine has seen is in none of the
+sources, or neither the journal nor the store could be read whole.`,
 		Example: `  clawfs store rebuild
   clawfs store rebuild --from kept --from store --from oci://registry.example/acme/trust
   clawfs store rebuild --from kept --from log --log https://log.example --log-policy log.policy`,

@@ -34,8 +34,8 @@ The policy, its signed form and clawfs.toml in FILE are not put back: who is tru
 is not for a backup to say. Those that differ are written beside those that are
 there, as NAME.restored.
 
-Exit code 3: FILE was cut or changed, or a list that this machine has seen is in none
-of the sources.`,
+Exit code 3: FILE was cut or changed, a list that this machine has seen is in none of
+the sources, or neither the journal nor the store could be read whole.`,
 		Example: "  clawfs store restore /backup/clawfs-2026-11-27.jsonl",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {

@@ -266,3 +266,42 @@ func TestRebuildOfAStoreThatHadNothing(t *testing.T) {
 		r.startDaemon()
 	}
 }
+
+// A journal with a line that nobody can read is no loss beside a whole store. Beside
+// a store that cannot be read whole it may be one, and that is said.
+func TestRebuildOfATornJournal(t *testing.T) {
+	for _, whole := range []bool{true, false} {
+		t.Run(map[bool]string{true: "whole store", false: "damaged store"}[whole], func(t *testing.T) {
+			r := newRig(t)
+			for _, name := range []string{"a.bin", "b.bin", "c.bin"} {
+				r.admit(map[string]string{name: name})
+			}
+			files, err := filepath.Glob(filepath.Join(r.state.Kept(), "*.jsonl"))
+			if err != nil || len(files) == 0 {
+				t.Fatalf("%v, %v, want the journal", files, err)
+			}
+			text, err := os.ReadFile(files[0])
+			if err != nil {
+				t.Fatal(err)
+			}
+			lines := strings.SplitAfter(string(text), "\n")
+			lines[2] = "x" + lines[2][1:]
+			if err := os.WriteFile(files[0], []byte(strings.Join(lines, "")), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if whole {
+				if text := r.ok("store", "rebuild"); strings.Contains(text, "MISSING") || !strings.Contains(text, ": 3 capabilities") {
+					t.Errorf("want nothing missing and 3 capabilities:\n%s", text)
+				}
+				return
+			}
+			if err := os.WriteFile(filepath.Join(r.state.Store(), "db", "MANIFEST"), []byte("damaged"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			got := r.run("store", "rebuild")
+			if got.code != codeRefused || !strings.Contains(got.stdout, "MISSING  what could not be read of the journal, and what could not be read of the store") || !strings.Contains(got.stdout, "--from BACKUP") || !strings.Contains(got.stdout, ": 2 capabilities") {
+				t.Errorf("exit code %d, want %d, 2 capabilities, and that one may be missing:\n%s%s", got.code, codeRefused, got.stdout, got.stderr)
+			}
+		})
+	}
+}
