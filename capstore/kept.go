@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"path/filepath"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/openclaw/clawfs/capstore/kept"
 	"github.com/openclaw/clawfs/hashpipe"
 	"github.com/openclaw/clawfs/verifier/dsse"
@@ -99,6 +101,9 @@ func (s *Store) keepFact(kind string) error {
 	}
 	if err == nil {
 		s.behind = nil
+	}
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		return fmt.Errorf("%w for the journal of kept records: %w", ErrNoSpace, err)
 	}
 	return err
 }

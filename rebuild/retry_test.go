@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -138,6 +139,66 @@ func TestFullDisk(t *testing.T) {
 		if job := b.wait(ids[version]); job.Verdict != verdict {
 			t.Errorf("%s: %s %q, want %s", version, job.Verdict, job.Reason, verdict)
 		}
+	}
+}
+
+// TestFullJournal: the rows of a job are in the store, and the journal has no room
+// for its capability. The job is minted when there is room, once, and its provenance
+// stays.
+func TestFullJournal(t *testing.T) {
+	b := &bench{parties: newParties(t), t: t, dir: t.TempDir()}
+	journal := filepath.Join(b.dir, capstore.KeptName)
+	if err := os.Mkdir(journal, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", journal, "tmpfs", 0, "size=64k,mode=700"); err != nil {
+		t.Fatalf("mounting needs root: %v", err)
+	}
+	t.Cleanup(func() { unix.Unmount(journal, unix.MNT_DETACH) })
+	filler := filepath.Join(journal, "filler")
+	b.open(func(ctx context.Context, b *bench, dir string, job jobFile, l verifier.Ledger) error {
+		if l.Statement().Predicate.Version == "0.9.0" {
+			return recorded(ctx, b, dir, job, l)
+		}
+		f, err := os.Create(filler)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		for chunk := make([]byte, 4096); err == nil; _, err = f.Write(chunk) {
+		}
+		if !errors.Is(err, unix.ENOSPC) {
+			return err
+		}
+		// The journal's page has room for one capability, and not for two.
+		return recorded(ctx, b, dir, job, l)
+	})
+	b.queue.fullDelay = 10 * time.Millisecond
+	b.run()
+	b.wait(b.submit("0.9.0").ID)
+	id := b.submit("1.0.0").ID
+	for {
+		if job, err := b.store.Job(id); err == nil && job.State.HasEnded() {
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
+	time.Sleep(100 * time.Millisecond) // some tries
+	if n := len(b.store.All()); n != 1 {
+		t.Errorf("%d capabilities grant, want the one that is in the journal", n)
+	}
+	if err := os.Remove(filler); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(20 * time.Second); len(b.store.All()) == 1 && time.Now().Before(end); {
+		time.Sleep(10 * time.Millisecond)
+	}
+	job, err := b.store.Job(id)
+	if err != nil || job.Verdict != capstore.Minted || !slices.ContainsFunc(b.store.All(), func(g capstore.Grant) bool { return g.ID() == job.Capability }) {
+		t.Errorf("job %+v, %v, with %d capabilities, want one minted", job, err, len(b.store.All()))
+	}
+	if _, err := b.queue.Record(id); err != nil {
+		t.Errorf("the provenance of a job that minted: %v", err)
 	}
 }
 

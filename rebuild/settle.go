@@ -286,7 +286,16 @@ func (q *Queue) end(job capstore.Job, r Result) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	now, err := q.store.Job(job.ID)
-	if err != nil || now.State.HasEnded() {
+	if err != nil {
+		return err
+	}
+	if now.State.HasEnded() {
+		if now.Verdict.Granted() && r.Verdict.Granted() {
+			// Its rows may be written, and its capability not be acknowledged yet.
+			if _, err = q.store.FinishJob(now, r.Capability); errors.Is(err, capstore.ErrFinished) {
+				err = nil
+			}
+		}
 		return err
 	}
 	if err := q.keepRecord(job, r); err != nil {
