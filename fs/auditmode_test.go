@@ -284,7 +284,7 @@ func TestAuditModeEndsUnderLoad(t *testing.T) {
 	for i := range cap(results) {
 		name := fmt.Sprintf("bad-%d.bin", i)
 		m.write(name, bad)
-		go func() { results <- m.run("loop until refused", m.at(name), sumOf(bad), "25") }()
+		go func() { results <- <-m.started("loop until refused", m.at(name), sumOf(bad), "25") }()
 	}
 	for i := range cap(results) {
 		waitFor(t, "each reader has read, and opened again", func() bool {
@@ -481,7 +481,7 @@ func TestAuditModeAgainstWriter(t *testing.T) {
 	})
 	results := make(chan result, 2)
 	for _, sum := range []string{sumOf(good), sumOf(bad)} {
-		go func() { results <- m.run("loop", m.at("model.bin"), sum, "3") }()
+		go func() { results <- <-m.started("loop", m.at("model.bin"), sum, "3") }()
 	}
 	for range cap(results) {
 		r := <-results

@@ -46,6 +46,28 @@ func (r result) String() string {
 // run does one thing in a client process. A client that hangs is a failure.
 func (m *mounted) run(args ...string) result {
 	m.t.Helper()
+	r, err := m.try(args...)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return r
+}
+
+// started is run beside the test, which a client that hangs does not make hang.
+func (m *mounted) started(args ...string) <-chan result {
+	ended := make(chan result, 1)
+	go func() {
+		r, err := m.try(args...)
+		if err != nil {
+			m.t.Error(err)
+			r = failed("client", err)
+		}
+		ended <- r
+	}()
+	return ended
+}
+
+func (m *mounted) try(args ...string) (result, error) {
 	cmd := m.command(args...)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
@@ -56,20 +78,21 @@ func (m *mounted) run(args ...string) result {
 		defer close(done)
 		out, err = cmd.Output()
 	}()
+	limit := 30*time.Second + raceTime(m.t)
 	select {
 	case <-done:
-	case <-time.After(30*time.Second + raceTime(m.t)):
+	case <-time.After(limit):
 		cmd.Process.Kill()
-		m.t.Fatalf("client %q hangs", args)
+		return result{}, fmt.Errorf("client %q did not end in %v", args, limit)
 	}
 	var r result
 	if err == nil {
 		err = json.Unmarshal(out, &r)
 	}
 	if err != nil {
-		m.t.Fatalf("client %q: %v\n%s", args, err, stderr.Bytes())
+		return r, fmt.Errorf("client %q: %w\n%s", args, err, stderr.Bytes())
 	}
-	return r
+	return r, nil
 }
 
 func (m *mounted) command(args ...string) *exec.Cmd {

@@ -166,8 +166,7 @@ func TestTamperedDuringEarlyFill(t *testing.T) {
 	m := mountEmpty(t, func(s *serverSpec) { s.Workers = 1 })
 	s := m.sparse("model.bin", 384<<20, true)
 	m.admit(s)
-	opener := make(chan result, 1)
-	go func() { opener <- m.run("read", m.at("model.bin")) }()
+	opener := m.started("read", m.at("model.bin"))
 	m.await(func(s Stats) bool { return s.FilledBytes > 0 })
 	f, err := os.OpenFile(filepath.Join(m.src, "model.bin"), os.O_WRONLY, 0)
 	if err != nil {
@@ -193,8 +192,7 @@ func TestTamperedDuringEarlyFill(t *testing.T) {
 func TestKilledDuringEarlyFill(t *testing.T) {
 	m := mountEmpty(t, func(s *serverSpec) { s.Workers = 1 })
 	m.admit(m.sparse("model.bin", 384<<20, true))
-	opener := make(chan result, 1)
-	go func() { opener <- m.run("openloop", m.at("model.bin"), "1") }()
+	opener := m.started("openloop", m.at("model.bin"), "1")
 	m.await(func(s Stats) bool { return s.FilledBytes > 0 })
 	m.killed(opener)
 }

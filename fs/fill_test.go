@@ -134,14 +134,13 @@ func TestFillStopsAtRevocation(t *testing.T) {
 
 // slowFill holds a mount in the middle of a fill of a content that was measured
 // before: it returns when some bytes are stored, with the opener that waits.
-func slowFill(t *testing.T) (*mounted, capstore.Subject, chan result) {
+func slowFill(t *testing.T) (*mounted, capstore.Subject, <-chan result) {
 	t.Helper()
 	m := mountEmpty(t, func(s *serverSpec) { s.Workers = 1 })
 	s := m.sparse("model.bin", 384<<20, true)
 	m.admit(s)
 	m.why("model.bin")
-	opener := make(chan result, 1)
-	go func() { opener <- m.run("openloop", m.at("model.bin"), "1") }()
+	opener := m.started("openloop", m.at("model.bin"), "1")
 	m.await(func(s Stats) bool { return s.FilledBytes > 0 })
 	return m, s, opener
 }
@@ -204,7 +203,7 @@ func TestKilledDuringFill(t *testing.T) {
 }
 
 // killed kills the mount process; it has to end, and so has its opener.
-func (m *mounted) killed(opener chan result) {
+func (m *mounted) killed(opener <-chan result) {
 	m.t.Helper()
 	m.gone = true
 	if err := m.cmd.Process.Kill(); err != nil {

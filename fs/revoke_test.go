@@ -60,8 +60,7 @@ func TestRevokedWhileMeasured(t *testing.T) {
 	m := mountEmpty(t)
 	s := m.sparse("model.bin", 2<<30, true)
 	m.admit(s)
-	opened := make(chan result, 1)
-	go func() { opened <- m.run("openloop", m.at("model.bin"), "4") }()
+	opened := m.started("openloop", m.at("model.bin"), "4")
 	m.waitVerifying()
 	m.revoke(capstore.KindFile, s.Digest)
 	if m.stats().Verifying == 0 {
