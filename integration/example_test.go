@@ -22,7 +22,7 @@ func TestExampleQuantize(t *testing.T) {
 // nothing, each a process of its own: one result is not enough, two are, a lie
 // freezes, and what is taken back is refused at the next open.
 func TestExampleQuorum(t *testing.T) {
-	example(t, "quorum", "servers", "missing: bob, carol", "reproduced-2 by alice, bob", "no proof came with this one", "revoked claim", "training data withdrawn")
+	example(t, "quorum", "servers", "missing: bob, carol", "reproduced-2 by alice, bob", "no proof came with this one", "revoked claim", "training data withdrawn", "3 capabilities, 2 revocations, 0 revocation lists")
 }
 
 // example runs a demo, which has to print some texts. target of the Makefile gets

@@ -236,6 +236,15 @@ expect "training data withdrawn"
 say "The publisher looks for entries under their key that they did not make."
 step 0 "$clawfs" log monitor --log-policy "$policy" --key "$publisher/acme.pub" --known "$publisher/langid.sba" --state "$publisher/monitor"
 
+say "DAVE loses the store, and the journal beside it. The registry has what was granted, and what was taken back."
+on 0 dave status
+kill -9 "$(sed -n 's/^daemon .*pid \([0-9]*\),.*/\1/p' "$last")"
+rm -r "$dir/dave/state/store" "$dir/dave/state/kept"
+on 0 dave store rebuild --from "$place"
+serve dave-daemon "$clawfs" daemon --state "$dir/dave/state"
+eventually 0 revoked "$clawfs" caps --state "$dir/dave/state"
+step 1 cat "$mountpoint/langid.bin"
+
 on 0 dave status
 on 0 dave umount "$mountpoint"
 finish
