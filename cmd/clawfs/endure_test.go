@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -40,6 +41,13 @@ func TestStoppedMountProcess(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { syscall.Kill(pid, syscall.SIGCONT) })
+	r.eventually("all its threads are stopped", func() bool {
+		states, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+		return err == nil && len(states) > 0 && !slices.ContainsFunc(states, func(path string) bool {
+			b, err := os.ReadFile(path)
+			return err == nil && !strings.Contains(string(b), ") T ")
+		})
+	})
 	type answer struct {
 		out []byte
 		err error
@@ -302,8 +310,12 @@ func TestMountInSmallMemory(t *testing.T) {
 			}
 			peak, anon := residentOf(t, pid)
 			t.Logf("%d GiB in %v: at most %d MiB resident, %d MiB of them its own now", *endureGiB, time.Since(start).Round(time.Second), peak>>20, anon>>20)
-			if anon > limit/2 {
-				t.Errorf("%d MiB of its own, want less than %d", anon>>20, limit/2>>20)
+			own := int64(limit / 2)
+			if raceEnabled { // whose shadow memory is more than what it watches
+				own = limit
+			}
+			if anon > own {
+				t.Errorf("%d MiB of its own, want less than %d", anon>>20, own>>20)
 			}
 			if s := r.status(); s.Mounts[0].Restarts != 0 {
 				t.Errorf("restarted %d times", s.Mounts[0].Restarts)
