@@ -409,8 +409,8 @@ func TestResumeDecidesAgain(t *testing.T) {
 		"revoked, kernel serves":  {TierSealed, revokeMeanwhile(data), true, Held, syscall.EACCES},
 		"unknown":                 {TierBlocks, func(_ *testing.T, m *mounted) { m.spec.Admit = nil }, false, Cut, syscall.EACCES},
 		"unknown, kernel serves":  {TierSealed, func(_ *testing.T, m *mounted) { m.spec.Admit = nil }, true, Held, syscall.EACCES},
-		"overwritten":             {TierBlocks, func(t *testing.T, m *mounted) { overwrite(t, m, other) }, false, Failed, syscall.EACCES},
-		"overwritten, kernel has": {TierSealed, func(t *testing.T, m *mounted) { overwrite(t, m, other) }, true, "", syscall.EACCES},
+		"overwritten":             {TierBlocks, func(t *testing.T, m *mounted) { writeSource(t, m, other) }, false, Failed, syscall.EACCES},
+		"overwritten, kernel has": {TierSealed, func(t *testing.T, m *mounted) { writeSource(t, m, other) }, true, "", syscall.EACCES},
 		"removed": {TierBlocks, func(t *testing.T, m *mounted) {
 			if err := os.Remove(filepath.Join(m.src, "m.bin")); err != nil {
 				t.Fatal(err)
@@ -467,7 +467,7 @@ func revokeMeanwhile(data []byte) func(*testing.T, *mounted) {
 	}
 }
 
-func overwrite(t *testing.T, m *mounted, data []byte) {
+func writeSource(t *testing.T, m *mounted, data []byte) {
 	t.Helper()
 	f, err := os.OpenFile(filepath.Join(m.src, "m.bin"), os.O_WRONLY, 0)
 	if err != nil {
