@@ -59,6 +59,8 @@ var (
 	ErrForeign = errors.New("store is not the one of this machine's memory")
 	// ErrClosed: the store was closed, or an earlier write had an unknown outcome.
 	ErrClosed = errors.New("store is closed")
+	// ErrClosing: the store takes nothing more, and its files are not closed yet.
+	ErrClosing = errors.New("store is still being closed")
 	// ErrFinished: the job has ended, and a job ends once.
 	ErrFinished = errors.New("job has already ended")
 	// ErrUnfinished: the job has not ended, and only what has ended is removed.

@@ -288,7 +288,7 @@ func (d *Draft) commit(now time.Time) (old string, err error) {
 	if err := writeHead(d.newMemory(), d.s.key, d.s.head); err != nil {
 		return "", errors.Join(err, d.Discard())
 	}
-	if err := closeBadger(d.s.db); err != nil {
+	if err := closeBadger(d.s.db, commitPatience, nil); err != nil {
 		d.s.db = nil
 		return "", errors.Join(err, d.Discard())
 	}

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/options"
@@ -54,7 +55,8 @@ type Store struct {
 	// readers are those who read db without s.mu. Added to under s.mu only, and
 	// shut waits for them.
 	readers sync.WaitGroup
-	closing atomic.Bool // shut waits for readers: those that take long end
+	closing atomic.Bool   // shut waits for readers: those that take long end
+	closed  chan struct{} // of shut, closed when Badger has let go of its files
 	// unsaved are lists in force here that are not yet on disk. Revocations of that
 	// sort are the view's loose ones.
 	unsaved map[hashpipe.Digest]bool
@@ -172,8 +174,17 @@ func recovered(err *error) {
 	}
 }
 
+// How long Badger gets to write what it has in memory when it is closed. Where it
+// cannot, it tries again each second for ever.
+const (
+	closePatience  = 2 * time.Second // where that is in its log as well
+	commitPatience = time.Minute
+)
+
 // Close waits for the last read and write, ends every subscription and lets go of the
-// directory. A second Close does nothing.
+// directory. If Badger cannot write what it has in memory, because the disk is full,
+// it returns ErrClosing soon, and the store cannot be opened again before Closed; what
+// was acknowledged is on stable storage. A second Close does nothing.
 func (s *Store) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -183,34 +194,62 @@ func (s *Store) Close() error {
 	return nil
 }
 
+// Closed is closed when a Close, which comes before, has let go of all files.
+func (s *Store) Closed() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.closed
+}
+
 func (s *Store) shut() (err error) {
 	for ch := range s.subs {
 		close(ch)
 	}
 	clear(s.subs)
-	if s.db != nil {
-		s.endSweep()
-		if s.source != nil { // a draft has none
-			s.source.close()
-		}
-		s.closing.Store(true)
-		s.readers.Wait()
-		err = closeBadger(s.db)
-		s.db = nil
-	}
 	if s.kept != nil {
-		err = errors.Join(err, s.kept.Close())
+		err = s.kept.Close()
 	}
+	let := func() error { return nil }
 	if s.lock != nil {
-		err = errors.Join(err, s.lock.Close())
-		s.lock = nil
+		let, s.lock = s.lock.Close, nil
 	}
-	return err
+	if s.db == nil {
+		return errors.Join(err, let())
+	}
+	s.endSweep()
+	if s.source != nil { // a draft has none
+		s.source.close()
+	}
+	s.closing.Store(true)
+	s.readers.Wait()
+	closed := make(chan struct{})
+	s.closed = closed
+	late := closeBadger(s.db, closePatience, func() error { defer close(closed); return let() })
+	s.db = nil
+	return errors.Join(err, late)
 }
 
-func closeBadger(db *badger.DB) (err error) {
-	defer recovered(&err)
-	return db.Close()
+// closeBadger calls then, if there is one, when the database is closed: also after it
+// has returned ErrClosing.
+func closeBadger(db *badger.DB, patience time.Duration, then func() error) error {
+	ended := make(chan error, 1)
+	go func() {
+		var err error
+		defer func() {
+			if then != nil {
+				err = errors.Join(err, then())
+			}
+			ended <- err
+		}()
+		defer recovered(&err)
+		err = db.Close()
+	}()
+	select {
+	case err := <-ended:
+		return err
+	case <-time.After(patience):
+		return fmt.Errorf("%w: what is in memory could not be written in %v", ErrClosing, patience)
+	}
 }
 
 // View is the verified set in memory. It takes records through the Store alone.

@@ -434,7 +434,7 @@ func Salvage(ctx context.Context, dir, memory string, each func(Record) error, j
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, closeBadger(db)) }()
+	defer func() { err = errors.Join(err, closeBadger(db, commitPatience, nil)) }()
 	return scan(db, "", "", func(item *badger.Item) error {
 		r, err := rowOf(item)
 		if err != nil {

@@ -270,8 +270,15 @@ func (s *trouble) String() string {
 func (h *host) trouble() *trouble {
 	h.t.Helper()
 	var status struct{ Store *trouble }
-	if err := h.get("/v1/status", &status); err != nil {
-		h.t.Fatalf("%v\n%s", err, h.tail())
+	for end := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+		err := h.get("/v1/status", &status)
+		if err == nil {
+			break
+		}
+		// Between a store that has failed and somebody who answers without it.
+		if r := asRefusal(err); r == nil || !strings.Contains(r.text, "next: the same again") || time.Now().After(end) {
+			h.t.Fatalf("%v\n%s", err, h.tail())
+		}
 	}
 	if s := status.Store; s != nil && (s.Cause == "" || s.Error == "" || s.Next == "") {
 		h.t.Errorf("a daemon without its store says %v, want a cause, an error and what to do", s)

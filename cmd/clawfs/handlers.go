@@ -58,6 +58,9 @@ func (d *daemon) handler() http.Handler {
 func reply(mux *http.ServeMux, pattern string, answer func(*http.Request) (any, error)) {
 	mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
 		v, err := answer(r)
+		if errors.Is(err, capstore.ErrClosed) {
+			err = answerError(0, 0, err)
+		}
 		if err != nil {
 			control.ReplyError(w, err)
 			return
@@ -77,6 +80,9 @@ func orEmpty[T any](list []T, err error) ([]T, error) {
 // answerError is err as the socket carries it: an HTTP status for curl, an exit
 // code for a verb.
 func answerError(status, code int, err error) error {
+	if errors.Is(err, capstore.ErrClosed) { // a moment later somebody else answers
+		status, code, err = http.StatusServiceUnavailable, codeError, fmt.Errorf("the daemon has just let go of its store (%w); next: the same again", err)
+	}
 	return &control.Error{Status: status, Code: code, Message: err.Error()}
 }
 

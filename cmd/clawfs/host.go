@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/openclaw/clawfs/capstore"
 	"github.com/openclaw/clawfs/capstore/kept"
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/config"
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/control"
@@ -30,8 +31,9 @@ type host struct {
 	listener net.Listener // of the control socket; set by run before its parts
 
 	// Of the goroutine of serveStore, once run has begun.
-	daemon   *daemon   // nil: the store is not open
-	stricken *stricken // nil: it is
+	daemon   *daemon         // nil: the store is not open
+	stricken *stricken       // nil: it is
+	closing  <-chan struct{} // closed when the store that has failed is; nil: none has
 }
 
 // front passes each request to who answers now.
@@ -70,6 +72,13 @@ func (h *host) begin(ctx context.Context) error {
 
 // open opens the store first in a child, which is the one to die of it.
 func (h *host) open(ctx context.Context) error {
+	if h.closing != nil {
+		select {
+		case <-h.closing:
+		default:
+			return &trouble{causeFull, errors.New("the store is not closed yet: what it has in memory cannot be written")}
+		}
+	}
 	if err := h.clock.recall(); err != nil {
 		return &trouble{causeForgotten, err}
 	}
@@ -114,7 +123,12 @@ func (h *host) close() error {
 	if h.daemon == nil {
 		return nil
 	}
-	return h.daemon.store.Close()
+	err := h.daemon.store.Close()
+	if errors.Is(err, capstore.ErrClosing) { // nothing that was acknowledged is in memory alone
+		h.log.Warn("ending while the store is being closed; the next start takes longer", "error", err)
+		return nil
+	}
+	return err
 }
 
 // serveStore works on the store until ctx ends; where it cannot be opened, it
@@ -164,15 +178,15 @@ func (d *daemon) watchStore(ctx context.Context) error {
 func (h *host) fail(failed *storeFailedError) {
 	s := newStricken(h, &trouble{causeFailed, failed})
 	store := h.daemon.store
+	h.front.set(s.handler())
 	if err := store.Close(); err != nil {
 		h.log.Error("closing the store", "error", err)
 	}
 	// Whoever still asks the daemon is refused by the closed store: this is all.
 	for _, r := range store.Unsaved() {
-		s.unsaved = append(s.unsaved, kept.Record{Kind: r.Kind, Envelope: r.Envelope})
+		s.publish(r, kept.Record{Kind: r.Kind, Envelope: r.Envelope})
 	}
-	h.front.set(s.handler())
-	h.daemon, h.stricken = nil, s
+	h.daemon, h.stricken, h.closing = nil, s, store.Closed()
 }
 
 // reopen tries once.
