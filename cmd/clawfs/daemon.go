@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"strconv"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -70,7 +71,11 @@ func (a *app) runDaemon(ctx context.Context, background bool) error {
 	lock, err := control.TakePlace(s.Lock())
 	var held *control.LockedError
 	if errors.As(err, &held) {
-		return fmt.Errorf("a daemon runs already for %s (pid %d); next: %s", s, held.PID, a.command("status"))
+		pid := "not known"
+		if held.PID > 0 {
+			pid = strconv.Itoa(held.PID)
+		}
+		return fmt.Errorf("a daemon runs already for %s (pid %s); next: %s", s, pid, a.command("status"))
 	}
 	if err != nil {
 		return err

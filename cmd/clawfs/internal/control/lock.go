@@ -105,17 +105,32 @@ func planted(path string, kind fs.FileMode) error {
 // until it has come to its exec. TakePlace waits for it, briefly; it does not wait
 // for a process that lives.
 func TakePlace(path string) (*Lock, error) {
-	for end := time.Now().Add(deadPatience); ; time.Sleep(20 * time.Millisecond) {
+	for began := time.Now(); ; time.Sleep(20 * time.Millisecond) {
 		l, err := takePlace(path)
 		var held *LockedError
-		if !errors.As(err, &held) || !isDead(held.PID) || time.Now().After(end) {
+		if !errors.As(err, &held) {
+			return l, err
+		}
+		patience := time.Duration(0)
+		switch {
+		case isDead(held.PID):
+			patience = deadPatience
+		case held.PID == 0:
+			patience = namePatience
+		}
+		if time.Since(began) >= patience {
 			return l, err
 		}
 	}
 }
 
-// deadPatience is how long locks are waited for whose holder is dead.
-const deadPatience = 2 * time.Second
+const (
+	// deadPatience is how long locks are waited for whose holder is dead.
+	deadPatience = 2 * time.Second
+	// namePatience is how long it is asked who the holder is, which who has just taken
+	// the place may not have said yet.
+	namePatience = 500 * time.Millisecond
+)
 
 // isDead says that a process has ended, whether or not its parent has noticed.
 // Unknown is alive.
