@@ -181,7 +181,11 @@ func CheckClosed(ctx context.Context, dir, memory string, t Trust, want Head, te
 	if s.lock, err = lockFile(filepath.Join(dir, "lock")); err != nil {
 		return Checked{}, err
 	}
-	defer func() { err = errors.Join(err, s.shut()) }()
+	defer func() {
+		if late := s.shut(); !errors.Is(late, ErrClosing) { // which says nothing of what was read
+			err = errors.Join(err, late)
+		}
+	}()
 	if err := checkSpace(dir, reserveOpen); err != nil {
 		return Checked{}, err
 	}

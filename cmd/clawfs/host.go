@@ -9,7 +9,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/openclaw/clawfs/capstore"
 	"github.com/openclaw/clawfs/capstore/kept"
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/config"
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/control"
@@ -123,12 +122,7 @@ func (h *host) close() error {
 	if h.daemon == nil {
 		return nil
 	}
-	err := h.daemon.store.Close()
-	if errors.Is(err, capstore.ErrClosing) { // nothing that was acknowledged is in memory alone
-		h.log.Warn("ending while the store is being closed; the next start takes longer", "error", err)
-		return nil
-	}
-	return err
+	return closeLast(h.daemon.store)
 }
 
 // serveStore works on the store until ctx ends; where it cannot be opened, it
