@@ -214,5 +214,5 @@ func (a *app) backupOfStore(ctx context.Context, add func(string, []byte) error)
 			}
 			return add(kindJob, text)
 		})
-	return errors.Join(err, store.Close())
+	return errors.Join(err, closeSlowly(store))
 }

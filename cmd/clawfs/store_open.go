@@ -25,6 +25,25 @@ func openStore(s config.State, policy config.Policy) (*capstore.Store, error) {
 	return capstore.Open(s.Store(), s.Memory(), policy.Trust())
 }
 
+// slowClose bounds how long closeSlowly waits.
+const slowClose = 30 * time.Second
+
+// closeSlowly closes a store for a process that ends when it is closed. On a slow disk
+// that takes longer than Close waits, and whoever ended before would leave all of that
+// work to the next one, which would not come to its end either.
+func closeSlowly(s *capstore.Store) error {
+	err := s.Close()
+	if !errors.Is(err, capstore.ErrClosing) {
+		return err
+	}
+	select {
+	case <-s.Closed():
+		return nil
+	case <-time.After(slowClose):
+		return err
+	}
+}
+
 // Causes of a trouble, as `clawfs status -o json` names them.
 const (
 	causeLocked  = "locked"  // another process has the store open
@@ -124,7 +143,7 @@ func newStoreProbeCommand(a *app) *cobra.Command {
 			var answer probed
 			s, err := openStore(a.config(), policy)
 			if err == nil {
-				err = s.Close()
+				err = closeSlowly(s)
 			}
 			if err != nil {
 				t := troubleOf(err)

@@ -368,6 +368,24 @@ func TestStoreThatFailsIsOpenedAgain(t *testing.T) {
 	r.eventually("the mount has the next one, too", func() bool { return !r.opens("b.bin", "b") })
 }
 
+// On a disk that is only slow the child that opens the store first comes to its end:
+// what a dead daemon had in memory is written, which takes longer than a daemon that
+// answers waits for it.
+func TestStoreOnASlowDisk(t *testing.T) {
+	if _, err := exec.LookPath("strace"); err != nil {
+		t.Fatal("strace is missing; run: apt-get install strace")
+	}
+	r := newRig(t)
+	r.startDaemon()
+	r.ok("revoke", "--kind", "file", hashpipe.SumBytes([]byte("a")).String(), "--reason", "now")
+	r.stopDaemon(syscall.SIGKILL)
+	got := r.exec("strace", "-f", "-e", "trace=fsync,fdatasync,msync", "-e", "inject=fsync,fdatasync,msync:delay_enter=400000",
+		"-o", filepath.Join(t.TempDir(), "trace"), r.bin, "--state", string(r.state), "store-probe")
+	if got.code != 0 || got.stdout != "{}\n" {
+		t.Errorf("opening the store first, where each fsync takes 0.4 s: exit code %d\n%s%s", got.code, got.stdout, got.stderr)
+	}
+}
+
 // A stranger's revocation takes nothing back, and is not kept.
 func TestStrickenChecksSignatures(t *testing.T) {
 	r, other := newRig(t), newRig(t)
