@@ -24,10 +24,11 @@ export GOTOOLCHAIN := local
 #   qemu-user-static      the arm64 run of the hashing tests
 #   mmdebstrap zstd       environment images of the examples
 #   fasttext              the unmodified client of examples/langid
+#   strace                calls that fail or are slow, in tests
 #   jq openssl openssh-client procps perl   tests of the command line, of keys, agents and signer programs, the demos
 #   shellcheck            lint
 DEBS := ca-certificates git make gcc libc6-dev libseccomp-dev pkg-config fuse3 fsverity attr e2fsprogs \
-        xfsprogs mount fio \
+        xfsprogs mount fio strace \
         jq openssl openssh-client perl procps qemu-user-static mmdebstrap zstd xz-utils fasttext shellcheck
 
 # What only the tests with other people's programs need (make clients):

@@ -108,6 +108,20 @@ func (s *Store) keepFact(kind string) error {
 	return err
 }
 
+// keepLate is keepFact for a capability whose rows are written: to write them again for
+// each try would fill the store and then the journal with one record. Callers hold s.mu.
+func (s *Store) keepLate(also ...row) error {
+	if err := s.usable(); err != nil {
+		return err
+	}
+	if len(also) > 0 {
+		if err := s.commit(reserveWrite, s.head.n, also...); err != nil {
+			return err
+		}
+	}
+	return s.keepFact(RecordCapability)
+}
+
 // keepWaiting puts what takes something back, and could not be written to the
 // database, where the next Open finds it, and says so for an error. Callers hold
 // s.mu.

@@ -1,10 +1,13 @@
 package capstore
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/openclaw/clawfs/capstore/kept"
 )
@@ -60,6 +63,64 @@ func TestWhatIsAcknowledgedIsKept(t *testing.T) {
 		if len(s.Rejected()) > 0 || s.Behind() != nil {
 			t.Errorf("rejected %v, behind %v", s.Rejected(), s.Behind())
 		}
+	}
+}
+
+// A grant for which the journal has no room is tried again and again, and is written
+// once, into the store and into the journal.
+func TestGrantThatIsKeptLateIsWrittenOnce(t *testing.T) {
+	w, dir := newWorld(t), storeDir(t)
+	if err := os.Mkdir(keptDir(dir), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", keptDir(dir), "tmpfs", 0, "size=64k,mode=700"); err != nil {
+		t.Fatalf("mounting needs root: %v", err)
+	}
+	t.Cleanup(func() { unix.Unmount(keptDir(dir), unix.MNT_DETACH) })
+	s := openStore(t, dir, w.trust())
+	if _, err := s.Admit(w.capability(t, "", "a.bin")); err != nil {
+		t.Fatal(err)
+	}
+	filler := filepath.Join(keptDir(dir), "filler")
+	if err := os.WriteFile(filler, make([]byte, 1<<20), 0o600); !errors.Is(err, unix.ENOSPC) {
+		t.Fatalf("filling the journal's disk: %v, want ENOSPC", err)
+	}
+	finished, plain := w.capability(t, "", "b.bin"), w.capability(t, "", "c.bin")
+	j := addJob(t, s)
+	j.Verdict = Minted
+	facts := s.head.n
+	for range 5 {
+		if _, err := s.FinishJob(j, finished); !errors.Is(err, ErrNoSpace) {
+			t.Fatalf("FinishJob without room in the journal: %v, want ErrNoSpace", err)
+		}
+		if _, err := s.Admit(plain); !errors.Is(err, ErrNoSpace) {
+			t.Fatalf("Admit without room in the journal: %v, want ErrNoSpace", err)
+		}
+	}
+	if got := s.head.n - facts; got != 2 {
+		t.Errorf("after five tries: %d facts of two capabilities", got)
+	}
+	if err := os.Remove(filler); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Admit(plain); err != nil {
+		t.Error(err)
+	}
+	if len(s.Lookup(digestOf("b.bin"))) != 0 || len(s.Lookup(digestOf("c.bin"))) != 1 {
+		t.Error("want c.bin granted, and not b.bin, which nobody was told of")
+	}
+	if _, err := s.FinishJob(j, finished); err != nil {
+		t.Error(err)
+	}
+	for range 2 {
+		if len(s.Lookup(digestOf("b.bin"))) != 1 || len(s.Lookup(digestOf("c.bin"))) != 1 {
+			t.Error("with room: not both of them grant")
+		}
+		if got := keptRecords(t, dir); len(got[RecordCapability]) != 3 {
+			t.Errorf("the journal has %d capabilities, want 3", len(got[RecordCapability]))
+		}
+		closeStore(t, s)
+		s = openStore(t, dir, w.trust())
 	}
 }
 

@@ -270,7 +270,7 @@ func TestMany(t *testing.T) {
 		t.Fatal(err)
 	}
 	view.stored = true
-	s := &Store{dir: dir, memory: memoryOf(dir), view: view, subs: make(map[chan Record]struct{}), unsaved: make(map[hashpipe.Digest]bool), source: source}
+	s := &Store{dir: dir, memory: memoryOf(dir), view: view, subs: make(map[chan Record]struct{}), unsaved: make(map[hashpipe.Digest]bool), unkept: make(map[hashpipe.Digest]uint32), source: source}
 	before, began := processor(t), time.Now()
 	if s.db, err = openBadger(filepath.Join(dir, "db")); err != nil {
 		t.Fatal(err)

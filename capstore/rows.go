@@ -59,7 +59,11 @@ func (s *Store) record(reserve int64, f fact, envelope []byte, also ...row) erro
 		s.failed = err
 		return err
 	}
-	return s.keepFact(f.kind)
+	err := s.keepFact(f.kind)
+	if err != nil {
+		s.unkept[f.id] = uint32(next.n)
+	}
+	return err
 }
 
 // commit writes rows of these contents in one transaction and returns after they

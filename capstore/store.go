@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -60,11 +61,14 @@ type Store struct {
 	// unsaved are lists in force here that are not yet on disk. Revocations of that
 	// sort are the view's loose ones.
 	unsaved map[hashpipe.Digest]bool
-	lists   map[hashpipe.Digest]uint32 // by id, the newest fact of each list
-	source  *database
-	sweep   *sweep
-	kept    *kept.Journal // what was acknowledged, outside of Badger; see kept.go
-	behind  error         // why the journal lacks something; nil: it does not
+	// unkept are capabilities whose rows are written and that grant nothing here yet,
+	// because the journal has no room for them: by id, their fact.
+	unkept map[hashpipe.Digest]uint32
+	lists  map[hashpipe.Digest]uint32 // by id, the newest fact of each list
+	source *database
+	sweep  *sweep
+	kept   *kept.Journal // what was acknowledged, outside of Badger; see kept.go
+	behind error         // why the journal lacks something; nil: it does not
 	// taking: the journal is not told of any fact, because one that has some of this
 	// store says that all was taken that was taken back before. Of Open alone.
 	taking bool
@@ -102,7 +106,7 @@ func open(dir, memory string, t Trust) (_ *Store, err error) {
 			return nil, err
 		}
 	}
-	s := &Store{dir: dir, memory: memory, view: view, subs: make(map[chan Record]struct{}), unsaved: make(map[hashpipe.Digest]bool), source: source}
+	s := &Store{dir: dir, memory: memory, view: view, subs: make(map[chan Record]struct{}), unsaved: make(map[hashpipe.Digest]bool), unkept: make(map[hashpipe.Digest]uint32), source: source}
 	if s.lock, err = lockFile(filepath.Join(dir, "lock")); err != nil {
 		return nil, err
 	}
@@ -291,10 +295,17 @@ func (s *Store) Admit(envelope []byte) (Capability, error) {
 // subscribers. Callers hold s.mu.
 func (s *Store) admit(c Capability, also ...row) error {
 	lost := s.view.find(RecordCapability, c.ID())
-	if err := s.record(reserveWrite, c.fact(), c.rec.envelope, also...); err != nil {
+	number, written := s.unkept[c.ID()]
+	if !written || slices.Contains(lost, number) { // a Retrust has found it, and it was damaged since
+		if err := s.record(reserveWrite, c.fact(), c.rec.envelope, also...); err != nil {
+			return err
+		}
+		number = uint32(s.head.n)
+	} else if err := s.keepLate(also...); err != nil {
 		return err
 	}
-	s.view.addCapability(uint32(s.head.n), c)
+	delete(s.unkept, c.ID())
+	s.view.addCapability(number, c)
 	s.view.kill(lost...)
 	s.publish(Record{Kind: RecordCapability, Envelope: c.Envelope()})
 	return nil

@@ -433,7 +433,7 @@ type filesystem struct {
 	recut      atomic.Bool   // a handle was cut off, and the pages of its node may be there
 	background sync.WaitGroup
 
-	inherited []inheritedBacking // not changed after restore
+	inherited []inheritedBacking // of dropInherited, after restore
 	server    *connection
 
 	journal     *journal // nil: nothing is kept for a successor

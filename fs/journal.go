@@ -36,6 +36,7 @@ import (
 //	 8  kind      12  length of the body
 //	16  CRC-32C of kind, length and body
 //	24  references of the kernel (nodes)   32  flags (nodes); both change in place
+//	24  when it is to go (backings), in nanoseconds since 1970; 0: not said yet
 //	40  body
 type journal struct {
 	file *os.File
@@ -324,6 +325,18 @@ func (j *journal) clearFlag(at slot, flag uint64) {
 	if j != nil && at != 0 {
 		j.word(at + 32).And(^flag)
 	}
+}
+
+// deadline is when what a predecessor has registered is to go: grace after the first
+// successor has asked, whatever becomes of that one. It is never more than grace away.
+func (j *journal) deadline(e entry, grace time.Duration) time.Time {
+	now := time.Now()
+	until := now.Add(grace)
+	if said := time.Unix(0, int64(e.refs)); e.refs != 0 && said.Before(until) {
+		return said
+	}
+	j.setRefs(e.slot, uint64(until.UnixNano()))
+	return until
 }
 
 // What the bodies hold.

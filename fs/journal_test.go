@@ -2,8 +2,10 @@ package fs
 
 import (
 	"bytes"
+	"encoding/binary"
 	"os"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -59,6 +61,44 @@ func TestJournalKeeps(t *testing.T) {
 	}
 	if n, err := again.next(); err != nil || n != 1 {
 		t.Errorf("incarnation %d, %v", n, err)
+	}
+}
+
+// What a process has registered stays for a while after its death, and not for another
+// while after the death of each of its successors.
+func TestJournalCountsGraceOnce(t *testing.T) {
+	j := newTestJournal(t)
+	until := make(map[int32]time.Time)
+	began := time.Now()
+	for id := int32(1); id <= 4; id++ { // each registers one file, and dies
+		j.put(entryBacking, 0, 0, binary.NativeEndian.AppendUint64(nil, uint64(id)))
+		successor, list := j.reread(t)
+		f := &filesystem{journal: successor}
+		for _, e := range list {
+			if err := f.restoreBacking(e); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if len(f.inherited) != int(id) {
+			t.Fatalf("successor %d inherits %d files, want %d", id, len(f.inherited), id)
+		}
+		for _, b := range f.inherited {
+			if was, known := until[b.id]; known && !b.until.Equal(was) {
+				t.Errorf("successor %d keeps file %d until %v, and its predecessor until %v", id, b.id, b.until, was)
+			}
+			if b.until.Before(began.Add(backingGrace)) || b.until.After(time.Now().Add(backingGrace)) {
+				t.Errorf("file %d goes %v after the first death, want %v", b.id, b.until.Sub(began), backingGrace)
+			}
+			until[b.id] = b.until
+		}
+		time.Sleep(time.Millisecond)
+	}
+	// A clock that was put back does not make it stay longer.
+	_, list := j.reread(t)
+	j.setRefs(list[0].slot, uint64(time.Now().Add(time.Hour).UnixNano()))
+	_, list = j.reread(t)
+	if d := j.deadline(list[0], backingGrace); time.Until(d) > backingGrace {
+		t.Errorf("it goes in %v, want %v at most", time.Until(d), backingGrace)
 	}
 }
 

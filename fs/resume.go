@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -392,7 +393,7 @@ func (f *filesystem) restoreBacking(e entry) error {
 		return nil
 	case entryBacking:
 		w := body{b: e.body}
-		f.inherited = append(f.inherited, inheritedBacking{int32(w.get()), e.slot})
+		f.inherited = append(f.inherited, inheritedBacking{int32(w.get()), e.slot, f.journal.deadline(e, backingGrace)})
 		return nil
 	}
 	return badJournal("entry of kind %d", e.kind)
@@ -401,8 +402,9 @@ func (f *filesystem) restoreBacking(e entry) error {
 // inheritedBacking is the kernel's number of a file that a predecessor has
 // registered.
 type inheritedBacking struct {
-	id   int32
-	slot slot
+	id    int32
+	slot  slot
+	until time.Time
 }
 
 // backingGrace is how long a predecessor's numbers stay good. The kernel looks a
@@ -410,15 +412,17 @@ type inheritedBacking struct {
 // the successor has begun; without the number that open would be EIO.
 const backingGrace = 10 * time.Second
 
-// dropInherited lets the predecessor's private files go, as soon as the kernel does.
-// If this process ends before, its successor does it.
+// dropInherited lets the predecessors' private files go, as soon as the kernel does.
+// If this process ends before, its successor does it, and no later: processes that die
+// one after the other would keep the files of all of them.
 func (f *filesystem) dropInherited() {
-	select {
-	case <-f.ctx.Done():
-		return
-	case <-time.After(backingGrace):
-	}
+	slices.SortFunc(f.inherited, func(a, b inheritedBacking) int { return a.until.Compare(b.until) })
 	for _, b := range f.inherited {
+		select {
+		case <-f.ctx.Done():
+			return
+		case <-time.After(time.Until(b.until)):
+		}
 		f.server.UnregisterBackingFd(b.id)
 		f.journal.drop(b.slot)
 	}

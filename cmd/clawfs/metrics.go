@@ -47,15 +47,21 @@ Rules for alerts are in deploy/clawfs-alerts.yml.`,
 			if err := noEmptyPath(c, args); err != nil {
 				return err
 			}
-			if listen != "" && textfile != "" {
+			set := c.Flags().Changed
+			switch {
+			case set("listen") && set("textfile"):
 				return exitf(codeUsage, "--listen and --textfile: want one of them; see `clawfs metrics --help`")
+			case set("listen") && listen == "": // of a unit whose variable is not set
+				return exitf(codeUsage, "--listen: want an address, got an empty one; see `clawfs metrics --help`")
+			case set("textfile") && textfile == "":
+				return exitf(codeUsage, "--textfile: want a file, got an empty path; see `clawfs metrics --help`")
 			}
 			r := metrics.Registry(func() (metrics.Seen, error) { return a.seen(c.Context()) })
 			switch {
 			case listen != "":
 				return a.serveMetrics(c.Context(), r, listen)
 			case textfile != "":
-				return writeTextfile(r, textfile)
+				return a.writeTextfile(r, textfile)
 			}
 			return a.printMetrics(r)
 		},
@@ -118,14 +124,16 @@ func (a *app) printMetrics(r *prometheus.Registry) error {
 }
 
 // writeTextfile replaces the file for node_exporter, which reads no other names.
-func writeTextfile(r *prometheus.Registry, path string) error {
+func (a *app) writeTextfile(r *prometheus.Registry, path string) error {
 	if filepath.Ext(path) != ".prom" {
 		return exitf(codeUsage, "--textfile %s: want a name that ends in .prom, which is what node_exporter reads", printable(path))
 	}
 	if err := prometheus.WriteToTextfile(path, r); err != nil {
 		return fmt.Errorf("--textfile %s: %w", printable(path), err)
 	}
-	return nil
+	return a.print(struct {
+		Textfile string `json:"textfile"`
+	}{path}, func() {})
 }
 
 // serveMetrics answers scrapes until ctx ends.

@@ -125,6 +125,14 @@ func TestMetrics(t *testing.T) {
 	}
 	r.refused(codeUsage, []string{"metrics", "--textfile", "clawfs.txt"}, "want a name that ends in .prom")
 	r.refused(codeUsage, []string{"metrics", "--textfile", textfile, "--listen", "127.0.0.1:0"}, "--listen and --textfile: want one of them")
+	r.refused(codeUsage, []string{"metrics", "--listen="}, "--listen: want an address")
+	r.refused(codeUsage, []string{"metrics", "--textfile="}, "--textfile: want a file")
+	var written struct {
+		Textfile string `json:"textfile"`
+	}
+	if r.document(&written, "metrics", "--textfile", textfile); written.Textfile != textfile {
+		t.Errorf("metrics --textfile as JSON: %+v", written)
+	}
 	r.refused(codeError, []string{"metrics", "--textfile", filepath.Join(textfile, "x.prom")}, "not a directory")
 	r.refused(codeError, []string{"metrics", "--listen", "192.0.2.1:1"}, "192.0.2.1:1")
 }

@@ -98,12 +98,14 @@ func (a *app) remake(ctx context.Context, label string, use func(*assembly) erro
 	if m.lists, err = capstore.NewView(policy.Trust()); err != nil {
 		return nil, err
 	}
-	begun := capstore.Begun(s.Memory()) // a damaged store of a machine that is new is remade empty
 	m.draft, err = a.newDraft(ctx, policy)
 	if err != nil {
 		return nil, err
 	}
 	defer m.draft.Discard()
+	// A damaged store of a machine that is new is remade empty. Asked when nobody can have
+	// the store open any more, and a swap that was begun has been finished.
+	begun := capstore.Begun(s.Memory())
 	if err := use(m); err != nil {
 		return nil, err
 	}

@@ -305,3 +305,41 @@ func TestRebuildOfATornJournal(t *testing.T) {
 		})
 	}
 }
+
+// A crash left the swap of a store that has something for one that had nothing half
+// done. It is finished before it is asked what the store that is replaced had.
+func TestRebuildAfterACrashInASwap(t *testing.T) {
+	r := newRig(t)
+	r.startDaemon()
+	r.stopDaemon(syscall.SIGTERM)
+	memory, next := r.state.Memory(), filepath.Join(r.state.Memory(), "store.new")
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	of := map[string]string{r.state.Store(): r.state.Store() + ".new"}
+	for _, name := range []string{capstore.KeyName, capstore.HeadName} {
+		of[filepath.Join(memory, name)] = filepath.Join(next, name)
+	}
+	aside := t.TempDir()
+	copied := func(from, to string) {
+		if got := r.exec("cp", "-a", from, to); got.code != 0 {
+			t.Fatal(got.stderr)
+		}
+	}
+	for path := range of {
+		copied(path, filepath.Join(aside, filepath.Base(path)))
+	}
+	r.admit(map[string]string{"a.bin": "a"})
+	must(os.RemoveAll(r.state.Kept()))
+	must(os.WriteFile(filepath.Join(r.state.Store(), "db", "MANIFEST"), []byte("damaged"), 0o600))
+	must(os.Mkdir(next, 0o700))
+	for path, made := range of {
+		must(os.Rename(path, made))
+		copied(filepath.Join(aside, filepath.Base(path)), path)
+	}
+	must(os.WriteFile(filepath.Join(memory, "store-swap"), nil, 0o600)) // damaged, too
+	r.refused(codeRefused, []string{"store", "rebuild"}, "nothing was changed")
+}

@@ -368,6 +368,27 @@ func TestStoreThatFailsIsOpenedAgain(t *testing.T) {
 	r.eventually("the mount has the next one, too", func() bool { return !r.opens("b.bin", "b") })
 }
 
+// On a disk that is only slow the child that opens the store first says that it opens,
+// although what a dead daemon had in memory is not written as soon as the child waits.
+func TestStoreOnASlowDisk(t *testing.T) {
+	if _, err := exec.LookPath("strace"); err != nil {
+		t.Fatal("strace is missing; run: apt-get install strace")
+	}
+	r := newRig(t)
+	r.startDaemon()
+	r.ok("revoke", "--kind", "file", hashpipe.SumBytes([]byte("a")).String(), "--reason", "now")
+	r.stopDaemon(syscall.SIGKILL)
+	got := r.exec("strace", "-f", "-e", "trace=fsync,fdatasync,msync", "-e", "inject=fsync,fdatasync,msync:delay_enter=400000",
+		"-o", filepath.Join(t.TempDir(), "trace"), r.bin, "--state", string(r.state), "store-probe")
+	if got.code != 0 || got.stdout != "{}\n" {
+		t.Errorf("opening the store first, where each fsync takes 0.4 s: exit code %d\n%s%s", got.code, got.stdout, got.stderr)
+	}
+	r.startDaemon()
+	if out := r.ok("revocations", "list"); !strings.Contains(out, hashpipe.SumBytes([]byte("a")).String()[:16]) {
+		t.Errorf("the revocation is lost:\n%s", out)
+	}
+}
+
 // A stranger's revocation takes nothing back, and is not kept.
 func TestStrickenChecksSignatures(t *testing.T) {
 	r, other := newRig(t), newRig(t)

@@ -168,9 +168,16 @@ var ofReport = []family[control.MountReport]{
 		by(counts(map[string]string{"busy": "auditDropped", "disk": "auditLost"}))},
 }
 
-// count is a counter of a report by its name there.
+// count is a counter of a report by its name there. A mount process of an older
+// version than the daemon does not tell of all of them.
 func count(name string) func(control.MountReport) []sample {
-	return one(func(r control.MountReport) float64 { return float64(r.Counters[name]) })
+	return func(r control.MountReport) []sample {
+		n, known := r.Counters[name]
+		if !known {
+			return nil
+		}
+		return []sample{{value: float64(n)}}
+	}
 }
 
 // counts are some counters of a report, by the value of a label.
@@ -178,7 +185,9 @@ func counts(names map[string]string) func(control.MountReport) map[string]int {
 	return func(r control.MountReport) map[string]int {
 		m := make(map[string]int)
 		for label, name := range names {
-			m[label] = int(r.Counters[name])
+			if n, known := r.Counters[name]; known {
+				m[label] = int(n)
+			}
 		}
 		return m
 	}

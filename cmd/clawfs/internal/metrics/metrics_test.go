@@ -29,7 +29,7 @@ func full() Seen {
 		Mounts: []control.Mount{
 			{Mountpoint: "/models", State: "live", Restarts: 2, Resumable: true, Report: &control.MountReport{
 				Mode: "audit", AuditUntil: until, Tier: "sealed", Seal: "reflink", Version: "v1", At: until, Private: 5, PrivateBytes: 6, PreverifyPending: 8, Unsealed: 9,
-				Counters: map[string]int64{"granted": 10, "refused": 20, "auditServed": 30, "errors": 40, "auditDropped": 50, "auditLost": 60, "hashedBytes": 1 << 40},
+				Counters: map[string]int64{"granted": 10, "refused": 20, "auditServed": 30, "errors": 40, "auditDropped": 50, "auditLost": 60, "hashedBytes": 1 << 40, "lateMismatches": 0, "panics": 0},
 			}},
 			{Mountpoint: "/dead\xff\n", State: "dead"},
 		},
@@ -117,7 +117,9 @@ func TestMetrics(t *testing.T) {
 
 // What is not known is not zero.
 func TestUnknownHasNoSample(t *testing.T) {
-	stricken, gone := full(), full()
+	stricken, gone, older := full(), full(), full()
+	delete(older.Mounts[0].Report.Counters, "auditServed")
+	delete(older.Mounts[0].Report.Counters, "lateMismatches")
 	stricken.Daemon.Store = &control.StoreTrouble{Cause: "damaged"}
 	gone.Daemon = nil
 	for name, test := range map[string]struct {
@@ -126,6 +128,7 @@ func TestUnknownHasNoSample(t *testing.T) {
 		without []string
 	}{
 		"without the store": {stricken, map[string]string{"clawfs_up": "1", "clawfs_store_open": "0"}, []string{"clawfs_capabilities", "clawfs_revocations", "clawfs_jobs", "clawfs_rejected_rows"}},
+		"of an older mount": {older, map[string]string{`clawfs_opens_total{mount="/models",result="refused"}`: "20"}, []string{`clawfs_opens_total{mount="/models",result="audited"`, "clawfs_late_mismatches_total", "clawfs_quarantined_files"}},
 		"without a daemon":  {gone, map[string]string{"clawfs_up": "0"}, []string{"clawfs_store_open", "clawfs_build_info", "clawfs_capabilities", "clawfs_revocations", "clawfs_jobs", "clawfs_rejected_rows"}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -186,6 +189,10 @@ func TestAlertsNameMetrics(t *testing.T) {
 				t.Errorf("%s{%s}: no such sample", m[1], m[2])
 			}
 		}
+	}
+	// A daemon that hangs has no samples, and every other rule would be silent.
+	if !strings.Contains(string(rules), " unless clawfs_up\n") {
+		t.Error("no rule for an instance whose samples have gone")
 	}
 	if found < 8 {
 		t.Errorf("%d metrics in the rules, want at least 8", found)
