@@ -35,17 +35,21 @@ func (w *world) wreck() {
 		{"policy changed", w.changePolicy},
 		{"reader kill -9", func() error { w.run.readers[rand.IntN(len(w.run.readers))].kill(); return nil }},
 	}
+	var took time.Duration
 	for {
-		// Each of them once before any of them twice.
+		// Each of them once before any of them twice. Where a start takes long, on a busy
+		// machine, whoever wants something of the daemon gets as long.
 		for _, i := range w.run.rand.Perm(len(things)) {
-			w.run.sleep(w.run.phase/2 + rand.N(2*w.run.phase))
+			w.run.sleep(max(w.run.phase/2+rand.N(2*w.run.phase), took))
 			if !w.run.goesOn() {
 				return
 			}
+			begin := time.Now()
 			if err := things[i].do(); err != nil {
 				w.run.fail("world %s: %s: %v", w.name, things[i].name, err)
 				return
 			}
+			took = time.Since(begin)
 			w.run.count.add("did: "+things[i].name, 1)
 		}
 	}
