@@ -295,6 +295,9 @@ func (q *Queue) end(job capstore.Job, r Result) error {
 			if _, err = q.store.FinishJob(now, r.Capability); errors.Is(err, capstore.ErrFinished) {
 				err = nil
 			}
+			if err == nil {
+				q.dropSubmission(job.SBA)
+			}
 		}
 		return err
 	}
@@ -310,6 +313,9 @@ func (q *Queue) end(job capstore.Job, r Result) error {
 	}
 	_, err = q.store.FinishJob(now, r.Capability)
 	if err != nil && r.Verdict.Granted() && !isStoreTrouble(err) {
+		if row, lost := q.store.Job(job.ID); lost != nil || row.State.HasEnded() {
+			return err // its rows are written, and its capability is in no journal
+		}
 		now.Verdict, now.Reason = capstore.PolicyRefused, escape(fmt.Sprintf("the store does not take the capability: %v", err))
 		if err := q.dropRecord(job.ID); err != nil { // it says that the job minted
 			return err
