@@ -109,6 +109,7 @@ func TestRevokedWhileFull(t *testing.T) {
 	}
 	time.Sleep(100 * time.Millisecond) // offered, and not taken
 	b.revoke(t, b.store, capstore.KindMint, string(b.mint.Public().ID()))
+	time.Sleep(100 * time.Millisecond) // a try that began before has ended
 	room()
 	if job := b.wait(id); job.Verdict != capstore.PolicyRefused || len(b.store.All()) != 0 {
 		t.Errorf("job ended as %s with %d capabilities", job.Verdict, len(b.store.All()))
