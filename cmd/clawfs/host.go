@@ -15,6 +15,9 @@ import (
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/memory"
 )
 
+// probeEnds is how long a start waits for a store that another process has open.
+const probeEnds = 5 * time.Second
+
 // host is the process of the daemon, which lives also while the store cannot be
 // opened: it answers on the control socket and watches the mounts. A daemon works
 // on the store while that is open, and a stricken says why it is not.
@@ -61,6 +64,11 @@ func (a *app) newHost(log *slog.Logger) (*host, error) {
 func (h *host) begin(ctx context.Context) error {
 	err := h.open(ctx)
 	var t *trouble
+	// The child of a daemon that was killed may be closing the store still.
+	for end := time.Now().Add(probeEnds); errors.As(err, &t) && t.cause == causeLocked && time.Now().Before(end) && ctx.Err() == nil; {
+		time.Sleep(lookEvery / 5)
+		err = h.open(ctx)
+	}
 	if errors.As(err, &t) {
 		h.stricken = newStricken(h, t)
 		h.front.set(h.stricken.handler())
