@@ -13,6 +13,35 @@ import (
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/control"
 )
 
+// feedOf is a feed of a view that is empty, from a daemon that sends some lines.
+func feedOf(t *testing.T, trust capstore.Trust, lines ...control.ViewLine) *feed {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "socket")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		s, err := control.NewStream(w)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		for _, l := range lines {
+			if err := s.Send(l); err != nil {
+				t.Error(err)
+			}
+		}
+	})}
+	go srv.Serve(l)
+	t.Cleanup(func() { srv.Close() })
+	view, err := capstore.NewView(trust)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return newFeed(control.NewClient(path), view, slog.New(slog.DiscardHandler))
+}
+
 // A daemon without its store is heard as little as none: what was revoked may lie
 // in the store. What it sends counts.
 func TestDaemonWithoutStoreIsNotHeard(t *testing.T) {
@@ -25,31 +54,8 @@ func TestDaemonWithoutStoreIsNotHeard(t *testing.T) {
 		kind  string
 		heard bool
 	}{{control.LineNoStore, false}, {control.LineSnapshot, true}} {
-		path := filepath.Join(t.TempDir(), "d.sock")
-		l, err := net.Listen("unix", path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-			s, err := control.NewStream(w)
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			for _, kind := range []string{tt.kind, control.LineHeartbeat} {
-				if err := s.Send(control.ViewLine{Kind: kind}); err != nil {
-					t.Error(err)
-				}
-			}
-		})}
-		go srv.Serve(l)
-		t.Cleanup(func() { srv.Close() })
-		view, err := capstore.NewView(policy.Trust())
-		if err != nil {
-			t.Fatal(err)
-		}
-		f := newFeed(control.NewClient(path), view, slog.New(slog.DiscardHandler))
-		err = f.follow(t.Context()) // ends with the stream
+		f := feedOf(t, policy.Trust(), control.ViewLine{Kind: tt.kind}, control.ViewLine{Kind: control.LineHeartbeat})
+		err := f.follow(t.Context()) // ends with the stream
 		select {
 		case <-f.complete:
 		default:
@@ -87,30 +93,7 @@ func TestFeedReaches(t *testing.T) {
 		}, 0},
 		"no store": {[]control.ViewLine{line(control.LineNoStore, nil, 0), line(capstore.RecordCapability, capability, 8)}, 0},
 	} {
-		path := filepath.Join(t.TempDir(), "socket")
-		l, err := net.Listen("unix", path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-			s, err := control.NewStream(w)
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			for _, l := range tt.lines {
-				if err := s.Send(l); err != nil {
-					t.Error(err)
-				}
-			}
-		})}
-		go srv.Serve(l)
-		t.Cleanup(func() { srv.Close() })
-		view, err := capstore.NewView(policy.Trust())
-		if err != nil {
-			t.Fatal(err)
-		}
-		f := newFeed(control.NewClient(path), view, slog.New(slog.DiscardHandler))
+		f := feedOf(t, policy.Trust(), tt.lines...)
 		_ = f.follow(t.Context()) // ends with the stream
 		if got := f.reached.Load(); got != tt.want {
 			t.Errorf("%s: reached %d, want %d", name, got, tt.want)

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -89,7 +90,7 @@ func TestMetrics(t *testing.T) {
 					b.WriteString(m("opens_total", `result="`+s.Labels["result"]+`"`) + " 1\n")
 				}
 				if s.Type == "gauge" && s.Labels == nil {
-					b.WriteString(s.Name + " " + string(rune('0'+int(s.Value)%10)) + "\n")
+					b.WriteString(s.Name + " " + strconv.FormatFloat(s.Value, 'g', -1, 64) + "\n")
 				}
 			}
 			return b.String()

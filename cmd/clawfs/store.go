@@ -139,9 +139,9 @@ func (a *app) remake(ctx context.Context, label string, use func(*assembly) erro
 // records that were refused or, if it ever had a fact, some that nobody has looked
 // for or could read.
 func (m *assembly) heldSomething(begun bool) bool {
-	any := func(what func(*storeSource) bool) bool { return slices.ContainsFunc(m.result.Sources, what) }
-	return any(func(s *storeSource) bool { return s.Records > 0 }) ||
-		begun && (!any(func(s *storeSource) bool { return s.Source == "store" }) || any(func(s *storeSource) bool { return len(s.Notes) > 0 }))
+	some := func(what func(*storeSource) bool) bool { return slices.ContainsFunc(m.result.Sources, what) }
+	return some(func(s *storeSource) bool { return s.Records > 0 }) ||
+		begun && (!some(func(s *storeSource) bool { return s.Source == "store" }) || some(func(s *storeSource) bool { return len(s.Notes) > 0 }))
 }
 
 // newDraft waits a moment for a daemon that is just trying to open the store.
