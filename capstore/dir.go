@@ -3,7 +3,6 @@ package capstore
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -11,34 +10,6 @@ import (
 
 	"golang.org/x/sys/unix"
 )
-
-// privateDir makes dir with mode 0700, or refuses one that others may use: a
-// writer could put back an older copy of what is in it.
-func privateDir(dir string) error {
-	err := os.Mkdir(dir, 0o700)
-	if err == nil {
-		err = syncDir(filepath.Dir(dir))
-	} else if errors.Is(err, fs.ErrExist) {
-		err = nil
-	}
-	if err != nil {
-		return err
-	}
-	info, err := os.Lstat(dir)
-	if err != nil {
-		return err
-	}
-	if !info.IsDir() {
-		return fmt.Errorf("%s is %s, not a directory", dir, info.Mode().Type())
-	}
-	if perm := info.Mode().Perm(); perm&0o077 != 0 {
-		return fmt.Errorf("%s has mode %04o, and others may use it: chmod 700 %s", dir, perm, dir)
-	}
-	if st, ok := info.Sys().(*syscall.Stat_t); !ok || int(st.Uid) != os.Geteuid() {
-		return fmt.Errorf("%s does not belong to user %d, who runs this", dir, os.Geteuid())
-	}
-	return nil
-}
 
 // lockFile takes the store for this process and writes down who has it. The
 // kernel drops the lock when the process ends, however it ends.
@@ -95,14 +66,4 @@ func removeEmptyLogs(dir string) error {
 		}
 	}
 	return nil
-}
-
-// syncDir returns after the names in dir are on stable storage.
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/openclaw/clawfs/capstore/kept"
 	"github.com/openclaw/clawfs/hashpipe"
+	"github.com/openclaw/clawfs/hashpipe/durable"
 	"github.com/openclaw/clawfs/verifier/dsse"
 )
 
@@ -61,7 +62,7 @@ func NewDraft(dir, memory string, t Trust) (_ *Draft, err error) {
 		return nil, err
 	}
 	for _, d := range []string{dir, memory} {
-		if err := privateDir(d); err != nil {
+		if err := durable.PrivateDir(d); err != nil {
 			return nil, err
 		}
 	}
@@ -78,7 +79,7 @@ func NewDraft(dir, memory string, t Trust) (_ *Draft, err error) {
 		return nil, err
 	}
 	for _, dir := range []string{d.newDir(), d.newMemory()} {
-		if err := privateDir(dir); err != nil {
+		if err := durable.PrivateDir(dir); err != nil {
 			return nil, err
 		}
 	}
@@ -364,14 +365,14 @@ func finishSwap(dir, memory string) error {
 		}
 	}
 	for _, d := range []string{filepath.Dir(dir), next, memory} {
-		if err := syncDir(d); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := durable.SyncDir(d); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}
 	if err := errors.Join(os.RemoveAll(next), os.Remove(path)); err != nil {
 		return err
 	}
-	return syncDir(memory)
+	return durable.SyncDir(memory)
 }
 
 // swap moves what stands at path aside and puts next there, whatever of that is

@@ -16,6 +16,7 @@ import (
 	"strconv"
 
 	"github.com/openclaw/clawfs/hashpipe"
+	"github.com/openclaw/clawfs/hashpipe/durable"
 )
 
 // Names of what a store keeps outside of itself, in the directory memory that Open
@@ -210,5 +211,5 @@ func writeLines(path, format string, lines ...string) (err error) {
 	if err := os.Rename(path+".new", path); err != nil {
 		return err
 	}
-	return syncDir(filepath.Dir(path))
+	return durable.SyncDir(filepath.Dir(path))
 }

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/openclaw/clawfs/hashpipe/durable"
 )
 
 // Free bytes of the file system below which a write is refused. One commit and
@@ -63,7 +65,7 @@ func (s *Store) room(reserve int64, urgent bool) error {
 		return fmt.Errorf("%w; the room that is kept for it cannot be had: %w", err, gone)
 	}
 	// The room is free once the name is gone for good.
-	if gone := syncDir(s.dir); gone != nil {
+	if gone := durable.SyncDir(s.dir); gone != nil {
 		return fmt.Errorf("%w; the room that is kept for it cannot be had: %w", err, gone)
 	}
 	return checkSpace(s.dir, reserve)

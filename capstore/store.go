@@ -14,6 +14,7 @@ import (
 	"github.com/dgraph-io/badger/v4/options"
 	"github.com/openclaw/clawfs/capstore/kept"
 	"github.com/openclaw/clawfs/hashpipe"
+	"github.com/openclaw/clawfs/hashpipe/durable"
 )
 
 // RejectedRow is a row on disk that did not verify. It is reported and never
@@ -102,7 +103,7 @@ func open(dir, memory string, t Trust) (_ *Store, err error) {
 		return nil, err
 	}
 	for _, d := range []string{dir, memory} {
-		if err := privateDir(d); err != nil {
+		if err := durable.PrivateDir(d); err != nil {
 			return nil, err
 		}
 	}
@@ -141,7 +142,7 @@ func open(dir, memory string, t Trust) (_ *Store, err error) {
 // values. Checksums of blocks stay off: *with* them a damaged table panics in a
 // goroutine of Badger's, and every row here is signed or checksummed anyway.
 func openBadger(dir string) (db *badger.DB, err error) {
-	if err := privateDir(dir); err != nil {
+	if err := durable.PrivateDir(dir); err != nil {
 		return nil, err
 	}
 	if err := removeEmptyLogs(dir); err != nil {

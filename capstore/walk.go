@@ -11,6 +11,7 @@ import (
 
 	"github.com/openclaw/clawfs/capstore/kept"
 	"github.com/openclaw/clawfs/hashpipe"
+	"github.com/openclaw/clawfs/hashpipe/durable"
 	"github.com/openclaw/clawfs/verifier/dsse"
 )
 
@@ -174,7 +175,7 @@ func CheckClosed(ctx context.Context, dir, memory string, t Trust, want Head, te
 	c := check{ctx: ctx, view: view, kept: keptDir(dir), want: expect{head: want}, tell: tell, progress: progress}
 	s := &Store{dir: dir, memory: memory, view: view}
 	for _, d := range []string{dir, memory} {
-		if err := privateDir(d); err != nil {
+		if err := durable.PrivateDir(d); err != nil {
 			return Checked{}, err
 		}
 	}

@@ -18,8 +18,9 @@ const module = "github.com/openclaw/clawfs"
 // the module that it may import. A package that is not listed is an error, so
 // a new package must be given its place here.
 var allowed = map[string][]string{
-	"hashpipe":     {},
-	"hashpipe/cas": {"hashpipe"},
+	"hashpipe":         {},
+	"hashpipe/cas":     {"hashpipe"},
+	"hashpipe/durable": {},
 
 	"verifier/dsse":          {"hashpipe"},
 	"verifier/tree":          {"hashpipe"},
@@ -30,10 +31,10 @@ var allowed = map[string][]string{
 	"verifier/tlog/tiles":    {"verifier/tlog"},
 	"verifier/tlog/tlogtest": {"verifier/tlog", "verifier/tlog/tiles"},
 
-	"capstore/kept": {"hashpipe"},
-	"capstore":      {"hashpipe", "verifier/dsse", "verifier/pattern", "capstore/kept"},
+	"capstore/kept": {"hashpipe", "hashpipe/durable"},
+	"capstore":      {"hashpipe", "hashpipe/durable", "verifier/dsse", "verifier/pattern", "capstore/kept"},
 
-	"rebuild/sandbox":                {"hashpipe"},
+	"rebuild/sandbox":                {"hashpipe", "hashpipe/durable"},
 	"rebuild/oci":                    {"hashpipe", "hashpipe/cas", "verifier/tree"},
 	"rebuild/compare":                {"hashpipe"},
 	"rebuild/lint":                   {"verifier", "rebuild/lock", "rebuild/compare"},
@@ -46,28 +47,28 @@ var allowed = map[string][]string{
 	"rebuild/engine/slurm":           {"rebuild/sandbox"},
 	"rebuild/engine/slurm/slurmtest": {},
 	"rebuild": {
-		"hashpipe", "hashpipe/cas", "verifier", "verifier/dsse", "verifier/tree", "capstore",
+		"hashpipe", "hashpipe/cas", "hashpipe/durable", "verifier", "verifier/dsse", "verifier/tree", "capstore",
 		"rebuild/sandbox", "rebuild/oci", "rebuild/fetch", "rebuild/lock", "rebuild/compare", "rebuild/record", "rebuild/internal/mint",
 	},
 
 	"fs": {"hashpipe", "hashpipe/cas", "verifier/dsse", "capstore"},
 
 	"cmd/clawfs": {
-		"hashpipe", "hashpipe/cas", "verifier", "verifier/dsse", "verifier/tree", "verifier/pattern", "verifier/tlog", "verifier/tlog/tiles", "verifier/sigstore", "capstore", "capstore/kept",
+		"hashpipe", "hashpipe/cas", "hashpipe/durable", "verifier", "verifier/dsse", "verifier/tree", "verifier/pattern", "verifier/tlog", "verifier/tlog/tiles", "verifier/sigstore", "capstore", "capstore/kept",
 		"rebuild", "rebuild/sandbox", "rebuild/engine/slurm", "rebuild/oci", "rebuild/fetch", "rebuild/lock", "rebuild/lint", "rebuild/compare", "rebuild/record", "fs",
 		"cmd/clawfs/internal/bundle", "cmd/clawfs/internal/config", "cmd/clawfs/internal/control", "cmd/clawfs/internal/registry", "cmd/clawfs/internal/memory", "cmd/clawfs/internal/metrics",
 		"cmd/clawfs/internal/signer", "cmd/clawfs/internal/witness", "cmd/clawfs/internal/translog", "cmd/clawfs/internal/translog/logserver",
 	},
 	"cmd/clawfs/internal/bundle":             {},
-	"cmd/clawfs/internal/config":             {"hashpipe", "verifier", "verifier/dsse", "capstore"},
+	"cmd/clawfs/internal/config":             {"hashpipe", "hashpipe/durable", "verifier", "verifier/dsse", "capstore"},
 	"cmd/clawfs/internal/control":            {"hashpipe", "verifier/dsse", "capstore"},
 	"cmd/clawfs/internal/registry":           {"hashpipe", "verifier", "verifier/dsse", "verifier/tlog", "capstore", "rebuild/oci", "rebuild/record"},
 	"cmd/clawfs/internal/signer":             {"verifier/dsse"},
-	"cmd/clawfs/internal/witness":            {"hashpipe", "verifier/dsse", "verifier/tlog", "cmd/clawfs/internal/config", "cmd/clawfs/internal/control"},
+	"cmd/clawfs/internal/witness":            {"hashpipe", "hashpipe/durable", "verifier/dsse", "verifier/tlog", "cmd/clawfs/internal/config", "cmd/clawfs/internal/control"},
 	"cmd/clawfs/internal/translog":           {"hashpipe", "verifier", "verifier/dsse", "verifier/tlog", "capstore"},
-	"cmd/clawfs/internal/translog/logserver": {"hashpipe", "verifier", "verifier/dsse", "verifier/tlog", "capstore", "cmd/clawfs/internal/config", "cmd/clawfs/internal/control", "cmd/clawfs/internal/translog"},
+	"cmd/clawfs/internal/translog/logserver": {"hashpipe", "hashpipe/durable", "verifier", "verifier/dsse", "verifier/tlog", "capstore", "cmd/clawfs/internal/config", "cmd/clawfs/internal/control", "cmd/clawfs/internal/translog"},
 	"cmd/clawfs/internal/metrics":            {"cmd/clawfs/internal/control"},
-	"cmd/clawfs/internal/memory":             {"hashpipe", "verifier/tlog", "cmd/clawfs/internal/config"},
+	"cmd/clawfs/internal/memory":             {"hashpipe", "hashpipe/durable", "verifier/tlog", "cmd/clawfs/internal/config"},
 
 	"integration":      {},
 	"integration/soak": {},

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/openclaw/clawfs/capstore"
+	"github.com/openclaw/clawfs/hashpipe/durable"
 	"github.com/openclaw/clawfs/rebuild/record"
 	"github.com/openclaw/clawfs/rebuild/sandbox"
 )
@@ -97,7 +98,7 @@ func (q *Queue) keepRecord(job capstore.Job, r Result) error {
 	if len(r.Record) == 0 {
 		return q.dropRecord(job.ID)
 	}
-	err := writeWhole(q.recordFile(job.ID), r.Record)
+	err := durable.Replace(q.recordFile(job.ID), r.Record, 0o600)
 	if err != nil && exhausted(err) {
 		err = fmt.Errorf("%w: %w", capstore.ErrNoSpace, err)
 	}

@@ -18,6 +18,7 @@ import (
 	"github.com/go-json-experiment/json"
 
 	"github.com/openclaw/clawfs/capstore"
+	"github.com/openclaw/clawfs/hashpipe/durable"
 	"github.com/openclaw/clawfs/rebuild/record"
 	"github.com/openclaw/clawfs/rebuild/sandbox"
 	"github.com/openclaw/clawfs/verifier"
@@ -61,7 +62,7 @@ func newJobSite(t *testing.T, argv ...string) *jobSite {
 
 func (s *jobSite) place(envelope []byte, job jobFile) {
 	s.t.Helper()
-	if err := errors.Join(writeWhole(filepath.Join(s.dir, SBAFile), envelope), writeJSON(filepath.Join(s.dir, JobFile), &job)); err != nil {
+	if err := errors.Join(durable.Replace(filepath.Join(s.dir, SBAFile), envelope, 0o600), writeJSON(filepath.Join(s.dir, JobFile), &job)); err != nil {
 		s.t.Fatal(err)
 	}
 }
@@ -171,7 +172,7 @@ func TestRunJobAnswers(t *testing.T) {
 			l := tlogtest.New("log.example/models")
 			l.Fill(s.t, 3)
 			s.wantLog(l.Policy(""))
-			if err := writeWhole(filepath.Join(s.dir, ProofFile), l.Proof(s.t, 1, 3)); err != nil {
+			if err := durable.Replace(filepath.Join(s.dir, ProofFile), l.Proof(s.t, 1, 3), 0o600); err != nil {
 				s.t.Fatal(err)
 			}
 		}, capstore.PolicyRefused, "attestation: SBA of acme/toy: log proof: expected a path"},

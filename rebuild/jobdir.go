@@ -15,6 +15,7 @@ import (
 
 	"github.com/openclaw/clawfs/capstore"
 	"github.com/openclaw/clawfs/hashpipe"
+	"github.com/openclaw/clawfs/hashpipe/durable"
 	"github.com/openclaw/clawfs/verifier/dsse"
 )
 
@@ -113,35 +114,7 @@ func writeJSON(name string, v any) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
-	return writeWhole(name, append(text, '\n'))
-}
-
-// writeWhole puts text under name so that after a crash there is either the
-// old file or the whole new one: written, fsynced, renamed, directory fsynced.
-func writeWhole(name string, text []byte) error {
-	dir := filepath.Dir(name)
-	f, err := os.CreateTemp(dir, ".new-")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(text)
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), name)
-	}
-	if err != nil {
-		os.Remove(f.Name())
-		return err
-	}
-	return syncDir(dir)
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return durable.Replace(name, append(text, '\n'), 0o600)
 }
 
 // errJobLocked: another worker lives in this job directory.

@@ -16,6 +16,7 @@ import (
 
 	"github.com/openclaw/clawfs/capstore"
 	"github.com/openclaw/clawfs/hashpipe"
+	"github.com/openclaw/clawfs/hashpipe/durable"
 	"github.com/openclaw/clawfs/verifier"
 	"github.com/openclaw/clawfs/verifier/dsse"
 )
@@ -137,12 +138,12 @@ func (q *Queue) prepare(job capstore.Job, bases Bases) error {
 	if err != nil {
 		return err
 	}
-	if err := writeWhole(filepath.Join(dir, SBAFile), envelope); err != nil {
+	if err := durable.Replace(filepath.Join(dir, SBAFile), envelope, 0o600); err != nil {
 		return err
 	}
 	proof, err := readProof(q.proofFile(job.SBA))
 	if err == nil && proof != nil {
-		err = writeWhole(filepath.Join(dir, ProofFile), proof)
+		err = durable.Replace(filepath.Join(dir, ProofFile), proof, 0o600)
 	}
 	if err != nil {
 		return err

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/openclaw/clawfs/capstore"
+	"github.com/openclaw/clawfs/hashpipe/durable"
 	"github.com/openclaw/clawfs/verifier"
 )
 
@@ -85,7 +86,7 @@ func (q *Queue) SubmitTerms(sba []byte, att verifier.Attestation, loc capstore.L
 	if again := a.submitAgain(); !again.IsZero() {
 		return capstore.Job{}, fail(capstore.PolicyRefused, "publisher %s has used up the %d jobs of 24 hours that its budget.jobsPerDay in the policy allows; there is room again at %s", a.publisher, a.budget.JobsPerDay, again.UTC().Format(time.RFC3339))
 	}
-	if err := errors.Join(writeWhole(q.sbaFile(att.Digest()), sba), q.keepProof(att, jobs)); err != nil {
+	if err := errors.Join(durable.Replace(q.sbaFile(att.Digest()), sba, 0o600), q.keepProof(att, jobs)); err != nil {
 		return capstore.Job{}, fmt.Errorf("submitting %s: %w", st.Predicate.Model, err)
 	}
 	job, err := q.store.AddJob(capstore.Job{
@@ -117,7 +118,7 @@ func (q *Queue) keepProof(att verifier.Attestation, jobs []capstore.Job) error {
 func (q *Queue) writeProof(att verifier.Attestation) error {
 	name := q.proofFile(att.Digest())
 	if proof := att.Proof(); proof != nil {
-		return writeWhole(name, proof)
+		return durable.Replace(name, proof, 0o600)
 	}
 	if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err

@@ -9,9 +9,10 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
-	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/openclaw/clawfs/hashpipe/durable"
 )
 
 // Journal appends to a directory of kept records. One process has it open. Safe
@@ -45,7 +46,7 @@ func Open(dir string) (*Journal, error) {
 }
 
 func openJournal(dir string) (_ *Journal, err error) {
-	if err := privateDir(dir); err != nil {
+	if err := durable.PrivateDir(dir); err != nil {
 		return nil, err
 	}
 	j := &Journal{dir: dir, next: 1, maxFile: MaxFile}
@@ -77,7 +78,7 @@ func (j *Journal) resume() error {
 			return err
 		}
 		if empty { // a crash came before its first line was whole
-			if err := errors.Join(os.Remove(files[i]), syncDir(j.dir)); err != nil {
+			if err := errors.Join(os.Remove(files[i]), durable.SyncDir(j.dir)); err != nil {
 				return err
 			}
 			continue
@@ -230,7 +231,7 @@ func (j *Journal) begin() error {
 	if err := errors.Join(f.Truncate(0), writeAll(f, text), f.Sync()); err != nil {
 		return errors.Join(err, f.Close(), os.Remove(path))
 	}
-	if err := syncDir(j.dir); err != nil {
+	if err := durable.SyncDir(j.dir); err != nil {
 		return errors.Join(err, f.Close())
 	}
 	j.file, j.size = f, int64(len(text))
@@ -386,7 +387,7 @@ func (j *Journal) wait(r Record) error {
 	if err := writeAll(f, text); err != nil {
 		return errors.Join(err, f.Truncate(end))
 	}
-	return errors.Join(f.Sync(), syncDir(j.dir))
+	return errors.Join(f.Sync(), durable.SyncDir(j.dir))
 }
 
 // DropWaiting forgets the records that waited: a store has taken them.
@@ -397,7 +398,7 @@ func (j *Journal) DropWaiting() error {
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	if err = errors.Join(err, syncDir(j.dir)); err != nil {
+	if err = errors.Join(err, durable.SyncDir(j.dir)); err != nil {
 		return fmt.Errorf("journal of kept records: %w", err)
 	}
 	return nil
@@ -419,42 +420,4 @@ func (j *Journal) Close() error {
 		return fmt.Errorf("closing the journal of kept records: %w", err)
 	}
 	return nil
-}
-
-// privateDir makes dir with mode 0700, or refuses one that others may use: who
-// removes lines takes revocations from a store that is made again.
-func privateDir(dir string) error {
-	err := os.Mkdir(dir, 0o700)
-	if err == nil {
-		err = syncDir(filepath.Dir(dir))
-	} else if errors.Is(err, fs.ErrExist) {
-		err = nil
-	}
-	if err != nil {
-		return err
-	}
-	info, err := os.Lstat(dir)
-	if err != nil {
-		return err
-	}
-	if !info.IsDir() {
-		return fmt.Errorf("it is %s, not a directory", info.Mode().Type())
-	}
-	if perm := info.Mode().Perm(); perm&0o077 != 0 {
-		return fmt.Errorf("it has mode %04o, and others may use it: chmod 700 %s", perm, dir)
-	}
-	if st, ok := info.Sys().(*syscall.Stat_t); !ok || int(st.Uid) != os.Geteuid() {
-		return fmt.Errorf("it does not belong to user %d, who runs this", os.Geteuid())
-	}
-	return nil
-}
-
-// syncDir returns after the names in dir are on stable storage.
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/config"
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/memory"
+	"github.com/openclaw/clawfs/hashpipe/durable"
 	"github.com/openclaw/clawfs/rebuild"
 	"github.com/openclaw/clawfs/verifier"
 	"github.com/openclaw/clawfs/verifier/dsse"
@@ -196,10 +197,10 @@ func (a *app) initState(operator string) (mint, revoker dsse.KeyID, err error) {
 		return "", "", err
 	}
 	err = errors.Join(
-		createFile(state.MintPublic(), mintKey.PEM(), 0o644),
-		createFile(state.RevokeKey(), revokeText, 0o600),
-		createFile(state.Policy(), policyText, 0o600),
-		createFile(state.Settings(), []byte(settingsText), 0o600),
+		durable.Create(state.MintPublic(), mintKey.PEM(), 0o644),
+		durable.Create(state.RevokeKey(), revokeText, 0o600),
+		durable.Create(state.Policy(), policyText, 0o600),
+		durable.Create(state.Settings(), []byte(settingsText), 0o600),
 	)
 	if err != nil {
 		return "", "", err
@@ -212,5 +213,5 @@ func (a *app) initState(operator string) (mint, revoker dsse.KeyID, err error) {
 	if err := unix.Rename(dir, a.state); err != nil {
 		return "", "", fmt.Errorf("state directory %s: %w", a.state, err)
 	}
-	return mintKey.ID(), revokeKey.Public().ID(), syncDir(parent)
+	return mintKey.ID(), revokeKey.Public().ID(), durable.SyncDir(parent)
 }

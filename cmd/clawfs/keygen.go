@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/openclaw/clawfs/hashpipe/durable"
 	"github.com/openclaw/clawfs/verifier/dsse"
 )
 
@@ -72,10 +73,10 @@ func writeKeyPair(algorithm, privatePath, publicPath string) (dsse.PublicKey, er
 	if err != nil {
 		return dsse.PublicKey{}, err
 	}
-	if err := createFile(privatePath, text, 0o600); err != nil {
+	if err := durable.Create(privatePath, text, 0o600); err != nil {
 		return dsse.PublicKey{}, err
 	}
-	if err := createFile(publicPath, key.Public().PEM(), 0o644); err != nil {
+	if err := durable.Create(publicPath, key.Public().PEM(), 0o644); err != nil {
 		return dsse.PublicKey{}, errors.Join(err, os.Remove(privatePath))
 	}
 	return key.Public(), nil

@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/openclaw/clawfs/hashpipe/durable"
 	"github.com/openclaw/clawfs/verifier"
 	"github.com/openclaw/clawfs/verifier/dsse"
 )
@@ -49,7 +50,7 @@ func (a *app) createResult(path string, data []byte) error {
 		_, err := a.stdout.Write(data)
 		return err
 	}
-	err := createFile(path, data, 0o644)
+	err := durable.Create(path, data, 0o644)
 	if errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("%s exists already, and is not overwritten; next: give another --out", shellWord(path))
 	}
@@ -65,5 +66,5 @@ func (a *app) writeResult(path string, data []byte) error {
 	if fi, err := os.Stat(path); err == nil && !fi.Mode().IsRegular() {
 		return fmt.Errorf("%s is not a regular file", path)
 	}
-	return replaceFile(path, data, 0o644)
+	return durable.Replace(path, data, 0o644)
 }

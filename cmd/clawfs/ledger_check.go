@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/openclaw/clawfs/hashpipe"
+	"github.com/openclaw/clawfs/hashpipe/durable"
 	"github.com/openclaw/clawfs/rebuild/lint"
 	"github.com/openclaw/clawfs/rebuild/sandbox"
 )
@@ -146,7 +147,7 @@ func copyOutput(o sandbox.Output, path string) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}
-	return placeFrom(path, 0o644, renameNew, func(f *os.File) error {
+	return durable.CreateFrom(path, 0o644, func(f *os.File) error {
 		if _, err := io.Copy(f, in); err != nil {
 			return fmt.Errorf("copying output %s: %w", o.Name(), err)
 		}

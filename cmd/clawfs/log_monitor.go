@@ -15,6 +15,7 @@ import (
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/control"
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/translog"
 	"github.com/openclaw/clawfs/hashpipe"
+	"github.com/openclaw/clawfs/hashpipe/durable"
 	"github.com/openclaw/clawfs/verifier/dsse"
 )
 
@@ -131,7 +132,7 @@ func (a *app) look(ctx context.Context, l *translog.Log, m monitor, key dsse.Pub
 	state, look, err := l.Monitor(ctx, state, key, known)
 	after, encoding := state.Encode()
 	if encoding == nil {
-		encoding = replaceFile(m.state, after, 0o600)
+		encoding = durable.Replace(m.state, after, 0o600)
 	}
 	if encoding != nil {
 		return look, errors.Join(encoding, err)

@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/openclaw/clawfs/hashpipe/durable"
 	"github.com/openclaw/clawfs/verifier"
 	"github.com/openclaw/clawfs/verifier/dsse"
 	"github.com/openclaw/clawfs/verifier/tlog"
@@ -55,7 +56,7 @@ that of --from.`,
 			if err != nil {
 				return exit(codeUsage, err)
 			}
-			if err := createFile(p.out, text, 0o644); err != nil {
+			if err := durable.Create(p.out, text, 0o644); err != nil {
 				return err
 			}
 			result := struct {

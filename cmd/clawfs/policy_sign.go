@@ -14,6 +14,7 @@ import (
 
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/config"
 	"github.com/openclaw/clawfs/hashpipe"
+	"github.com/openclaw/clawfs/hashpipe/durable"
 	"github.com/openclaw/clawfs/verifier"
 	"github.com/openclaw/clawfs/verifier/dsse"
 )
@@ -73,7 +74,7 @@ to sign.`,
 				_, err := a.stdout.Write(text)
 				return err
 			}
-			if err := createFile(out, text, 0o644); err != nil {
+			if err := durable.Create(out, text, 0o644); err != nil {
 				return existsAlready(out, err)
 			}
 			return a.print(map[string]any{"draft": out, "revision": p.Revision, "expires": p.Expires}, func() {
@@ -152,7 +153,7 @@ the root of the revision before have signed it. A key in both counts for both.`,
 				}
 			}
 			if doc.envelope == nil && out == "" {
-				err = createFile(to, append(envelope, '\n'), 0o644)
+				err = durable.Create(to, append(envelope, '\n'), 0o644)
 				if errors.Is(err, fs.ErrExist) {
 					return fmt.Errorf("%s exists already; next: clawfs policy sign %[1]s --key KEYFILE, which adds to it, or another --out", shellWord(to))
 				}

@@ -19,6 +19,7 @@ import (
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/control"
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/registry"
 	"github.com/openclaw/clawfs/hashpipe"
+	"github.com/openclaw/clawfs/hashpipe/durable"
 	"github.com/openclaw/clawfs/rebuild/oci/ocitest"
 	"github.com/openclaw/clawfs/verifier/dsse"
 )
@@ -50,7 +51,7 @@ func (r *rig) trusts(other *rig) {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	if err := replaceFile(r.state.Policy(), text, 0o644); err != nil {
+	if err := durable.Replace(r.state.Policy(), text, 0o644); err != nil {
 		r.t.Fatal(err)
 	}
 }

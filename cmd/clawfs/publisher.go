@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/config"
+	"github.com/openclaw/clawfs/hashpipe/durable"
 	"github.com/openclaw/clawfs/verifier"
 	"github.com/openclaw/clawfs/verifier/dsse"
 )
@@ -230,7 +231,7 @@ func (a *app) editPolicy(draft string, edit func(*verifier.Policy) (*verifier.Po
 		if err != nil {
 			return err
 		}
-		return replaceFile(draft, text, 0o644)
+		return durable.Replace(draft, text, 0o644)
 	}
 	s := a.config()
 	unlock, err := s.LockPolicy()
@@ -251,7 +252,7 @@ func (a *app) editPolicy(draft string, edit func(*verifier.Policy) (*verifier.Po
 	if err != nil {
 		return err
 	}
-	return replaceFile(s.Policy(), text, 0o600)
+	return durable.Replace(s.Policy(), text, 0o600)
 }
 
 func editedText(p *verifier.Policy, edit func(*verifier.Policy) (*verifier.Policy, error)) ([]byte, error) {

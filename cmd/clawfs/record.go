@@ -15,6 +15,7 @@ import (
 
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/config"
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/control"
+	"github.com/openclaw/clawfs/hashpipe/durable"
 )
 
 // mountRecord is the wish that a mount exists, run/mounts/<id>.json. Who mounts
@@ -66,7 +67,7 @@ func (r mountRecord) write(s config.State) error {
 	if err != nil {
 		return err
 	}
-	return replaceFile(s.Mount(r.ID), append(b, '\n'), 0o600)
+	return durable.Replace(s.Mount(r.ID), append(b, '\n'), 0o600)
 }
 
 // readRecords returns all records, and the files that are none.

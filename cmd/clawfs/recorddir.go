@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/registry"
+	"github.com/openclaw/clawfs/hashpipe/durable"
 )
 
 // placeMarker names, in a directory of records, where they came from.
@@ -29,7 +30,7 @@ func openRecordDir(dir, place string) (recordDir, error) {
 		return "", err
 	}
 	marker := filepath.Join(dir, placeMarker)
-	err := createFile(marker, []byte(place+"\n"), 0o644)
+	err := durable.Create(marker, []byte(place+"\n"), 0o644)
 	if err == nil || !errors.Is(err, fs.ErrExist) {
 		return recordDir(dir), err
 	}
@@ -116,7 +117,7 @@ func saveFile(path string, text []byte) (wrote bool, err error) {
 	have, err := readBounded(path, int64(len(text)))
 	switch _, missing := os.Lstat(path); {
 	case errors.Is(missing, fs.ErrNotExist):
-		err := createFile(path, text, 0o644)
+		err := durable.Create(path, text, 0o644)
 		return err == nil, err
 	case err == nil && bytes.Equal(have, text):
 		return false, nil

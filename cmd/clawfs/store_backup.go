@@ -16,6 +16,7 @@ import (
 	"github.com/openclaw/clawfs/capstore"
 	"github.com/openclaw/clawfs/capstore/kept"
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/control"
+	"github.com/openclaw/clawfs/hashpipe/durable"
 )
 
 func newStoreBackupCommand(a *app) *cobra.Command {
@@ -65,25 +66,13 @@ func (a *app) backup(ctx context.Context, path string) error {
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	f, err := os.CreateTemp(filepath.Dir(path), ".clawfs-backup-*") // mode 0600
+	err := durable.CreateFrom(path, 0o600, func(f *os.File) error {
+		count := &counted{w: f}
+		err := a.writeBackup(ctx, count, &r)
+		r.Bytes = count.n
+		return err
+	})
 	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name()) // does nothing after the rename
-	defer f.Close()
-	count := &counted{w: f}
-	if err := a.writeBackup(ctx, count, &r); err != nil {
-		return err
-	}
-	r.Bytes = count.n
-	if err := errors.Join(f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	// Not os.Rename, which would replace what came there meanwhile.
-	if err := os.Link(f.Name(), path); err != nil {
-		return err
-	}
-	if err := syncDirectory(filepath.Dir(path)); err != nil {
 		return err
 	}
 	return a.print(r, func() {
@@ -105,14 +94,6 @@ func (c *counted) Write(p []byte) (int, error) {
 	n, err := c.w.Write(p)
 	c.n += int64(n)
 	return n, err
-}
-
-func syncDirectory(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }
 
 // backupFile is a text of the state directory in a backup.

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/openclaw/clawfs/hashpipe"
+	"github.com/openclaw/clawfs/hashpipe/durable"
 )
 
 // Names in a shared directory and in an exchange directory.
@@ -203,7 +204,7 @@ func (x *exchange) order(s Spec) error {
 	if err != nil {
 		return fmt.Errorf("writing the order: %w", err)
 	}
-	return writeSynced(filepath.Join(x.dir, orderFile), text)
+	return durable.WriteNew(filepath.Join(x.dir, orderFile), text, 0o600)
 }
 
 // ordered tells whether a job may have been submitted.
@@ -522,13 +523,4 @@ func readAtMost(r io.Reader, limit int64) ([]byte, error) {
 		err = fmt.Errorf("longer than %d bytes", limit)
 	}
 	return text, err
-}
-
-func writeSynced(path string, text []byte) error {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(text)
-	return errors.Join(err, f.Sync(), f.Close())
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/go-json-experiment/json"
 
 	"github.com/openclaw/clawfs/hashpipe"
+	"github.com/openclaw/clawfs/hashpipe/durable"
 )
 
 // Answer is what a node does with an order of Remote.Run: it runs the recipe
@@ -90,13 +91,13 @@ func (r *Runtime) answer(ctx context.Context, path, scratch string) (err error) 
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(writeSynced(filepath.Join(next, resultFile), text), log.Close()); err != nil {
+	if err := errors.Join(durable.WriteNew(filepath.Join(next, resultFile), text, 0o600), log.Close()); err != nil {
 		return err
 	}
 	if err := os.Rename(next, final); err != nil {
 		return err
 	}
-	return syncDir(exchange)
+	return durable.SyncDir(exchange)
 }
 
 // bringAll copies what a run kept into the answer.
@@ -148,12 +149,4 @@ func bring(ctx context.Context, name string, out file, dir string) (answeredFile
 		return said, fmt.Errorf("%d bytes with SHA-256 %s were copied, %d with %s were measured", n, sum, said.Size, said.SHA256)
 	}
 	return said, nil
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }

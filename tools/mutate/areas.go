@@ -30,6 +30,7 @@ var areas = []area{
 	{"hashpipe", []part{
 		{folder: "hashpipe", users: []string{"fs"}},
 		{folder: "hashpipe/cas"},
+		{folder: "hashpipe/durable"},
 	}},
 	{"verifier", []part{
 		{folder: "verifier"},

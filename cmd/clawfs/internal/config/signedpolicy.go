@@ -6,13 +6,13 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/openclaw/clawfs/hashpipe"
+	"github.com/openclaw/clawfs/hashpipe/durable"
 	"github.com/openclaw/clawfs/verifier"
 	"github.com/openclaw/clawfs/verifier/dsse"
 )
@@ -276,16 +276,16 @@ func (s State) install(p verifier.SignedPolicy) error {
 	if err := os.Mkdir(s.Memory(), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	if err := replace(s.SignedPolicy(), both); err != nil {
+	if err := durable.Replace(s.SignedPolicy(), both, 0o600); err != nil {
 		return err
 	}
-	if err := replace(s.Policy(), p.Text()); err != nil {
+	if err := durable.Replace(s.Policy(), p.Text(), 0o600); err != nil {
 		return err
 	}
 	if err := s.rememberPolicy(p.Policy().Revision, p.Digest()); err != nil {
 		return err
 	}
-	return replace(s.SignedPolicy(), envelope)
+	return durable.Replace(s.SignedPolicy(), envelope, 0o600)
 }
 
 // RememberPolicy raises the memory to p, which LoadPolicy returned, so that a
@@ -351,28 +351,5 @@ func (s State) newestPolicy() (revision, error) {
 func (r revision) encode() []byte { return fmt.Appendf(nil, "%d %s\n", r.revision, r.digest) }
 
 func (s State) rememberPolicy(n int64, digest hashpipe.Digest) error {
-	return replace(s.PolicyMemory(), revision{n, digest}.encode())
-}
-
-// replace writes a file of mode 0600, whole or not at all, and returns after it
-// is on stable storage.
-func replace(path string, data []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
-	if err != nil {
-		return fmt.Errorf("writing %s: %w", path, err)
-	}
-	defer os.Remove(f.Name()) // does nothing after the rename
-	_, err = f.Write(data)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return fmt.Errorf("writing %s: %w", path, err)
-	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	return dir.Sync()
+	return durable.Replace(s.PolicyMemory(), revision{n, digest}.encode(), 0o600)
 }

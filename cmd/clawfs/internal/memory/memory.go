@@ -30,6 +30,7 @@ import (
 
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/config"
 	"github.com/openclaw/clawfs/hashpipe"
+	"github.com/openclaw/clawfs/hashpipe/durable"
 	"github.com/openclaw/clawfs/verifier/tlog"
 )
 
@@ -283,27 +284,10 @@ func (d Dir) read(name string, limit int64) ([]byte, error) {
 	return b[:n], nil
 }
 
-// write puts text under name, whole or not at all: temporary file, fsync,
-// rename, fsync of the directory.
+// write puts text under name, whole or not at all.
 func (d Dir) write(name string, text []byte) error {
-	f, err := os.CreateTemp(string(d), "."+name+".*") // mode 0600
-	if err != nil {
+	if err := durable.Replace(d.path(name), []byte(string(text)+checksum(text)), 0o600); err != nil {
 		return fmt.Errorf("memory: %w", err)
-	}
-	defer os.Remove(f.Name()) // does nothing after the rename
-	_, err = f.WriteString(string(text) + checksum(text))
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return fmt.Errorf("memory: writing %s: %w", d.path(name), err)
-	}
-	if err := os.Rename(f.Name(), d.path(name)); err != nil {
-		return fmt.Errorf("memory: %w", err)
-	}
-	dir, err := os.Open(string(d))
-	if err != nil {
-		return fmt.Errorf("memory: %w", err)
-	}
-	if err := errors.Join(dir.Sync(), dir.Close()); err != nil {
-		return fmt.Errorf("memory: writing %s: %w", d.path(name), err)
 	}
 	return nil
 }

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/control"
+	"github.com/openclaw/clawfs/hashpipe/durable"
 	"github.com/openclaw/clawfs/verifier/dsse"
 	"github.com/openclaw/clawfs/verifier/tlog"
 )
@@ -121,9 +122,9 @@ func Init(dir, name string) (tlog.VerifierKey, error) {
 	defer os.RemoveAll(made) // does nothing after the rename
 	err = errors.Join(
 		os.Mkdir(filepath.Join(made, forksDir), 0o700),
-		replaceFile(filepath.Join(made, keyFile), private, 0o600),
-		replaceFile(filepath.Join(made, vkeyFile), []byte(cosigner.VerifierKey().String()+"\n"), 0o644),
-		replaceFile(filepath.Join(made, stateFile), []byte(state{memory: tlog.NewMemory()}.encode()), 0o600),
+		durable.Replace(filepath.Join(made, keyFile), private, 0o600),
+		durable.Replace(filepath.Join(made, vkeyFile), []byte(cosigner.VerifierKey().String()+"\n"), 0o644),
+		durable.Replace(filepath.Join(made, stateFile), []byte(state{memory: tlog.NewMemory()}.encode()), 0o600),
 	)
 	if err != nil {
 		return fail(err)
@@ -132,7 +133,7 @@ func Init(dir, name string) (tlog.VerifierKey, error) {
 	if err := unix.Rename(made, dir); err != nil {
 		return fail(fmt.Errorf("making %s: %w", dir, err))
 	}
-	if err := syncDir(parent); err != nil {
+	if err := durable.SyncDir(parent); err != nil {
 		return fail(err)
 	}
 	return cosigner.VerifierKey(), nil
@@ -158,58 +159,6 @@ type Log struct {
 	Root   tlog.Hash
 	// Evidence are the files of the two checkpoints of a log that forked.
 	Evidence []string
-}
-
-// replaceFile writes data under path, whole or not at all, and returns after it
-// is on stable storage.
-func replaceFile(path string, data []byte, perm fs.FileMode) error {
-	dir := filepath.Dir(path)
-	f, err := os.CreateTemp(dir, temporary(filepath.Base(path)))
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name()) // does nothing after the rename
-	_, err = f.Write(data)
-	if err == nil {
-		err = errors.Join(f.Chmod(perm), f.Sync())
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return fmt.Errorf("writing %s: %w", path, err)
-	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	return syncDir(dir)
-}
-
-// temporary is the pattern of what replaceFile writes before it is whole.
-func temporary(name string) string { return "." + name + ".new-*" }
-
-// sweep removes what a process that was killed left. The caller holds the lock.
-func sweep(dir string) error {
-	left, err := filepath.Glob(filepath.Join(dir, temporary(stateFile)))
-	if err != nil {
-		return err
-	}
-	for _, path := range left {
-		if err := os.Remove(path); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// syncDir puts the names in dir on stable storage.
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	if err := d.Sync(); err != nil {
-		return fmt.Errorf("syncing %s: %w", dir, err)
-	}
-	return nil
 }
 
 // Inspect reads the state of a witness, also while it is served.

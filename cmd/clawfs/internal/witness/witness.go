@@ -39,6 +39,7 @@ import (
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/config"
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/control"
 	"github.com/openclaw/clawfs/hashpipe"
+	"github.com/openclaw/clawfs/hashpipe/durable"
 	"github.com/openclaw/clawfs/verifier/dsse"
 	"github.com/openclaw/clawfs/verifier/tlog"
 )
@@ -89,7 +90,7 @@ func Open(dir string, logs []tlog.VerifierKey, log *slog.Logger) (*Witness, erro
 }
 
 func (w *Witness) load(logs []tlog.VerifierKey) (err error) {
-	if err := sweep(w.dir); err != nil {
+	if err := durable.Sweep(filepath.Join(w.dir, stateFile)); err != nil {
 		return fmt.Errorf("witness: %w", err)
 	}
 	if w.state, w.saved, err = readState(w.dir, w.cosigner.VerifierKey()); err != nil {
@@ -232,7 +233,7 @@ func (w *Witness) save(s state) error {
 		return nil
 	}
 	w.saved = "" // what the file holds after a failure is not known
-	if err := replaceFile(filepath.Join(w.dir, stateFile), []byte(text), 0o600); err != nil {
+	if err := durable.Replace(filepath.Join(w.dir, stateFile), []byte(text), 0o600); err != nil {
 		return fmt.Errorf("nothing is cosigned, because the state cannot be written: %w", err)
 	}
 	w.saved = text
@@ -252,7 +253,7 @@ func (w *Witness) writeEvidence() error {
 			if _, err := os.Lstat(path); err == nil {
 				continue
 			}
-			if err := replaceFile(path, note, 0o644); err != nil {
+			if err := durable.Replace(path, note, 0o644); err != nil {
 				return fmt.Errorf("keeping the evidence of a fork: %w", err)
 			}
 		}

@@ -18,6 +18,7 @@ import (
 
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/control"
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/translog"
+	"github.com/openclaw/clawfs/hashpipe/durable"
 	"github.com/openclaw/clawfs/verifier/tlog"
 )
 
@@ -268,7 +269,7 @@ func (l *Log) dropUncosigned() error {
 		if err := os.Remove(filepath.Join(l.tree(), translog.CheckpointPath)); err != nil {
 			return fmt.Errorf("log: %w", err)
 		}
-		return syncDir(l.tree())
+		return durable.SyncDir(l.tree())
 	}
 	return fmt.Errorf("log %s: its own checkpoint: %w", l.dir, err)
 }
@@ -486,7 +487,7 @@ func (l *Log) writeBlob(leaf tlog.Leaf, envelope []byte) error {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
 		}
-		if err := errors.Join(syncDir(filepath.Dir(dir)), syncDir(l.tree())); err != nil {
+		if err := errors.Join(durable.SyncDir(filepath.Dir(dir)), durable.SyncDir(l.tree())); err != nil {
 			return err
 		}
 	}
@@ -502,7 +503,7 @@ func (l *Log) writeBlob(leaf tlog.Leaf, envelope []byte) error {
 	if err := os.Rename(f.Name(), path); err != nil {
 		return err
 	}
-	return syncDir(dir)
+	return durable.SyncDir(dir)
 }
 
 // await returns a published checkpoint that has the leaf at index.

@@ -31,6 +31,7 @@ import (
 
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/config"
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/translog"
+	"github.com/openclaw/clawfs/hashpipe/durable"
 	"github.com/openclaw/clawfs/verifier"
 	"github.com/openclaw/clawfs/verifier/tlog"
 )
@@ -84,20 +85,20 @@ func Create(dir, origin string, policy []byte) (tlog.VerifierKey, error) {
 		{vkeyFile, text + "\n", 0o644},
 		{policyFile, string(policy), 0o644},
 	} {
-		if err := writeSynced(filepath.Join(building, f.name), []byte(f.text), f.perm); err != nil {
+		if err := durable.WriteNew(filepath.Join(building, f.name), []byte(f.text), f.perm); err != nil {
 			return none, fmt.Errorf("log: %w", err)
 		}
 	}
 	if err := os.Mkdir(filepath.Join(building, translog.TreeDir), 0o755); err != nil {
 		return none, fmt.Errorf("log: %w", err)
 	}
-	if err := syncDir(building); err != nil {
+	if err := durable.SyncDir(building); err != nil {
 		return none, err
 	}
 	if err := unix.Renameat2(unix.AT_FDCWD, building, unix.AT_FDCWD, dir, unix.RENAME_NOREPLACE); err != nil {
 		return none, &fs.PathError{Op: "making log", Path: dir, Err: err}
 	}
-	return vkey, syncDir(filepath.Dir(dir))
+	return vkey, durable.SyncDir(filepath.Dir(dir))
 }
 
 // VerifierKey reads the verifier key of the log in dir.
@@ -128,25 +129,4 @@ func readKey(dir string, vkey tlog.VerifierKey) (note.Signer, error) {
 		return nil, fmt.Errorf("log key %s: expected the key of %s, got another one", filepath.Join(dir, keyFile), vkey)
 	}
 	return signer, nil
-}
-
-func writeSynced(path string, data []byte, perm fs.FileMode) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, perm)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	return errors.Join(err, f.Sync(), f.Close())
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	if err := d.Sync(); err != nil {
-		return fmt.Errorf("syncing %s: %w", dir, err)
-	}
-	return nil
 }
