@@ -167,19 +167,28 @@ func (f *feed) tell() {
 	}
 }
 
-// await waits for the first whole snapshot, for as long as it goes on coming.
-func (f *feed) await(ctx context.Context, patience time.Duration) error {
+// sayEvery is how often a start that takes long is told of.
+const sayEvery = time.Second
+
+// await waits for the first whole snapshot, for as long as it goes on coming, and
+// says now and then how many records have come.
+func (f *feed) await(ctx context.Context, patience time.Duration, say func(records int64)) error {
+	tick := time.NewTicker(min(sayEvery, patience))
+	defer tick.Stop()
+	before, since := f.progress.Load(), time.Now()
 	for {
-		before := f.progress.Load()
 		select {
 		case <-f.complete:
 			return nil
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-time.After(patience):
-			if f.progress.Load() == before {
-				return fmt.Errorf("the daemon did not send the capabilities: nothing came for %v after %d records", patience, before)
-			}
+		case <-tick.C:
+		}
+		if now := f.progress.Load(); now != before {
+			before, since = now, time.Now()
+			say(now)
+		} else if time.Since(since) >= patience {
+			return fmt.Errorf("the daemon did not send the capabilities: nothing came for %v after %d records", patience, before)
 		}
 	}
 }

@@ -6,6 +6,8 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -98,5 +100,34 @@ func TestFeedReaches(t *testing.T) {
 		if got := f.reached.Load(); got != tt.want {
 			t.Errorf("%s: reached %d, want %d", name, got, tt.want)
 		}
+	}
+}
+
+// A start waits for a snapshot as long as it comes, and says how far it is.
+func TestSnapshotIsAwaited(t *testing.T) {
+	r := newRig(t)
+	policy, err := r.state.LoadPolicy()
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := feedOf(t, policy.Trust())
+	const patience = time.Second
+	var said []int64
+	records := func(n int64) { said = append(said, n) }
+	if err := f.await(t.Context(), patience, records); err == nil || !strings.Contains(err.Error(), "nothing came for 1s after 0 records") || len(said) > 0 {
+		t.Fatalf("without a daemon: %v, and it said %v", err, said)
+	}
+	go func() {
+		for range 20 {
+			time.Sleep(patience / 5)
+			f.progress.Add(1)
+		}
+		f.begin()
+	}()
+	if err := f.await(t.Context(), patience, records); err != nil {
+		t.Error(err)
+	}
+	if len(said) < 2 || !slices.IsSorted(said) || said[0] < 1 || said[len(said)-1] > 20 {
+		t.Errorf("it said %v", said)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/go-json-experiment/json"
@@ -110,6 +111,11 @@ func (a *app) mountBackground(ctx context.Context, src, dir string, o control.Mo
 	if err != nil {
 		return a.answered(err)
 	}
+	if m.State == mountStarting {
+		if err := a.awaitServed(ctx, c, m); err != nil {
+			return err
+		}
+	}
 	// The daemon's mount table is not always this process's.
 	if err := awaitMounted(ctx, dir, 5*time.Second); err != nil {
 		return exit(codeMount, err)
@@ -120,6 +126,32 @@ func (a *app) mountBackground(ctx context.Context, src, dir string, o control.Mo
 	}
 	a.warnOfAudit(o, dir)
 	return a.print(v, func() { a.notef("mounted %s at %s\n", src, dir) })
+}
+
+// awaitServed waits for a mount whose process takes long to read the store.
+func (a *app) awaitServed(ctx context.Context, c *control.Client, m control.Mount) error {
+	bar := a.progress("the mount at " + m.Mountpoint + " reads the store")
+	defer bar.done()
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
+	for ; ; wait(ctx, tick.C) {
+		all, err := c.Mounts(ctx)
+		at := slices.IndexFunc(all, func(o control.Mount) bool { return o.ID == m.ID })
+		switch {
+		case ctx.Err() != nil:
+			return exitf(codeMount, "the mount at %s goes on starting; next: %s", printable(m.Mountpoint), a.command("status"))
+		case err != nil:
+			return a.answered(err)
+		case at < 0:
+			return exitf(codeMount, "somebody has taken back the mount at %s", printable(m.Mountpoint))
+		case all[at].State == mountLive:
+			return nil
+		case all[at].LastError != "":
+			return exitf(codeMount, "the mount at %s does not come up, and the daemon tries again: %s; next: %s, or %s",
+				printable(m.Mountpoint), all[at].LastError, a.command("status"), a.command("umount", m.Mountpoint))
+		}
+		bar.records(all[at].Records)
+	}
 }
 
 // awaitMounted looks into this process's mount table; it does not touch dir.
@@ -160,13 +192,17 @@ func (a *app) mountForeground(ctx context.Context, src, dir string, o control.Mo
 		p.log = slog.New(slog.NewJSONHandler(file, nil))
 	}
 	var failed error
-	err = p.run(ctx, func() { failed = r.write(a.config()) })
+	err = p.run(ctx, func(s startReport) {
+		if !s.Starting {
+			failed = r.write(a.config())
+		}
+	})
 	return exit(codeMount, errors.Join(err, failed))
 }
 
 // newMountProcessCommand is what the daemon starts for a mount. The daemon
-// wrote the record; file descriptor 3 takes one line when the mount is live or
-// has failed.
+// wrote the record; file descriptor 3 takes a line now and then, and one when the
+// mount is live or has failed.
 func newMountProcessCommand(a *app) *cobra.Command {
 	var resume bool
 	c := &cobra.Command{
@@ -186,9 +222,9 @@ func newMountProcessCommand(a *app) *cobra.Command {
 				from = &fs.Session{Device: inheritedFile(4), Journal: inheritedFile(5)}
 			}
 			log := slog.New(slog.NewJSONHandler(a.stderr, nil)).With("pid", os.Getpid())
-			err = a.serveMount(c.Context(), args[0], from, log, func() { tell(parent, nil) })
+			err = a.serveMount(c.Context(), args[0], from, log, func(r startReport) { tell(parent, r) })
 			if err != nil {
-				tell(parent, err)
+				tell(parent, startReport{Error: err.Error()})
 				log.Error("mount process ends", "error", err)
 			}
 			return exit(codeMount, err)
@@ -203,7 +239,7 @@ func inheritedFile(fd int) *os.File {
 	return os.NewFile(uintptr(fd), "session")
 }
 
-func (a *app) serveMount(ctx context.Context, id string, from *fs.Session, log *slog.Logger, ready func()) error {
+func (a *app) serveMount(ctx context.Context, id string, from *fs.Session, log *slog.Logger, say func(startReport)) error {
 	r, err := readRecord(a.config(), id)
 	if err != nil {
 		return err
@@ -213,19 +249,18 @@ func (a *app) serveMount(ctx context.Context, id string, from *fs.Session, log *
 		return err
 	}
 	p := &mountProcess{state: a.config(), record: r, from: from, audit: file, log: log}
-	return p.run(ctx, ready)
+	return p.run(ctx, say)
 }
 
-// tell sends the one line to the parent. It may be gone already.
-func tell(parent io.WriteCloser, err error) {
-	var report startReport
-	if err != nil {
-		report.Error = err.Error()
-	}
+// tell sends a line to the parent, which may be gone already. Nothing follows the
+// last one.
+func tell(parent io.WriteCloser, report startReport) {
 	if b, err := json.Marshal(report); err == nil {
 		parent.Write(append(b, '\n'))
 	}
-	parent.Close()
+	if !report.Starting {
+		parent.Close()
+	}
 }
 
 // checkMount refuses what cannot be mounted, in words, before anything is

@@ -40,6 +40,9 @@ func (w *watched) answer() control.Mount {
 	if w.err != nil {
 		m.LastError = w.err.Error()
 	}
+	if w.state == mountStarting {
+		m.Records = w.records
+	}
 	// A report of a process that is gone says nothing about the one that serves.
 	if w.report != nil && w.report.PID == w.pid {
 		m.Report = w.report

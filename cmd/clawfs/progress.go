@@ -57,14 +57,19 @@ func (b *bar) add(n int64) {
 }
 
 // rows says how many rows were looked at, where somebody would wait for it.
-func (b *bar) rows(n int) {
+func (b *bar) rows(n int) { b.count(int64(n), "rows") }
+
+// records is rows for the records of the store.
+func (b *bar) records(n int64) { b.count(n, "records") }
+
+func (b *bar) count(n int64, of string) {
 	if b == nil {
 		return
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	label := b.label
-	b.label = fmt.Sprintf("%s: %d rows", label, n)
+	b.label = fmt.Sprintf("%s: %d %s", label, n, of)
 	b.show(time.Since(b.shown) >= lineEvery)
 	b.label = label
 }

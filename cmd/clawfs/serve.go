@@ -66,9 +66,10 @@ type mountProcess struct {
 	srv      *fs.Server
 }
 
-// run serves until the mount is gone or ctx ends; ready is called once the
-// kernel has the mount. It returns nil only if somebody meant the mount to end.
-func (p *mountProcess) run(ctx context.Context, ready func()) error {
+// run serves until the mount is gone or ctx ends; say is told how far the start is,
+// and then, once, that the kernel has the mount. It returns nil only if somebody meant
+// the mount to end.
+func (p *mountProcess) run(ctx context.Context, say func(startReport)) error {
 	unix.Umask(0o077)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -116,7 +117,7 @@ func (p *mountProcess) run(ctx context.Context, ready func()) error {
 	remembered := make(chan struct{})
 	go func() { defer close(remembered); p.clock.run(ctx, p.log) }()
 	defer func() { cancel(); <-remembered }()
-	if err := p.feed.await(ctx, snapshotPatience); err != nil {
+	if err := p.feed.await(ctx, snapshotPatience, func(n int64) { say(startReport{Starting: true, Records: n}) }); err != nil {
 		return err
 	}
 	p.maxDaemonAge = time.Duration(m.MaxDaemonAge)
@@ -153,7 +154,7 @@ func (p *mountProcess) run(ctx context.Context, ready func()) error {
 			defer func() { cancel(); <-handed }()
 		}
 	}
-	ready()
+	say(startReport{})
 	p.log.Info("mount is live", "source", p.record.Source, "mountpoint", p.record.Mountpoint, "resumed", p.from != nil, "handles", p.srv.Stats().Resumed)
 	return p.serve(ctx)
 }

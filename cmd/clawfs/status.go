@@ -147,6 +147,9 @@ func (a *app) mountNotes(m control.Mount) (notes []string) {
 	if m.Restarts > 0 {
 		notes = append(notes, fmt.Sprintf("restarted %d times", m.Restarts))
 	}
+	if m.Records > 0 {
+		notes = append(notes, fmt.Sprintf("has %d records of the store", m.Records))
+	}
 	if m.State == mountLive && !m.Resumable {
 		notes = append(notes, "if its process dies, what is open fails")
 	}

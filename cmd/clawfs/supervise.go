@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -21,10 +22,14 @@ import (
 )
 
 const (
-	lookEvery     = 100 * time.Millisecond
+	lookEvery = 100 * time.Millisecond
+	// readyPatience is how long a mount process that starts may be silent. It says how
+	// many records of the store it has, which may be millions.
 	readyPatience = 30 * time.Second
-	firstBackoff  = 100 * time.Millisecond
-	lastBackoff   = 10 * time.Second
+	// addPatience is how long a client waits for an answer that the mount is live.
+	addPatience  = 20 * time.Second
+	firstBackoff = 100 * time.Millisecond
+	lastBackoff  = 10 * time.Second
 	// steady is how long a mount process must live for its next death to count
 	// as the first again.
 	steady = time.Minute
@@ -38,6 +43,8 @@ type supervisor struct {
 	state config.State
 	log   *slog.Logger
 	self  func(args ...string) (*exec.Cmd, error)
+
+	readyPatience, addPatience time.Duration
 
 	watchers sync.WaitGroup
 	starting atomic.Int64  // mount processes that do not serve yet
@@ -58,6 +65,7 @@ type watched struct {
 	restarts int
 	err      error
 	report   *control.MountReport
+	records  int64 // that a process which starts has of the store
 }
 
 // States of a mount.
@@ -68,7 +76,10 @@ const (
 )
 
 func newSupervisor(s config.State, log *slog.Logger, self func(...string) (*exec.Cmd, error)) *supervisor {
-	return &supervisor{state: s, log: log, self: self, mounts: make(map[string]*watched), begun: make(chan struct{})}
+	return &supervisor{
+		state: s, log: log, self: self, readyPatience: readyPatience, addPatience: addPatience,
+		mounts: make(map[string]*watched), begun: make(chan struct{}),
+	}
 }
 
 // run watches what an earlier daemon left and whatever is added, until ctx
@@ -117,7 +128,8 @@ func (s *supervisor) adopt(ctx context.Context, r mountRecord) {
 
 // add starts a mount and returns when it serves. If it does not come up, the
 // wish is forgotten and the error says why. If the daemon ends meanwhile, the
-// mount is the next one's.
+// mount is the next one's. A mount that takes long, because the store is large,
+// is answered as one that starts, and the wish is kept whatever becomes of it.
 func (s *supervisor) add(r mountRecord) (control.Mount, error) {
 	s.awaitForgotten(r.ID)
 	s.mu.Lock()
@@ -142,7 +154,14 @@ func (s *supervisor) add(r mountRecord) (control.Mount, error) {
 	err := clearStale(r.Mountpoint)
 	if err == nil {
 		if err = r.write(s.state); err == nil {
-			err = s.start(life, r)
+			started := make(chan error, 1)
+			s.watchers.Go(func() { started <- s.start(life, r) })
+			select {
+			case err = <-started:
+			case <-time.After(s.addPatience):
+				s.watchers.Go(func() { s.watchStarting(life, r.ID, started) })
+				return s.one(r.ID), nil
+			}
 		}
 		if err != nil && life.Err() == nil {
 			err = errors.Join(err, removeIfThere(s.state.Mount(r.ID)))
@@ -155,6 +174,15 @@ func (s *supervisor) add(r mountRecord) (control.Mount, error) {
 	s.watchers.Go(func() { s.watch(life, r.ID) })
 	s.look(r)
 	return s.one(r.ID), nil
+}
+
+// watchStarting watches a mount whose process has not said yet what became of it.
+func (s *supervisor) watchStarting(ctx context.Context, id string, started <-chan error) {
+	if err := <-started; err != nil {
+		s.note(id, func(w *watched) { w.err = err })
+		s.log.Error("the mount did not come up", "id", id, "error", err)
+	}
+	s.watch(ctx, id)
 }
 
 // awaitForgotten waits for the watcher of a mount whose wish was taken back a
@@ -297,9 +325,12 @@ func (s *supervisor) revive(ctx context.Context, r mountRecord) error {
 	return s.start(ctx, r)
 }
 
-// startReport is the one line that a mount process sends to its parent.
+// startReport is a line that a mount process sends to its parent: how far it is, and
+// at last what became of it.
 type startReport struct {
-	Error string `json:"error,omitempty"` // empty: the mount is live
+	Starting bool   `json:"starting,omitzero"` // not the last one
+	Records  int64  `json:"records,omitzero"`  // of the store, that have come
+	Error    string `json:"error,omitempty"`   // empty: the mount is live
 }
 
 // start runs a mount process and waits until it serves. The process is of its
@@ -341,24 +372,32 @@ func (s *supervisor) start(ctx context.Context, r mountRecord, session ...*os.Fi
 	go cmd.Wait()
 	stop := context.AfterFunc(ctx, func() { out.SetReadDeadline(time.Now()) })
 	defer stop()
-	out.SetReadDeadline(time.Now().Add(readyPatience))
-	line, err := io.ReadAll(io.LimitReader(out, 64<<10))
-	if ctx.Err() != nil {
-		return errors.New("the daemon ends while the mount process starts")
+	lines := bufio.NewScanner(out)
+	for {
+		out.SetReadDeadline(time.Now().Add(s.readyPatience))
+		if ctx.Err() != nil { // it may have ended before the deadline was set
+			return errDaemonEnds
+		}
+		var report startReport
+		said := lines.Scan() && json.Unmarshal(lines.Bytes(), &report) == nil
+		switch {
+		case ctx.Err() != nil:
+			return errDaemonEnds
+		case errors.Is(lines.Err(), os.ErrDeadlineExceeded):
+			cmd.Process.Kill()
+			return fmt.Errorf("the mount process does not get ready%s", logTail(log.Name(), before))
+		case !said:
+			return fmt.Errorf("the mount process ended before it was ready%s", logTail(log.Name(), before))
+		case report.Error != "":
+			return errors.New(report.Error)
+		case !report.Starting:
+			return nil
+		}
+		s.note(r.ID, func(w *watched) { w.records = report.Records })
 	}
-	if errors.Is(err, os.ErrDeadlineExceeded) {
-		cmd.Process.Kill()
-		return fmt.Errorf("the mount process does not get ready%s", logTail(log.Name(), before))
-	}
-	var report startReport
-	if err != nil || json.Unmarshal(line, &report) != nil {
-		return fmt.Errorf("the mount process ended before it was ready%s", logTail(log.Name(), before))
-	}
-	if report.Error != "" {
-		return errors.New(report.Error)
-	}
-	return nil
 }
+
+var errDaemonEnds = errors.New("the daemon ends while the mount process starts")
 
 // settlePatience bounds how long the end of the daemon waits for mount processes
 // that are just starting.

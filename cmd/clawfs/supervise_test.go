@@ -1,15 +1,21 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"log/slog"
+	"net"
+	"net/http"
 	"os/exec"
+	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/config"
+	"github.com/openclaw/clawfs/cmd/clawfs/internal/control"
 )
 
 // The socket answers before the mounts are watched: who asks for one in that moment
@@ -38,5 +44,132 @@ func TestMountAskedForAtTheStart(t *testing.T) {
 	cancel()
 	if err := <-ended; err != nil {
 		t.Error(err)
+	}
+}
+
+// scripted is a supervisor whose mount processes are a shell's: descriptor 3 is the
+// daemon.
+func scripted(t *testing.T, script string) (*supervisor, mountRecord) {
+	t.Helper()
+	r := newRig(t)
+	if err := r.state.MakeRun(); err != nil {
+		t.Fatal(err)
+	}
+	s := newSupervisor(r.state, slog.New(slog.DiscardHandler), func(...string) (*exec.Cmd, error) {
+		return exec.Command("sh", "-c", script), nil
+	})
+	return s, newRecord(r.src, r.mnt, false, control.MountOptions{})
+}
+
+// A mount process may take as long as it likes if it says how far it is, and no longer
+// than the patience if it does not.
+func TestSlowMountProcess(t *testing.T) {
+	const patience = 2 * time.Second
+	for _, tt := range []struct{ name, script, want string }{
+		{"silent", `sleep 60`, "does not get ready"},
+		{"silent in the end", `echo '{"starting":true,"records":5}' >&3; sleep 60`, "does not get ready"},
+		{"half a line", `printf '{"starting":' >&3; sleep 60`, "does not get ready"},
+		{"dead", `exit 1`, "ended before it was ready"},
+		{"dead in the middle", `echo '{"starting":true,"records":5}' >&3; echo why >&2; exit 1`, "why"},
+		{"no report", `echo ready >&3`, "ended before it was ready"},
+		{"a long line", `head -c 100000 /dev/zero | tr '\0' x >&3`, "ended before it was ready"},
+		{"refused", `echo '{"error":"the policy is gone"}' >&3`, "the policy is gone"},
+		{"refused at last", `echo '{"starting":true}' >&3; echo '{"error":"the policy is gone"}' >&3`, "the policy is gone"},
+		{"live", `echo '{}' >&3`, ""},
+		{"live at last", `for i in 1 2 3 4 5 6 7 8; do echo "{\"starting\":true,\"records\":$i}" >&3; sleep 0.5; done; echo '{}' >&3`, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			s, r := scripted(t, tt.script)
+			s.readyPatience = patience
+			err := s.start(t.Context(), r)
+			if (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("start = %v, want %q", err, tt.want)
+			}
+		})
+	}
+}
+
+// Who asks for a mount whose process has millions of records to read is answered that
+// it starts, and can see how far it is and what becomes of it.
+func TestSlowMountIsAnswered(t *testing.T) {
+	s, r := scripted(t, `echo '{"starting":true,"records":7}' >&3; sleep 1; echo '{"error":"no room for the index"}' >&3`)
+	s.addPatience = 300 * time.Millisecond
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- s.run(ctx) }()
+	defer func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}()
+	m, err := s.add(r)
+	if err != nil || m.State != mountStarting || m.Records != 7 || m.LastError != "" {
+		t.Fatalf("add = %+v, %v, want a mount that starts and has 7 records", m, err)
+	}
+	if _, err := s.add(r); err == nil || !strings.Contains(err.Error(), "is mounted already") {
+		t.Errorf("again: %v", err)
+	}
+	for end := time.Now().Add(10 * time.Second); !strings.Contains(s.one(r.ID).LastError, "no room for the index"); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("nobody is told why: %+v", s.one(r.ID))
+		}
+	}
+	if _, err := readRecord(s.state, r.ID); err != nil {
+		t.Errorf("the wish was answered and is gone: %v", err)
+	}
+}
+
+// clawfs mount waits for a mount that starts, says how far it is, and what went wrong.
+func TestMountIsAwaited(t *testing.T) {
+	m := control.Mount{ID: "a628655aadc0", Mountpoint: "/models", State: mountStarting}
+	with := func(change func(*control.Mount)) []control.Mount {
+		m := m
+		change(&m)
+		return []control.Mount{{ID: "another", State: mountLive}, m}
+	}
+	starts := with(func(m *control.Mount) { m.Records = 5 })
+	for _, tt := range []struct {
+		name, want string
+		then       []control.Mount
+	}{
+		{"live", "", with(func(m *control.Mount) { m.State = mountLive })},
+		{"refused", "no room for the index; next: clawfs", with(func(m *control.Mount) { m.LastError = "no room for the index" })},
+		{"taken back", "somebody has taken back", nil},
+		{"interrupted", "goes on starting; next: clawfs", starts},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "socket")
+			l, err := net.Listen("unix", path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			var asked atomic.Int32
+			srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+				w.Header().Set("Clawfs-Protocol", control.Protocol()) // as a daemon of this version
+				if asked.Add(1) < 3 {
+					control.Reply(w, http.StatusOK, starts)
+					return
+				}
+				control.Reply(w, http.StatusOK, tt.then)
+				if tt.name == "interrupted" {
+					cancel()
+				}
+			})}
+			go srv.Serve(l)
+			defer srv.Close()
+			var said bytes.Buffer
+			a := &app{stderr: &said}
+			err = a.awaitServed(ctx, control.NewClient(path), m)
+			if (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("%v, want %q", err, tt.want)
+			}
+			if err != nil && exitCode(err) != codeMount {
+				t.Errorf("exit code %d, want %d", exitCode(err), codeMount)
+			}
+		})
 	}
 }

@@ -323,6 +323,7 @@ type Mount struct {
 	Restarts   int          `json:"restarts,omitzero"`   // by this daemon
 	Resumable  bool         `json:"resumable,omitzero"`  // the daemon has its session: it outlives its process
 	AuditUntil time.Time    `json:"auditUntil,omitzero"` // in the future: the mount refuses nothing until then
+	Records    int64        `json:"records,omitzero"`    // of the store, that a mount which starts has
 	LastError  string       `json:"lastError,omitzero"`
 	Report     *MountReport `json:"report,omitempty"`
 }
@@ -546,7 +547,8 @@ func (c *Client) Mounts(ctx context.Context) (l []Mount, err error) {
 	return l, c.do(ctx, http.MethodGet, "/v1/mounts", nil, &l)
 }
 
-// Mount returns when the mount process serves, or with the reason why not.
+// Mount returns when the mount process serves, or with the reason why not. If that
+// takes long, the state is "starting", and Mounts tells how it goes on.
 func (c *Client) Mount(ctx context.Context, r MountRequest) (m Mount, err error) {
 	return m, c.do(ctx, http.MethodPost, "/v1/mounts", r, &m)
 }
