@@ -48,7 +48,12 @@ func (d *daemon) capabilities(now time.Time) []control.Capability {
 			c.Conflict = &control.Conflict{Operator: operator, Capability: id}
 		}
 		for _, s := range g.Subjects() {
-			c.Files = append(c.Files, control.File{Name: s.Name, SHA256: s.Digest, Size: s.Size})
+			f := control.File{Name: s.Name, SHA256: s.Digest, Size: s.Size}
+			if r := d.store.View().RevokedBy(capstore.KindFile, s.Digest); !r.IsZero() {
+				answer := revocationAnswer(r)
+				f.Revoked = &answer
+			}
+			c.Files = append(c.Files, f)
 		}
 		lost := make(map[hashpipe.Digest]*control.Revocation)
 		for _, l := range d.store.View().LostBases(g.Capability()) {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"strconv"
 	"strings"
 
@@ -25,7 +26,8 @@ same result), disputed (an operator has another result of the same attestation)
 or stale (the revocation list or the policy is too old). "restricted" beside it
 says that it opens for some users, paths or mounts alone; -o json says which.
 "base revoked" beside it says that a model from which it was built was taken back;
-it opens all the same until it is revoked itself. LEVEL is "rebuilt" by one
+it opens all the same until it is revoked itself. "N of M files revoked" beside it
+says that these files were taken back by their content. LEVEL is "rebuilt" by one
 operator or "reproduced-N" by N of them. --files shows each file that a capability
 opens, with its full SHA-256.`,
 		Example: `  clawfs caps
@@ -45,6 +47,9 @@ opens, with its full SHA-256.`,
 				var rows [][]string
 				for _, k := range caps {
 					id, state := k.ID.String()[:shortID], k.State
+					if n := k.LostFiles(); n > 0 {
+						state += fmt.Sprintf(", %d of %d files revoked", n, len(k.Files))
+					}
 					if k.Lost() {
 						state += ", base revoked"
 					}
@@ -60,6 +65,10 @@ opens, with its full SHA-256.`,
 						continue
 					}
 					for _, f := range k.Files {
+						state := state
+						if f.Revoked != nil {
+							state = "revoked"
+						}
 						rows = append(rows, []string{id, state, k.Model, k.Version, f.SHA256.String(), strconv.FormatInt(f.Size, 10), f.Name})
 					}
 				}

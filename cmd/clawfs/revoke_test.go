@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -101,6 +102,21 @@ func TestRevoke(t *testing.T) {
 	r.ok("revoke", "--kind", "file", second.Subjects()[0].Digest.String(), "--reason", "wrong file")
 	if r.opens("b.bin", "b") {
 		t.Error("a file that was revoked by its content opened")
+	}
+	if list := r.ok("caps"); strings.Count(list, "live, 1 of 1 files revoked") != 1 {
+		t.Errorf("caps:\n%s", list)
+	}
+	digest := second.Subjects()[0].Digest.String()
+	if list := r.ok("caps", "--files"); !regexp.MustCompile(`(?m)^\S+ +revoked .* ` + digest + ` `).MatchString(list) {
+		t.Errorf("caps --files:\n%s", list)
+	}
+	r.document(&caps, "caps")
+	for _, c := range caps {
+		for _, f := range c.Files {
+			if want := f.SHA256.String() == digest; (f.Revoked != nil) != want || want && f.Revoked.Reason != "wrong file" {
+				t.Errorf("%s: revoked by %+v", f.SHA256, f.Revoked)
+			}
+		}
 	}
 }
 

@@ -248,11 +248,22 @@ func (c Capability) Lost() bool {
 	return slices.ContainsFunc(c.Bases, func(b Base) bool { return b.Lost != nil })
 }
 
+// LostFiles counts the files that were taken back by their content.
+func (c Capability) LostFiles() (n int) {
+	for _, f := range c.Files {
+		if f.Revoked != nil {
+			n++
+		}
+	}
+	return n
+}
+
 // File is one output that a capability opens.
 type File struct {
-	Name   string          `json:"name"`
-	SHA256 hashpipe.Digest `json:"sha256"`
-	Size   int64           `json:"size"`
+	Name    string          `json:"name"`
+	SHA256  hashpipe.Digest `json:"sha256"`
+	Size    int64           `json:"size"`
+	Revoked *Revocation     `json:"revoked,omitempty"` // of a Capability: this content, under every one
 }
 
 // Revocation is a revocation as a person reads it.
