@@ -38,6 +38,9 @@ type Journal struct {
 // reads the end of the last file only, and cuts off there what a crash left of a
 // line; Damage tells that.
 func Open(dir string) (*Journal, error) {
+	if err := durable.PrivateDir(dir); err != nil {
+		return nil, fmt.Errorf("journal of kept records: %w", err)
+	}
 	j, err := openJournal(dir)
 	if err != nil {
 		return nil, fmt.Errorf("journal of kept records %s: %w", dir, err)
@@ -46,9 +49,6 @@ func Open(dir string) (*Journal, error) {
 }
 
 func openJournal(dir string) (_ *Journal, err error) {
-	if err := durable.PrivateDir(dir); err != nil {
-		return nil, err
-	}
 	j := &Journal{dir: dir, next: 1, maxFile: MaxFile}
 	if j.lock, err = open(filepath.Join(dir, lockName), os.O_RDWR|os.O_CREATE); err != nil {
 		return nil, err

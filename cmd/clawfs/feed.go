@@ -28,7 +28,7 @@ type feed struct {
 	connected atomic.Bool
 	heard     atomic.Int64  // sinceBoot when a daemon last spoke that had sent its whole store; 0: never
 	complete  chan struct{} // closed after the first whole snapshot
-	progress  atomic.Int64  // records that came
+	progress  atomic.Int64  // records that came by this stream
 	reached   atomic.Uint64 // Extent of the daemon's store that all records were applied up to; 0: unknown
 	changed   chan struct{} // holds one token when the daemon does not know yet how far this view is
 
@@ -75,6 +75,7 @@ func (f *feed) follow(ctx context.Context) error {
 	f.mu.Lock()
 	f.cancel = cancel
 	f.mu.Unlock()
+	f.progress.Store(0)
 	records := 0
 	whole := false   // the daemon has said all that is in its store
 	refused := false // a record was not accepted: this view is not what the store is
@@ -167,13 +168,13 @@ func (f *feed) tell() {
 	}
 }
 
-// sayEvery is how often a start that takes long is told of.
-const sayEvery = time.Second
+// tellEvery is how often a start that takes long is told of.
+const tellEvery = 200 * time.Millisecond
 
-// await waits for the first whole snapshot, for as long as it goes on coming, and
-// says now and then how many records have come.
-func (f *feed) await(ctx context.Context, patience time.Duration, say func(records int64)) error {
-	tick := time.NewTicker(min(sayEvery, patience))
+// await waits for the first whole snapshot, for as long as it goes on coming. It tells
+// each now and then how many records have come, and ends with its error.
+func (f *feed) await(ctx context.Context, patience time.Duration, each func(records int64) error) error {
+	tick := time.NewTicker(min(tellEvery, patience))
 	defer tick.Stop()
 	before, since := f.progress.Load(), time.Now()
 	for {
@@ -184,9 +185,12 @@ func (f *feed) await(ctx context.Context, patience time.Duration, say func(recor
 			return ctx.Err()
 		case <-tick.C:
 		}
-		if now := f.progress.Load(); now != before {
+		now := f.progress.Load()
+		if err := each(now); err != nil {
+			return err
+		}
+		if now != before {
 			before, since = now, time.Now()
-			say(now)
 		} else if time.Since(since) >= patience {
 			return fmt.Errorf("the daemon did not send the capabilities: nothing came for %v after %d records", patience, before)
 		}

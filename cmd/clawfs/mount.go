@@ -112,7 +112,7 @@ func (a *app) mountBackground(ctx context.Context, src, dir string, o control.Mo
 		return a.answered(err)
 	}
 	if m.State == mountStarting {
-		if err := a.awaitServed(ctx, c, m); err != nil {
+		if m, err = a.awaitServed(ctx, c, m); err != nil {
 			return err
 		}
 	}
@@ -129,8 +129,8 @@ func (a *app) mountBackground(ctx context.Context, src, dir string, o control.Mo
 }
 
 // awaitServed waits for a mount whose process takes long to read the store.
-func (a *app) awaitServed(ctx context.Context, c *control.Client, m control.Mount) error {
-	bar := a.progress("the mount at " + m.Mountpoint + " reads the store")
+func (a *app) awaitServed(ctx context.Context, c *control.Client, m control.Mount) (control.Mount, error) {
+	bar := a.progress("the mount at " + m.Mountpoint + " reads the store").atOnce()
 	defer bar.done()
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
@@ -139,15 +139,15 @@ func (a *app) awaitServed(ctx context.Context, c *control.Client, m control.Moun
 		at := slices.IndexFunc(all, func(o control.Mount) bool { return o.ID == m.ID })
 		switch {
 		case ctx.Err() != nil:
-			return exitf(codeMount, "the mount at %s goes on starting; next: %s", printable(m.Mountpoint), a.command("status"))
+			return m, exitf(codeMount, "the mount at %s goes on starting; next: %s", printable(m.Mountpoint), a.command("status"))
 		case err != nil:
-			return a.answered(err)
+			return m, a.answered(err)
 		case at < 0:
-			return exitf(codeMount, "somebody has taken back the mount at %s", printable(m.Mountpoint))
+			return m, exitf(codeMount, "somebody has taken back the mount at %s", printable(m.Mountpoint))
 		case all[at].State == mountLive:
-			return nil
+			return all[at], nil
 		case all[at].LastError != "":
-			return exitf(codeMount, "the mount at %s does not come up, and the daemon tries again: %s; next: %s, or %s",
+			return m, exitf(codeMount, "the mount at %s does not come up, and the daemon tries again: %s; next: %s, or %s",
 				printable(m.Mountpoint), all[at].LastError, a.command("status"), a.command("umount", m.Mountpoint))
 		}
 		bar.records(all[at].Records)

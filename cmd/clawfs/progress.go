@@ -45,6 +45,14 @@ func (a *app) progress(label string) *bar {
 	return &bar{w: a.stderr, terminal: ok && term.IsTerminal(int(f.Fd())), label: label, shown: time.Now()}
 }
 
+// atOnce lets the first line of what takes long come at once.
+func (b *bar) atOnce() *bar {
+	if b != nil {
+		b.shown = time.Time{}
+	}
+	return b
+}
+
 // add counts bytes; it has the shape that hashpipe and tree want.
 func (b *bar) add(n int64) {
 	if b == nil {

@@ -23,7 +23,9 @@ import (
 )
 
 const (
-	snapshotPatience = 15 * time.Second
+	// snapshotPatience bounds how long nothing comes of a snapshot: a daemon that was
+	// killed meanwhile comes back, and opens its store twice first.
+	snapshotPatience = time.Minute
 	reportEvery      = 2 * time.Second
 	// mountMemory is how much memory, in bytes, a mount process takes before it collects
 	// garbage as often as it can. The index of a million capabilities and a million
@@ -117,7 +119,10 @@ func (p *mountProcess) run(ctx context.Context, say func(startReport)) error {
 	remembered := make(chan struct{})
 	go func() { defer close(remembered); p.clock.run(ctx, p.log) }()
 	defer func() { cancel(); <-remembered }()
-	if err := p.feed.await(ctx, snapshotPatience, func(n int64) { say(startReport{Starting: true, Records: n}) }); err != nil {
+	if err := p.feed.await(ctx, snapshotPatience, p.starting(say)); err != nil {
+		return err
+	}
+	if err := p.checkWish(); err != nil {
 		return err
 	}
 	p.maxDaemonAge = time.Duration(m.MaxDaemonAge)
@@ -157,6 +162,32 @@ func (p *mountProcess) run(ctx context.Context, say func(startReport)) error {
 	say(startReport{})
 	p.log.Info("mount is live", "source", p.record.Source, "mountpoint", p.record.Mountpoint, "resumed", p.from != nil, "handles", p.srv.Stats().Resumed)
 	return p.serve(ctx)
+}
+
+// starting tells how many records of the store there are, if more have come, and ends
+// a start that nobody waits for any more.
+func (p *mountProcess) starting(say func(startReport)) func(records int64) error {
+	var told int64
+	return func(records int64) error {
+		if records != told {
+			told = records
+			say(startReport{Starting: true, Records: records})
+		}
+		return p.checkWish()
+	}
+}
+
+// checkWish is an error if the mount was unmounted before it was there. One in the
+// foreground has no record yet; its person ends the process.
+func (p *mountProcess) checkWish() error {
+	if p.record.Foreground {
+		return nil
+	}
+	r, err := readRecord(p.state, p.record.ID)
+	if errors.Is(err, os.ErrNotExist) || err == nil && !r.CreatedAt.Equal(p.record.CreatedAt) {
+		return fmt.Errorf("somebody has taken back the mount at %s", p.record.Mountpoint)
+	}
+	return nil
 }
 
 var binds = map[string]fs.Bind{"name": fs.BindName, "release": fs.BindRelease}

@@ -147,6 +147,10 @@ func (s *supervisor) add(r mountRecord) (control.Mount, error) {
 			return control.Mount{}, errors.New("the daemon is still starting")
 		}
 	}
+	if life.Err() != nil {
+		s.mu.Unlock()
+		return control.Mount{}, errDaemonEnds
+	}
 	// Holding the place keeps a second request, and adopt, away.
 	s.mounts[r.ID] = &watched{record: r, state: mountStarting}
 	s.mu.Unlock()
@@ -180,7 +184,9 @@ func (s *supervisor) add(r mountRecord) (control.Mount, error) {
 func (s *supervisor) watchStarting(ctx context.Context, id string, started <-chan error) {
 	if err := <-started; err != nil {
 		s.note(id, func(w *watched) { w.err = err })
-		s.log.Error("the mount did not come up", "id", id, "error", err)
+		if ctx.Err() == nil {
+			s.log.Error("the mount did not come up", "id", id, "error", err)
+		}
 	}
 	s.watch(ctx, id)
 }
@@ -298,7 +304,7 @@ func (s *supervisor) look(r mountRecord) (pid int, err error) {
 // connection: nobody who has the mount open notices more than a pause.
 func (s *supervisor) resume(ctx context.Context, h *holding, r mountRecord) error {
 	s.log.Warn("mount process died; a successor goes on with what is open", "id", r.ID, "mountpoint", r.Mountpoint)
-	s.note(r.ID, func(w *watched) { w.state, w.pid = mountStarting, 0; w.restarts++ })
+	s.note(r.ID, func(w *watched) { w.state, w.pid, w.records = mountStarting, 0, 0; w.restarts++ })
 	if err := s.start(ctx, r, h.session.Device, h.session.Journal); err != nil {
 		return err
 	}
@@ -321,7 +327,7 @@ func (s *supervisor) revive(ctx context.Context, r mountRecord) error {
 		return removeIfThere(s.state.Mount(r.ID))
 	}
 	s.log.Warn("mount process died; starting another", "id", r.ID, "mountpoint", r.Mountpoint)
-	s.note(r.ID, func(w *watched) { w.state, w.pid = mountStarting, 0; w.restarts++ })
+	s.note(r.ID, func(w *watched) { w.state, w.pid, w.records = mountStarting, 0, 0; w.restarts++ })
 	return s.start(ctx, r)
 }
 

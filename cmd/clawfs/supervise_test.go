@@ -14,6 +14,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-json-experiment/json"
+
+	"github.com/openclaw/clawfs/capstore"
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/config"
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/control"
 )
@@ -93,8 +96,8 @@ func TestSlowMountProcess(t *testing.T) {
 // Who asks for a mount whose process has millions of records to read is answered that
 // it starts, and can see how far it is and what becomes of it.
 func TestSlowMountIsAnswered(t *testing.T) {
-	s, r := scripted(t, `echo '{"starting":true,"records":7}' >&3; sleep 1; echo '{"error":"no room for the index"}' >&3`)
-	s.addPatience = 300 * time.Millisecond
+	s, r := scripted(t, `echo '{"starting":true,"records":7}' >&3; sleep 4; echo '{"error":"no room for the index"}' >&3`)
+	s.addPatience = 2 * time.Second
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- s.run(ctx) }()
@@ -111,7 +114,7 @@ func TestSlowMountIsAnswered(t *testing.T) {
 	if _, err := s.add(r); err == nil || !strings.Contains(err.Error(), "is mounted already") {
 		t.Errorf("again: %v", err)
 	}
-	for end := time.Now().Add(10 * time.Second); !strings.Contains(s.one(r.ID).LastError, "no room for the index"); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(20 * time.Second); !strings.Contains(s.one(r.ID).LastError, "no room for the index"); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("nobody is told why: %+v", s.one(r.ID))
 		}
@@ -134,7 +137,7 @@ func TestMountIsAwaited(t *testing.T) {
 		name, want string
 		then       []control.Mount
 	}{
-		{"live", "", with(func(m *control.Mount) { m.State = mountLive })},
+		{"live", "", with(func(m *control.Mount) { m.State, m.PID = mountLive, 77 })},
 		{"refused", "no room for the index; next: clawfs", with(func(m *control.Mount) { m.LastError = "no room for the index" })},
 		{"taken back", "somebody has taken back", nil},
 		{"interrupted", "goes on starting; next: clawfs", starts},
@@ -163,7 +166,13 @@ func TestMountIsAwaited(t *testing.T) {
 			defer srv.Close()
 			var said bytes.Buffer
 			a := &app{stderr: &said}
-			err = a.awaitServed(ctx, control.NewClient(path), m)
+			got, err := a.awaitServed(ctx, control.NewClient(path), m)
+			if text := said.String(); !strings.Contains(text, "the mount at /models reads the store: 5 records\n") {
+				t.Errorf("it said %q", text)
+			}
+			if err == nil && (got.State != mountLive || got.PID != 77) {
+				t.Errorf("%+v", got)
+			}
 			if (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("%v, want %q", err, tt.want)
 			}
@@ -172,4 +181,125 @@ func TestMountIsAwaited(t *testing.T) {
 			}
 		})
 	}
+}
+
+// slowDaemon answers on the socket of a state directory with a real supervisor, and
+// sends a mount process three records, so slowly that they take longer than its patience.
+func slowDaemon(t *testing.T, r *rig) *supervisor {
+	t.Helper()
+	if err := r.state.MakeRun(); err != nil {
+		t.Fatal(err)
+	}
+	s := newSupervisor(r.state, slog.New(slog.DiscardHandler), func(args ...string) (*exec.Cmd, error) {
+		return exec.Command(r.bin, append([]string{"--state", string(r.state)}, args...)...), nil
+	})
+	s.addPatience, s.readyPatience = time.Second, 6*time.Second
+	var lines []control.ViewLine
+	for _, content := range []string{"a", "b", "c"} {
+		lines = append(lines, control.ViewLine{Kind: capstore.RecordCapability, Envelope: r.capability(r.measured(map[string]string{content + ".bin": content}))})
+	}
+	lines = append(lines, control.ViewLine{Kind: control.LineSnapshot, Extent: 3})
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/view", func(w http.ResponseWriter, req *http.Request) {
+		stream, err := control.NewStream(w)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		for _, l := range lines {
+			if stream.Send(l) != nil {
+				return
+			}
+			wait(req.Context(), time.After(2500*time.Millisecond))
+		}
+		follow(req.Context(), stream, nil, nil)
+	})
+	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) {
+		control.Reply(w, http.StatusOK, control.Status{Mounts: s.list()})
+	})
+	mux.HandleFunc("GET /v1/mounts", func(w http.ResponseWriter, _ *http.Request) { control.Reply(w, http.StatusOK, s.list()) })
+	mux.HandleFunc("POST /v1/mounts", func(w http.ResponseWriter, req *http.Request) {
+		var in control.MountRequest
+		if err := control.ReadBody(req, &in); err != nil {
+			t.Error(err)
+		}
+		m, err := s.add(newRecord(in.Source, in.Mountpoint, false, in.MountOptions))
+		if err != nil {
+			control.ReplyError(w, &control.Error{Status: http.StatusConflict, Code: codeMount, Message: err.Error()})
+			return
+		}
+		control.Reply(w, http.StatusOK, m)
+	})
+	mux.HandleFunc("POST /v1/mounts/{id}/report", func(w http.ResponseWriter, _ *http.Request) { control.Reply(w, http.StatusOK, struct{}{}) })
+	l, err := net.Listen("unix", r.state.Socket())
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		w.Header().Set("Clawfs-Protocol", control.Protocol()) // as a daemon of this version
+		mux.ServeHTTP(w, req)
+	})}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go srv.Serve(l)
+	go func() { ended <- s.run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+		srv.Close()
+	})
+	return s
+}
+
+// A mount whose process reads longer than anybody's patience comes up.
+func TestMountOfALargeStore(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	slowDaemon(t, r)
+	r.file("a.bin", "a")
+	got := r.run("mount", "-o", "json", r.src, r.mnt)
+	var m mounted
+	if err := json.Unmarshal([]byte(got.stdout), &m); err != nil || got.code != 0 {
+		t.Fatalf("%v: %+v", err, got)
+	}
+	if !strings.Contains(got.stderr, "the mount at "+r.mnt+" reads the store: ") {
+		t.Errorf("mount said %q", got.stderr)
+	}
+	if m.PID == 0 || m.PID != r.serverPID() {
+		t.Errorf("mount says pid %d, and %d serves", m.PID, r.serverPID())
+	}
+	if !r.opens("a.bin", "a") {
+		t.Error("a granted file was refused")
+	}
+	r.ok("umount", r.mnt)
+}
+
+// A mount that starts is unmounted like any other: nothing comes up later, and the
+// place is free.
+func TestUmountOfAMountThatStarts(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	s := slowDaemon(t, r)
+	id := mountID(r.mnt)
+	mount := exec.Command(r.bin, "--state", string(r.state), "mount", r.src, r.mnt)
+	var said strings.Builder
+	mount.Stderr = &said
+	if err := mount.Start(); err != nil {
+		t.Fatal(err)
+	}
+	r.eventually("the process reads the store", func() bool { return s.one(id).Records > 0 })
+	r.ok("umount", r.mnt)
+	mount.Wait()
+	if code := mount.ProcessState.ExitCode(); code != codeMount || !strings.Contains(said.String(), "somebody has taken back the mount at "+r.mnt) {
+		t.Errorf("mount: exit code %d, %s", code, said.String())
+	}
+	r.eventually("nobody serves it", func() bool { return r.serverPID() == 0 && !r.hasRecord() && !r.isMounted() })
+	r.file("a.bin", "a")
+	r.ok("mount", r.src, r.mnt)
+	if !r.opens("a.bin", "a") {
+		t.Error("a granted file was refused")
+	}
+	r.ok("umount", r.mnt)
 }

@@ -45,9 +45,14 @@ func bytesOf(path string, data []byte) func(*os.File) error {
 	}
 }
 
-// renameNew renames a to b unless b exists; the kernel decides.
+// renameNew renames a to b unless b exists; the kernel decides. NFS and some others
+// know hard links, but no such rename; a stays there then.
 func renameNew(a, b string) error {
-	if err := unix.Renameat2(unix.AT_FDCWD, a, unix.AT_FDCWD, b, unix.RENAME_NOREPLACE); err != nil {
+	err := unix.Renameat2(unix.AT_FDCWD, a, unix.AT_FDCWD, b, unix.RENAME_NOREPLACE)
+	if err == unix.EINVAL || err == unix.ENOSYS || err == unix.EOPNOTSUPP {
+		err = unix.Link(a, b)
+	}
+	if err != nil {
 		return &fs.PathError{Op: "creating", Path: b, Err: err}
 	}
 	return nil
@@ -61,7 +66,7 @@ func place(path string, perm fs.FileMode, rename func(a, b string) error, write 
 	if err != nil {
 		return fmt.Errorf("writing %s: %w", path, err)
 	}
-	defer os.Remove(f.Name()) // does nothing after the rename
+	defer os.Remove(f.Name()) // does nothing after a rename
 	if err := write(f); err != nil {
 		f.Close()
 		return err

@@ -3,6 +3,7 @@ package durable
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -16,8 +17,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// writer turns the test binary into a process that replaces a file until it is killed.
-const writer = "DURABLE_TEST_WRITER"
+// writer turns the test binary into a process that replaces a file until it is killed;
+// creator, into one that creates a file twice.
+const (
+	writer  = "DURABLE_TEST_WRITER"
+	creator = "DURABLE_TEST_CREATOR"
+)
 
 func TestMain(m *testing.M) {
 	unix.Umask(0o077)
@@ -27,6 +32,17 @@ func TestMain(m *testing.M) {
 				panic(err)
 			}
 		}
+	}
+	if path := os.Getenv(creator); path != "" {
+		err := Create(path, []byte("new"), 0o640)
+		if again := Create(path, []byte("newer"), 0o640); err == nil && !errors.Is(again, fs.ErrExist) {
+			err = fmt.Errorf("again: %w", again)
+		}
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
 	}
 	os.Exit(m.Run())
 }
@@ -145,6 +161,40 @@ func TestCreatedOnce(t *testing.T) {
 		}
 	}
 	holds(t, path, string(rune('a'+won)), 0o600)
+}
+
+// Where the file system has no rename that replaces nothing, as NFS, a link does it, and
+// where it has neither, nothing is replaced.
+func TestCreatedWithoutRename(t *testing.T) {
+	for _, tt := range []struct{ name, inject, want string }{
+		{"NFS", "renameat2:error=EINVAL", ""},
+		{"an old kernel", "renameat2:error=ENOSYS", ""},
+		{"no links", "renameat2,linkat:error=EINVAL", "invalid argument"},
+		{"another error", "renameat2:error=EIO", "input/output error"},
+	} {
+		dir := t.TempDir()
+		path := filepath.Join(dir, "x")
+		cmd := exec.Command("strace", "-f", "-qq", "-o", filepath.Join(t.TempDir(), "trace"), "-e", "inject="+tt.inject, os.Args[0])
+		cmd.Env = append(os.Environ(), creator+"="+path)
+		out, err := cmd.CombinedOutput()
+		if errors.Is(err, exec.ErrNotFound) {
+			t.Fatalf("%v; next: apt-get install strace", err)
+		}
+		if (err == nil) != (tt.want == "") || !strings.Contains(string(out), tt.want) {
+			t.Errorf("%s: %v, %s", tt.name, err, out)
+		}
+		got := names(t, dir)
+		if tt.want != "" {
+			if len(got) > 0 {
+				t.Errorf("%s: left %q", tt.name, got)
+			}
+			continue
+		}
+		holds(t, path, "new", 0o640)
+		if !slices.Equal(got, []string{"x"}) {
+			t.Errorf("%s: left %q", tt.name, got)
+		}
+	}
 }
 
 // Whoever is killed while it writes leaves a whole file, and beside it at most what

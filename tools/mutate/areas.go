@@ -30,7 +30,7 @@ var areas = []area{
 	{"hashpipe", []part{
 		{folder: "hashpipe", users: []string{"fs"}},
 		{folder: "hashpipe/cas"},
-		{folder: "hashpipe/durable"},
+		{folder: "hashpipe/durable", users: []string{"cmd/clawfs/internal/witness"}},
 	}},
 	{"verifier", []part{
 		{folder: "verifier"},
