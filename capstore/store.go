@@ -68,8 +68,11 @@ type Store struct {
 	lists  map[hashpipe.Digest]uint32 // by id, the newest fact of each list
 	source *database
 	sweep  *sweep
-	kept   *kept.Journal // what was acknowledged, outside of Badger; see kept.go
-	behind error         // why the journal lacks something; nil: it does not
+	// sending counts the snapshots that are being read. The sweep waits for them:
+	// somebody waits for a mount.
+	sending atomic.Int32
+	kept    *kept.Journal // what was acknowledged, outside of Badger; see kept.go
+	behind  error         // why the journal lacks something; nil: it does not
 	// taking: the journal is not told of any fact, because one that has some of this
 	// store says that all was taken that was taken back before. Of Open alone.
 	taking bool

@@ -72,22 +72,9 @@ func (s *Store) snapshot() iter.Seq2[Record, error] {
 	}
 	s.view.mu.RUnlock()
 	return func(yield func(Record, error) bool) {
-		of := func(kind string) bool {
-			for n := uint32(1); n <= last; n++ {
-				now, same := s.view.kindOf(n, trusted)
-				if !same {
-					yield(Record{}, errRetrusted)
-					return false
-				}
-				if now != kind {
-					continue
-				}
-				if r, ok, err := s.sent(n); ok && !yield(r, err) || err != nil {
-					return false
-				}
-			}
-			return true
-		}
+		s.sending.Add(1)
+		defer s.sending.Add(-1)
+		of := func(kind string) bool { return s.readAhead(s.numbersOf(kind, last, trusted), yield) }
 		for _, r := range inOrder(loose) {
 			if !yield(Record{Kind: RecordRevocation, Envelope: r.Envelope()}, nil) {
 				return

@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/dgraph-io/badger/v4"
 	"github.com/openclaw/clawfs/hashpipe"
@@ -27,7 +28,11 @@ const (
 	// Rejected says all at once.
 	sweepFirst = 2000
 	sweepNice  = 10 // of the thread that looks at the others
+	sweepWait  = 50 * time.Millisecond
 )
+
+// Sending reports whether somebody is reading a snapshot: what can wait should.
+func (s *Store) Sending() bool { return s.sending.Load() > 0 }
 
 // Swept reports whether Rejected is about all rows that were there at Open, or at the
 // last Retrust.
@@ -64,6 +69,9 @@ func (s *Store) sweepAgain() {
 			if rows++; rows == sweepFirst {
 				enough()
 				_ = unix.Setpriority(unix.PRIO_PROCESS, 0, sweepNice) // without it, it is only less polite
+			}
+			for rows > sweepFirst && s.Sending() && ctx.Err() == nil {
+				time.Sleep(sweepWait)
 			}
 		})
 	}()

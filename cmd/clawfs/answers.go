@@ -122,7 +122,7 @@ func (d *daemon) status() (control.Status, error) {
 		s.Jobs[string(j.State)]++
 	}
 	now := d.clock.now()
-	heads := d.census.of(d.store.View(), now)
+	heads := d.census.of(d.store.View(), now, d.store.Sending)
 	s.Capabilities, s.Warnings = heads.states, d.warnings(heads, now)
 	for _, r := range d.store.Rejected() {
 		s.Rejected = append(s.Rejected, control.Rejected{Key: r.Key, Reason: r.Reason})

@@ -13,6 +13,8 @@ import (
 // about as long as two signatures to verify.
 const censusAtOnce = 10_000
 
+const censusWait = 100 * time.Millisecond
+
 // census counts the capabilities by what they are good for. Of very many, it is made
 // in the background, and what it last said is told. The zero census is ready.
 type census struct {
@@ -31,17 +33,17 @@ type headcount struct {
 }
 
 // of returns the counts at now, or of an earlier time, or, if there is none yet, the
-// zero headcount.
-func (c *census) of(v *capstore.View, now time.Time) headcount {
+// zero headcount. One in the background waits while busy says so.
+func (c *census) of(v *capstore.View, now time.Time, busy func() bool) headcount {
 	if n, _ := v.Count(); n <= censusAtOnce {
-		return countHeads(v, now)
+		return countHeads(v, now, func() bool { return false })
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !c.running && (c.last.generation != v.Generation() || now.Sub(c.last.at) > time.Hour) {
 		c.running = true
 		go func() {
-			counted := countHeads(v, now)
+			counted := countHeads(v, now, busy)
 			c.mu.Lock()
 			defer c.mu.Unlock()
 			c.last, c.running = counted, false
@@ -50,9 +52,12 @@ func (c *census) of(v *capstore.View, now time.Time) headcount {
 	return c.last
 }
 
-func countHeads(v *capstore.View, now time.Time) headcount {
+func countHeads(v *capstore.View, now time.Time, busy func() bool) headcount {
 	h := headcount{at: now, generation: v.Generation()}
 	for g := range v.Each() {
+		for busy() {
+			time.Sleep(censusWait)
+		}
 		switch g.State(now) {
 		case capstore.StateLive:
 			h.states.Live++

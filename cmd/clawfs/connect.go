@@ -18,9 +18,10 @@ import (
 	"github.com/openclaw/clawfs/cmd/clawfs/internal/control"
 )
 
-// startPatience bounds how long a daemon that was just started may take to
-// answer: it opens the store and checks every signature in it.
-const startPatience = 30 * time.Second
+// startPatience bounds how long a daemon that was just started may take to answer: it
+// opens the store twice, which takes some seconds for each million records, and goes
+// without it after probePatience.
+const startPatience = probePatience + time.Minute
 
 func (a *app) config() config.State    { return config.State(a.state) }
 func (a *app) client() *control.Client { return control.NewClient(a.config().Socket()) }
@@ -130,6 +131,9 @@ func (a *app) startDaemon(ctx context.Context, c *control.Client) error {
 	go func() { ended <- cmd.Wait() }()
 	ctx, cancel := context.WithTimeout(ctx, startPatience)
 	defer cancel()
+	began := time.Now()
+	told := time.NewTicker(lineEvery)
+	defer told.Stop()
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	for {
@@ -141,6 +145,8 @@ func (a *app) startDaemon(ctx context.Context, c *control.Client) error {
 			if pid, _ := control.Holder(a.config().Lock()); pid == 0 {
 				return fmt.Errorf("it ended (%v)%s", err, logTail(log.Name(), before))
 			}
+		case <-told.C:
+			a.notef("waiting for the daemon, which opens the store: %v\n", time.Since(began).Round(time.Second))
 		case <-tick.C:
 			if _, err := c.Status(ctx); err == nil {
 				return nil

@@ -62,6 +62,7 @@ func (a *app) newHost(log *slog.Logger) (*host, error) {
 
 // begin opens the store, or finds out why that cannot be done.
 func (h *host) begin(ctx context.Context) error {
+	h.log.Info("opening the store", "store", h.state.Store())
 	err := h.open(ctx)
 	var t *trouble
 	// The child of a daemon that was killed may be closing the store still.
