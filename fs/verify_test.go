@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
 	"github.com/openclaw/clawfs/capstore"
@@ -58,6 +59,127 @@ func (b *bench) measure(name string, data []byte) *flight {
 	}
 	<-fl.done
 	return fl
+}
+
+// A refused measurement answers the next openers for a while, so that asking again and
+// again costs one pass; then, and at once where a write since may not show, the file is
+// measured again. One of a content that a capability names is kept.
+func TestRefusedIsMeasuredAgain(t *testing.T) {
+	b := newBench(t, VerifyStream, 0)
+	var wanted bool
+	b.m.wanted = func(hashpipe.Digest) bool { return wanted }
+	for _, tt := range []struct {
+		name                   string
+		ago                    time.Duration
+		granted, wanted, young bool
+		want                   bool
+	}{
+		{"just now", 0, false, false, false, true},
+		{"just now, and young", 0, false, false, true, true},
+		{"a moment ago", 2 * unsettledFor, false, false, false, true},
+		{"a moment ago, and young", 2 * unsettledFor, false, false, true, false},
+		{"long ago", 2 * refusedFor, false, false, false, false},
+		{"long ago, and wanted", 2 * refusedFor, false, true, false, true},
+		{"long ago, wanted and young", 2 * refusedFor, false, true, true, false},
+		{"long ago, and granted", 2 * refusedFor, true, false, true, true},
+	} {
+		fl := &flight{ended: time.Now().Add(-tt.ago), young: tt.young}
+		fl.granted.Store(tt.granted)
+		wanted = tt.wanted
+		b.m.mu.Lock()
+		got := b.m.reusable(fl)
+		b.m.mu.Unlock()
+		if got != tt.want {
+			t.Errorf("%s: %v, want %v", tt.name, got, tt.want)
+		}
+	}
+}
+
+// A file that cannot be held on to is no measurement, and one that is forgotten takes
+// no room.
+func TestMeasurementIsForgotten(t *testing.T) {
+	b := newBench(t, VerifyStream, 0)
+	closed, err := os.CreateTemp(b.dir, "closed")
+	if err != nil {
+		t.Fatal(err)
+	}
+	closed.Close()
+	if fl, err := b.m.start(closed, identity{kind: unix.S_IFREG}, nil); err == nil || !strings.Contains(err.Error(), "duplicating a descriptor") {
+		t.Errorf("a closed file: %v, %v", fl, err)
+	}
+	fl := b.measure("a", []byte("a"))
+	sizes := func() (known, recent, flights int) {
+		b.m.mu.Lock()
+		defer b.m.mu.Unlock()
+		return len(b.m.known), b.m.recent.Len(), len(b.m.flights)
+	}
+	if known, recent, flights := sizes(); known != 1 || recent != 1 || flights != 0 {
+		t.Fatalf("known %d, recent %d, under way %d", known, recent, flights)
+	}
+	b.m.drop(fl.id)
+	if known, recent, flights := sizes(); known+recent+flights != 0 {
+		t.Errorf("dropped, and known %d, recent %d, under way %d", known, recent, flights)
+	}
+}
+
+// Who finds that others work on everything helps, if what they do can be shared.
+func TestWorkersHelp(t *testing.T) {
+	b := newBench(t, VerifyStream, 0)
+	begun, fresh, other := &task{helpers: 1, shared: true}, &task{}, &task{helpers: 1}
+	all := func(*task) bool { return true }
+	for _, tt := range []struct {
+		name  string
+		queue []*task
+		suits func(*task) bool
+		want  *task
+	}{
+		{"nothing", nil, all, nil},
+		{"what nobody works on first", []*task{begun, fresh}, all, fresh},
+		{"else the first", []*task{begun, other}, all, begun},
+		{"of those that suit", []*task{fresh, begun, other}, func(t *task) bool { return t == other }, other},
+		{"none suits", []*task{fresh, begun}, func(*task) bool { return false }, nil},
+	} {
+		b.m.mu.Lock()
+		b.m.queue = tt.queue
+		if got := b.m.choose(tt.suits); got != tt.want {
+			t.Errorf("%s: %p, want %p", tt.name, got, tt.want)
+		}
+		b.m.queue = nil
+		b.m.mu.Unlock()
+	}
+}
+
+// A file is young if either of its times is: not every source sets both.
+func TestYoung(t *testing.T) {
+	now := time.Now()
+	at := func(ago time.Duration) unix.Timespec { return unix.NsecToTimespec(now.Add(-ago).UnixNano()) }
+	fresh, old := at(0), at(2*settled)
+	for _, tt := range []struct {
+		mtime, ctime unix.Timespec
+		want         bool
+	}{{fresh, fresh, true}, {fresh, old, true}, {old, fresh, true}, {old, old, false}} {
+		if got := (identity{mtime: tt.mtime, ctime: tt.ctime}).youngAt(now); got != tt.want {
+			t.Errorf("mtime %v, ctime %v before: %v, want %v", now.Sub(time.Unix(tt.mtime.Unix())), now.Sub(time.Unix(tt.ctime.Unix())), got, tt.want)
+		}
+	}
+}
+
+// A source that cannot be asked is an error, and no file system without room.
+func TestStatFsFails(t *testing.T) {
+	f := &filesystem{src: &source{root: -1}}
+	var out fuse.StatfsOut
+	if status := f.StatFs(nil, nil, &out); status.Ok() {
+		t.Errorf("%v, %+v", status, out)
+	}
+	dir, err := os.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	f.src.root = int(dir.Fd())
+	if status := f.StatFs(nil, nil, &out); !status.Ok() || out.Blocks == 0 || out.NameLen == 0 {
+		t.Errorf("%v, %+v", status, out)
+	}
 }
 
 // lying is a subject whose two digests are of two contents: no honest mint
