@@ -59,9 +59,9 @@ func (s *Store) sweepAgain() {
 	first := make(chan struct{})
 	db, last, lists, rows := s.db, uint32(s.head.n), maps.Clone(s.lists), 0
 	go func() {
-		defer close(w.done)
 		enough := sync.OnceFunc(func() { close(first) })
 		defer enough()
+		defer close(w.done) // before enough: whoever waited for a small store sees it Swept
 		// Locked and not unlocked: the thread ends with the goroutine, and nobody else
 		// runs at its nice value.
 		runtime.LockOSThread()
