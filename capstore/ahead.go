@@ -6,8 +6,13 @@ import (
 	"sync"
 )
 
-// aheadRows is how many records one goroutine reads before it gives them on.
-const aheadRows = 128
+const (
+	// aheadRows is how many records one goroutine reads before it gives them on, and
+	// aheadMost how many do. Of each MaxRecord bytes that is 72 MiB, for as long as
+	// somebody does not read on; as records are, some 300 KB.
+	aheadRows = 16
+	aheadMost = 8
+)
 
 // reading is what sent says of one number.
 type reading struct {
@@ -20,8 +25,8 @@ type reading struct {
 // all cores. It ends after the first error, and reports whether more is wanted; when it
 // returns, nothing is read any more.
 func (s *Store) readAhead(numbers iter.Seq2[uint32, error], yield func(Record, error) bool) bool {
-	order := make(chan chan []reading, runtime.GOMAXPROCS(0)) // as many are being read
-	stop := make(chan struct{})                               // closed when nobody wants more
+	order := make(chan chan []reading, min(runtime.GOMAXPROCS(0), aheadMost)) // as many are being read
+	stop := make(chan struct{})                                               // closed when nobody wants more
 	var workers sync.WaitGroup
 	workers.Go(func() {
 		defer close(order)

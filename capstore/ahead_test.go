@@ -14,7 +14,7 @@ import (
 // waits for nobody; and one that a Retrust overtakes is not whole.
 func TestSnapshotOrder(t *testing.T) {
 	w, dir := newWorld(t), storeDir(t)
-	const each = aheadRows + 60
+	const each = 10*aheadRows + 6
 	fillStore(t, w, dir, each)
 	s := openStore(t, dir, w.trust())
 	before := make([]hashpipe.Digest, 0, each)

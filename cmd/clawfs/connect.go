@@ -20,8 +20,8 @@ import (
 
 // startPatience bounds how long a daemon that was just started may take to answer: it
 // opens the store twice, which takes some seconds for each million records, and goes
-// without it after probePatience.
-const startPatience = probePatience + time.Minute
+// without it if the first takes longer than probePatience.
+const startPatience = 2*probePatience + time.Minute
 
 func (a *app) config() config.State    { return config.State(a.state) }
 func (a *app) client() *control.Client { return control.NewClient(a.config().Socket()) }

@@ -182,11 +182,10 @@ func (s *supervisor) add(r mountRecord) (control.Mount, error) {
 
 // watchStarting watches a mount whose process has not said yet what became of it.
 func (s *supervisor) watchStarting(ctx context.Context, id string, started <-chan error) {
-	if err := <-started; err != nil {
+	err := <-started
+	if _, gone := readRecord(s.state, id); err != nil && ctx.Err() == nil && !errors.Is(gone, fs.ErrNotExist) {
 		s.note(id, func(w *watched) { w.err = err })
-		if ctx.Err() == nil {
-			s.log.Error("the mount did not come up", "id", id, "error", err)
-		}
+		s.log.Error("the mount did not come up", "id", id, "error", err)
 	}
 	s.watch(ctx, id)
 }
@@ -242,6 +241,9 @@ func (s *supervisor) watch(ctx context.Context, id string) {
 			if quick <= maxQuick {
 				if err = s.resume(ctx, &held, r); err == nil {
 					since = time.Now()
+					continue
+				}
+				if _, gone := readRecord(s.state, id); errors.Is(gone, fs.ErrNotExist) {
 					continue
 				}
 				s.log.Error("the mount cannot go on; what is open there fails, and it is made anew", "id", id, "error", err)

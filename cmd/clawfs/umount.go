@@ -80,14 +80,19 @@ func (a *app) umount(ctx context.Context, dir string, lazy bool) error {
 		return err
 	}
 	id := mountID(dir)
+	if !mounted {
+		// The record of a mount that its dead process left behind, or of one that starts.
+		if os.Remove(a.config().Mount(id)) != nil {
+			return fmt.Errorf("unmounting %s: nothing is mounted there; next: %s", dir, a.command("status"))
+		}
+		if m, mounted, err = a.awaitStarted(ctx, id, dir); err != nil {
+			return err
+		}
+	}
 	switch {
 	case !mounted:
-		// The record of a mount that its dead process left behind.
-		if err := os.Remove(a.config().Mount(id)); err == nil {
-			a.awaitUnlisted(ctx, id)
-			return nil
-		}
-		return fmt.Errorf("unmounting %s: nothing is mounted there; next: %s", dir, a.command("status"))
+		a.awaitUnlisted(ctx, id)
+		return nil
 	case m.fstype != mountType:
 		return fmt.Errorf("unmounting %s: a file system of type %s is mounted there, not clawfs", dir, m.fstype)
 	}
@@ -112,6 +117,22 @@ func (a *app) umount(ctx context.Context, dir string, lazy bool) error {
 	}
 	a.awaitUnlisted(ctx, id)
 	return nil
+}
+
+// awaitStarted waits until nobody serves a mount whose record was removed, or it is
+// there all the same: its process looked at the record a moment before that.
+func (a *app) awaitStarted(ctx context.Context, id, dir string) (m mountEntry, mounted bool, err error) {
+	for end := time.Now().Add(busyPatience); ; wait(ctx, time.After(20*time.Millisecond)) {
+		server, err := control.Holder(a.config().MountLock(id)) // before the look at the table
+		if err != nil {
+			return m, false, err
+		}
+		m, mounted, err = mountedAt(dir)
+		mounted = mounted && m.fstype == mountType
+		if err != nil || mounted || server == 0 || ctx.Err() != nil || time.Now().After(end) {
+			return m, mounted, err
+		}
+	}
 }
 
 // awaitUnlisted waits a moment until a daemon, if one answers, has noticed too,

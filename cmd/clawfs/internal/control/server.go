@@ -37,7 +37,8 @@ const (
 	maxLongProcess = 2 // of one process
 
 	// maxViewProcess bounds the view streams of one process: each may hold a line of
-	// maxLine bytes for a client that does not read. A mount process has one.
+	// maxLine bytes for a client that does not read, and what the store has read ahead.
+	// A mount process has one.
 	maxViewProcess = 4
 )
 
