@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -24,11 +25,39 @@ import (
 )
 
 // late stands between a mount process and the daemon. It hands revocations on late,
-// and says of the mount that it has them: a mount that confirms before it obeys.
+// and says of the mount that it has them: a mount that confirms before it obeys. Late
+// by nothing, it says what the mount itself has reported.
 type late struct {
 	daemon string // socket
 	by     time.Duration
 	mount  string
+
+	reported atomic.Uint64 // generation
+}
+
+// confirmed is how far the mount is said to be, of a store of that generation.
+func (l *late) confirmed(generation any) any {
+	if l.by > 0 {
+		return generation
+	}
+	return l.reported.Load()
+}
+
+// listen notes what the mount reports on its way to the daemon.
+func (l *late) listen(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasSuffix(r.URL.Path, "/report") {
+			text, err := io.ReadAll(r.Body)
+			var report struct{ Generation uint64 }
+			if err != nil || json.Unmarshal(text, &report) != nil {
+				http.Error(w, "no report", http.StatusBadRequest)
+				return
+			}
+			l.reported.Store(report.Generation)
+			r.Body = io.NopCloser(bytes.NewReader(text))
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 func (l *late) serve(t *testing.T, socket string) {
@@ -76,7 +105,7 @@ func (l *late) serve(t *testing.T, socket string) {
 					return err
 				}
 				s["mounts"] = []any{map[string]any{
-					"mountpoint": l.mount, "state": "live", "pid": 1, "report": map[string]any{"generation": s["generation"]},
+					"mountpoint": l.mount, "state": "live", "pid": 1, "report": map[string]any{"generation": l.confirmed(s["generation"])},
 				}}
 				if text, err = json.Marshal(s); err != nil {
 					return err
@@ -92,7 +121,7 @@ func (l *late) serve(t *testing.T, socket string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	srv := &http.Server{Handler: proxy}
+	srv := &http.Server{Handler: l.listen(proxy)}
 	go srv.Serve(listener)
 	t.Cleanup(func() { srv.Close() })
 }
