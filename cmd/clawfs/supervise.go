@@ -143,7 +143,7 @@ func (s *supervisor) add(r mountRecord) (control.Mount, error) {
 		select {
 		case <-s.begun:
 			return s.add(r)
-		case <-time.After(startPatience):
+		case <-time.After(s.addPatience):
 			return control.Mount{}, errors.New("the daemon is still starting")
 		}
 	}

@@ -303,3 +303,38 @@ func TestUmountOfAMountThatStarts(t *testing.T) {
 	}
 	r.ok("umount", r.mnt)
 }
+
+// umount says that a mount is gone when its process is: until then it may still come.
+func TestUmountWaitsForAStart(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	if err := r.state.MakeRun(); err != nil {
+		t.Fatal(err)
+	}
+	id := mountID(r.mnt)
+	if err := newRecord(r.src, r.mnt, false, control.MountOptions{}).write(r.state); err != nil {
+		t.Fatal(err)
+	}
+	lock, err := control.TakeLock(r.state.MountLock(id)) // as a process that starts
+	if err != nil {
+		t.Fatal(err)
+	}
+	umount := exec.Command(r.bin, "--state", string(r.state), "umount", r.mnt)
+	var said strings.Builder
+	umount.Stderr = &said
+	if err := umount.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- umount.Wait() }()
+	r.eventually("the record is gone", func() bool { return !r.hasRecord() })
+	select {
+	case err := <-ended:
+		t.Fatalf("umount ended (%v) before the process that starts: %s", err, said.String())
+	case <-time.After(500 * time.Millisecond):
+	}
+	lock.Release()
+	if err := <-ended; err != nil {
+		t.Errorf("umount: %v: %s", err, said.String())
+	}
+}
