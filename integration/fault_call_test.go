@@ -379,6 +379,16 @@ func (h *host) try(f *faulty, op operation, kind string, at int, o *outcome, dea
 			h.t.Logf("%s: needs another daemon: %v", where, again)
 		}
 	}
+	if !dead && err == nil && op.stopped && attempt() != nil {
+		// It had answered, and then a part of it met the fault.
+		for end := time.Now().Add(5 * time.Second); !h.hasEnded() && time.Now().Before(end); {
+			time.Sleep(20 * time.Millisecond)
+		}
+		if dead = h.hasEnded(); dead {
+			o.restarted++
+			h.t.Logf("%s: needs another daemon: %.300s", where, h.lastWords())
+		}
+	}
 	if dead {
 		h.kill()
 		h.startAfter(where)
